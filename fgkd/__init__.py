@@ -1,0 +1,1 @@
+"""Which teacher should your small model learn from?"""

@@ -1,0 +1,171 @@
+r"""Metrics of a teacher's logits, one value a sample, and their summary.
+
+With P_1 >= P_2 >= ... a sample's logits in falling order and q_1 >= q_2 >= ... its softmax at T = 1:
+
+    R12     = P_1 / P_2                       (arXiv 2605.15689; mean over samples and epochs; smaller is claimed better)
+    SSP     = std(q_2, ..., q_4), unbiased    (spread of secondary probabilities; larger is claimed better)
+    margin  = P_1 - P_2                       (shift invariant, unlike R12)
+    entropy = -sum_c q_c log q_c              (nats)
+
+Raw logits may be shifted by a constant without any change to softmax, and R12 changes: it is a property of how the network was
+trained, not of its probabilities.  It is infinite at P_2 = 0 and negative below; `summarize` says for how many samples.
+
+All functions take (N, C) tensors or arrays, compute in fp64 and return fp64 tensors (N,) on the same device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Which way a metric is claimed to point: direction +1 larger is better, -1 smaller is better."""
+
+    label: str
+    direction: int
+    source: str
+
+
+METRICS = {
+    "ratio12": Claim("R12", -1, "arXiv 2605.15689: ratio of the two largest raw logits"),
+    "ratio12_median": Claim("R12, median", -1, "as R12, robust to samples whose second logit is near 0"),
+    "ratio13": Claim("R13", -1, "ratio of the largest to the third raw logit"),
+    "ratio23": Claim("R23", -1, "ratio of the second to the third raw logit"),
+    "ratio12_softmax": Claim("R12 of softmax", -1, "ratio of the two largest probabilities"),
+    "margin": Claim("margin", -1, "difference of the two largest raw logits"),
+    "entropy": Claim("entropy", 1, "Shannon entropy of softmax, nats"),
+    "ssp": Claim("SSP", 1, "arXiv 2605.15689: std of the probabilities of ranks 2 to 4"),
+    "tac": Claim("TAC", 1, "the teacher's top-1 accuracy on the test split"),
+}
+
+
+def ratio12(logits) -> Tensor:
+    """P_1 / P_2 of raw logits (N, C >= 2) -> (N,).  Scale invariant, not shift invariant; inf at P_2 = 0, negative at P_2 < 0 < P_1.
+
+    >>> ratio12([[6.0, 4.0, 1.0], [3.0, 3.0, 0.0]]).tolist()
+    [1.5, 1.0]
+    """
+    return _ratio(logits, 1, 2)
+
+
+def ratio13(logits) -> Tensor:
+    """P_1 / P_3 of raw logits (N, C) -> (N,); NaN where C < 3.
+
+    >>> ratio13([[6.0, 4.0, 1.5]]).tolist()
+    [4.0]
+    """
+    return _ratio(logits, 1, 3)
+
+
+def ratio23(logits) -> Tensor:
+    """P_2 / P_3 of raw logits (N, C) -> (N,); NaN where C < 3.
+
+    >>> ratio23([[6.0, 4.0, 2.0]]).tolist()
+    [2.0]
+    """
+    return _ratio(logits, 2, 3)
+
+
+def ratio12_softmax(logits) -> Tensor:
+    """q_1 / q_2 of the softmax = exp(P_1 - P_2), (N, C >= 2) -> (N,).  Shift invariant, not scale invariant.
+
+    >>> round(ratio12_softmax([[2.0, 1.0, 0.0]]).item(), 4)
+    2.7183
+    """
+    return margin(logits).exp()
+
+
+def margin(logits) -> Tensor:
+    """P_1 - P_2 of raw logits (N, C >= 2) -> (N,), 0 at a tie.
+
+    >>> margin([[6.0, 4.0, 1.0]]).tolist()
+    [2.0]
+    """
+    top = _top(logits, 2)
+    return top[:, 0] - top[:, 1]
+
+
+def entropy(logits) -> Tensor:
+    """Entropy of the softmax in nats, (N, C >= 2) -> (N,): 0 when certain, log C when uniform.
+
+    >>> round(entropy([[0.0, 0.0, 0.0, 0.0]]).item(), 4)
+    1.3863
+    """
+    log_q = _checked(logits).log_softmax(1)
+    return -(log_q.exp() * log_q).sum(1)
+
+
+def secondary_std(logits, k: int = 3) -> Tensor:
+    """Unbiased std of the k softmax probabilities after the largest, (N, C) -> (N,); NaN where C < k + 1.
+
+    >>> round(secondary_std([[3.0, 2.0, 1.0, 0.0]]).item(), 6)
+    0.105995
+    """
+    if k < 2:
+        raise ValueError(f"k is {k}: the spread of secondary probabilities needs at least 2 of them")
+    q = _checked(logits).softmax(1)
+    if q.shape[1] < k + 1:
+        return q.new_full((len(q),), torch.nan)
+    return q.topk(k + 1, dim=1).values[:, 1:].std(1, unbiased=True)
+
+
+def accuracy(logits, labels) -> float:
+    """Share of samples whose largest logit is the label's: logits (N, C), labels (N,) -> [0, 1]."""
+    logits = _checked(logits)
+    return (logits.argmax(1) == torch.as_tensor(labels, device=logits.device)).double().mean().item()
+
+
+def samples(logits) -> dict[str, Tensor]:
+    """Every per-sample metric of logits (N, C): name -> (N,)."""
+    return {"ratio12": ratio12(logits), "ratio13": ratio13(logits), "ratio23": ratio23(logits), "ratio12_softmax": ratio12_softmax(logits),
+            "margin": margin(logits), "entropy": entropy(logits), "ssp": secondary_std(logits)}
+
+
+def summarize(logits, labels=None) -> dict[str, float]:
+    """Means over samples of every metric of logits (N, C), with R12's median and its share of P_2 <= 0.
+
+    labels: (N,), adds `accuracy`.  Raises ValueError for NaN, infinity, an empty batch or a single class.
+
+    >>> summary = summarize([[6.0, 4.0, 1.0, 0.5], [2.0, -1.0, -1.0, -2.0]])
+    >>> summary["ratio12"], summary["ratio12_median"], summary["ratio12_nonpositive"]
+    (-0.25, -0.25, 0.5)
+    """
+    found = summarize_samples(samples(logits), _top(logits, 2)[:, 1] <= 0)
+    return found if labels is None else found | {"accuracy": accuracy(logits, labels)}
+
+
+def summarize_samples(values: dict[str, Tensor], nonpositive: Tensor) -> dict[str, float]:
+    """The summary of per-sample values (N,) and of whether P_2 <= 0 (N,); what a bank accumulates over its epochs."""
+    means = {name: v.mean().item() for name, v in values.items()}
+    median = np.median(values["ratio12"].cpu().numpy()).item()
+    return {"ratio12": means.pop("ratio12"), "ratio12_median": median, "ratio12_nonpositive": nonpositive.double().mean().item(), **means}
+
+
+def _ratio(logits, above: int, below: int) -> Tensor:
+    logits = _checked(logits)
+    if logits.shape[1] < below:
+        return logits.new_full((len(logits),), torch.nan)
+    top = logits.topk(below, dim=1).values
+    return top[:, above - 1] / top[:, below - 1]
+
+
+def _top(logits, k: int) -> Tensor:
+    return _checked(logits).topk(k, dim=1).values
+
+
+def _checked(logits) -> Tensor:
+    logits = torch.as_tensor(logits).detach().double()
+    if logits.ndim != 2 or logits.shape[0] == 0:
+        raise ValueError(f"logits have shape {tuple(logits.shape)}: expected (N, C) with N samples and C classes")
+    if logits.shape[1] < 2:
+        raise ValueError("logits have 1 class: a metric of the two largest logits needs at least 2 classes")
+    if not torch.isfinite(logits).all():
+        bad = (~torch.isfinite(logits)).any(1).nonzero().flatten()
+        raise ValueError(f"logits of {len(bad)} of {len(logits)} samples are NaN or infinite (first: sample {bad[0].item()}): "
+                         "check that the teacher's training did not diverge")
+    return logits

@@ -1,0 +1,177 @@
+"""Teachers and students: timm networks, each fed its own normalisation.
+
+The normalisation is a part of the model, so that a teacher and a student with different means see the very same view, and a
+saved model can be used on raw pixels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from fgkd.study import Model, StudyError
+
+
+class Classifier(nn.Module):
+    """A timm network with its normalisation: uint8 images (N, 3, S, S) -> logits (N, C)."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        config = net.pretrained_cfg
+        self.register_buffer("mean", 255 * torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(self.normalize(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features before the last layer: uint8 (N, 3, S, S) -> (N, D)."""
+        return self.net.forward_head(self.net.forward_features(self.normalize(images)), pre_logits=True)
+
+    @property
+    def head(self) -> nn.Module:
+        """The network's last layer: linear, or a 1 x 1 convolution."""
+        return self.net.get_classifier()
+
+
+class Head(nn.Module):
+    """The last layer of a classifier on its own: features (N, D) -> logits (N, C)."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Conv2d):
+            features = features[:, :, None, None]
+        return self.layer(features).flatten(1)
+
+
+def build(spec: Model, classes: int, *, crop: int, seed: int) -> Classifier:
+    """The network of `spec` with a new head for `classes` classes, for views of `crop` pixels; in train mode, on the CPU.
+
+    seed: of the random initialisation.  A file's weights are loaded strictly, all but the head.
+    Raises StudyError for a name that timm does not know and for weights that are absent or do not fit.
+    """
+    check_name(spec.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = _create(spec, classes, crop)
+        if spec.weights not in ("none", "pretext"):
+            net.reset_classifier(classes)
+    return Classifier(net).to(memory_format=torch.channels_last)
+
+
+def check_name(name: str) -> None:
+    """Raise StudyError unless timm (with the plugins imported so far) has the model and its tag."""
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        close = difflib.get_close_matches(base, timm.list_models(), n=3)
+        raise StudyError(f"model '{name}' is not known to timm {timm.__version__}: "
+                         f"{'did you mean ' + ', '.join(close) + '?' if close else 'see timm.list_models()'} A model of your own goes into 'plugins:'")
+    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
+    if tag and tag not in tags:
+        raise StudyError(f"model '{base}' has no tag '{tag}': expected {'one of ' + ', '.join(tags) if tags else 'no tag'}")
+
+
+def load_plugins(files: tuple[str, ...]) -> None:
+    """Import each Python file once; it registers its models with timm's `register_model`."""
+    for file in files:
+        name = f"fgkd_plugin_{hashlib.sha256(file.encode()).hexdigest()[:12]}"
+        if name in sys.modules:
+            continue
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise StudyError(f"plugin '{file}' failed to import: {type(error).__name__}: {error}") from error
+
+
+def save(model: nn.Module, file: Path) -> None:
+    """Write a model's weights as safetensors, atomically."""
+    from safetensors.torch import save_file
+
+    partial = file.with_name(f".{file.name}.partial")
+    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, partial)
+    partial.replace(file)
+
+
+def restore(model: nn.Module, file: Path, *, skip: str = "") -> None:
+    """Load weights that `save` wrote, strictly but for the entries that begin with `skip` (a head of other classes)."""
+    from safetensors.torch import load_file
+
+    state = load_file(file)
+    own = model.state_dict()
+    if skip:
+        state = {k: v for k, v in state.items() if not k.startswith(skip)} | {k: v for k, v in own.items() if k.startswith(skip)}
+    if wrong := _misfits(state, own):
+        raise StudyError(f"weights '{file}' do not fit the model: {wrong}. Delete the file to train it anew")
+    model.load_state_dict(state)
+
+
+def head_prefix(model: Classifier) -> str:
+    """How the names of the last layer's weights begin, 'net.head.fc.' for example."""
+    return next(f"{name}." for name, module in model.named_modules() if module is model.head)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _create(spec: Model, classes: int, crop: int) -> nn.Module:
+    options = dict(spec.options)
+    config = timm.get_pretrained_cfg(spec.model, allow_unregistered=False) if timm.models.is_model_pretrained(spec.model) else None
+    if config is not None and config.fixed_input_size and config.input_size[-1] != crop:
+        options.setdefault("img_size", crop)
+    try:
+        if spec.weights in ("none", "pretext"):
+            return timm.create_model(spec.model, num_classes=classes, **options)
+        if spec.weights == "timm":
+            return timm.create_model(spec.model, pretrained=True, **options)
+        return _from_file(spec, options)
+    except StudyError:
+        raise
+    except Exception as error:  # a hub's and a builder's errors are of many types
+        source = {"none": "could not be built", "pretext": "could not be built", "timm": "could not be loaded from timm's hub"}
+        what = source.get(spec.weights, f"could not load weights '{spec.weights}'")
+        raise StudyError(f"model '{spec.model}' {what}: {' '.join(str(error).split())[:400]}") from error
+
+
+def _from_file(spec: Model, options: dict) -> nn.Module:
+    """The network with the file's own number of classes, loaded strictly through timm's own key conversion."""
+    try:
+        state = load_state_dict(spec.weights, use_ema=False, device="cpu", weights_only=True)
+    except Exception as error:
+        raise StudyError(f"weights '{spec.weights}' cannot be read: {error}. Expected a safetensors file or a PyTorch state dict") from error
+    head = timm.create_model(spec.model, **options).pretrained_cfg["classifier"]
+    names = [head] if isinstance(head, str) else list(head)
+    weight = next((state[f"{n}.weight"] for n in names if f"{n}.weight" in state), None)
+    classes = 0 if weight is None else weight.shape[0]
+    try:
+        return timm.create_model(spec.model, pretrained=True, num_classes=classes,
+                                 pretrained_cfg_overlay={"file": spec.weights, "num_classes": classes}, **options)
+    except RuntimeError as error:
+        raise StudyError(f"weights '{spec.weights}' do not fit model '{spec.model}': {' '.join(str(error).split())[:400]}. "
+                         "Name the model that they were saved from") from None
+
+
+def _misfits(state: dict, own: dict) -> str:
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
+    parts = [f"{what} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
+             for what, names in (("missing", missing), ("unexpected", extra), ("shape of", shapes)) if names]
+    return "; ".join(parts)

@@ -1,0 +1,439 @@
+"""A study's YAML file as frozen dataclasses: what to run, the cells it falls into, their inputs, ids and folders.
+
+A *cell* is one notebook run.  The stages and what a cell of each stands for:
+
+    data         a data set                       02_data
+    teacher      data set, teacher, recipe        03_teacher
+    bank         data set, teacher, strategy      04_ratio12
+    distill      data set, teacher, strategy      05_distillation   (all students and losses of that teacher; CE has teacher 'none')
+    correlation  the study                        06_correlation
+    report       the study                        07_report
+
+A cell's fingerprint covers its own values and those of all cells it reads, so that a changed value makes stale what depends
+on it and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+STAGES = {
+    "data": "02_data",
+    "teacher": "03_teacher",
+    "bank": "04_ratio12",
+    "distill": "05_distillation",
+    "correlation": "06_correlation",
+    "report": "07_report",
+}
+STRATEGIES = ("FZ", "FT")
+PRETEXT = "pretext"
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+class StudyError(ValueError):
+    """A study file, or a notebook's parameter, that cannot be followed."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """One data set: synthetic birds (`kind: birds`) or a folder of images (`kind: folder`)."""
+
+    key: str
+    kind: str = "birds"
+    root: str | None = None            # folder: where it lies, relative to the study file
+    classes: tuple[str, ...] = ()      # folder: only these classes; empty takes all
+    test_fraction: float = 0.2         # folder without train/ and test/: share of each class to test on
+    species: int = 24                  # birds: number of classes
+    family_size: int = 4               # birds: sibling species in a family
+    train: int = 40                    # birds: training images a species
+    test: int = 20                     # birds: test images a species
+    seed: int = 0                      # birds: which species; folder: which split
+    resize: int = 72                   # pixels of the cached square images
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained; the defaults are the paper's for teachers but for epochs and batch size."""
+
+    epochs: int = 10
+    batch_size: int = 32
+    optimizer: str = "sgd"             # sgd | adamw
+    lr: float = 0.01
+    weight_decay: float = 0.0
+    momentum: float = 0.9              # sgd only
+    warmup_steps: int = 0
+    min_lr: float = 1e-5               # where the cosine ends
+    clip: float = 1.0                  # largest gradient norm
+    views: int = 0                     # FZ only: views of each image whose features are kept; 0 means one an epoch
+
+
+@dataclass(frozen=True)
+class Model:
+    """A teacher or a student: a timm name, where its weights come from, and what differs from the common recipe."""
+
+    key: str
+    model: str                         # timm name, with its tag
+    weights: str = "none"              # none | pretext | timm | a .safetensors or .pth file relative to the study file
+    options: dict = field(default_factory=dict)  # keyword arguments for timm.create_model
+    recipe: dict = field(default_factory=dict)   # values that replace the recipe's
+
+
+@dataclass(frozen=True)
+class Views:
+    resize: int = 72
+    crop: int = 64
+
+
+@dataclass(frozen=True)
+class Distillation:
+    temperature: float = 2.0
+    beta: float = 10.0                 # weight of the KD term beside cross-entropy
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One notebook run; `teacher` and `strategy` are empty where the stage has none."""
+
+    stage: str
+    dataset: str = ""
+    teacher: str = ""
+    strategy: str = ""
+
+    @property
+    def id(self) -> str:
+        return "/".join(p for p in (self.stage, self.dataset, self.strategy, self.teacher) if p)
+
+    @property
+    def notebook(self) -> str:
+        return STAGES[self.stage]
+
+    def parameters(self, study: "Study") -> dict[str, str]:
+        """What papermill hands to the notebook."""
+        names = {"dataset": self.dataset, "teacher": self.teacher, "recipe" if self.stage == "teacher" else "strategy": self.strategy}
+        return {"study": study.file, **{k: v for k, v in names.items() if v}}
+
+
+@dataclass(frozen=True)
+class Study:
+    name: str
+    file: str                          # absolute path of the YAML file
+    question: str
+    seed: int
+    device: str                        # auto | cpu | cuda
+    threads: int                       # CPU threads of one run
+    online: bool                       # True runs the teacher in every step instead of reading the bank
+    plugins: tuple[str, ...]           # Python files that register models with timm
+    views: Views
+    datasets: dict[str, DataSpec]
+    pretext: DataSpec | None
+    teachers: dict[str, Model]
+    students: dict[str, Model]
+    strategies: tuple[str, ...]
+    baseline: bool                     # also train every student without a teacher (CE)
+    recipes: dict[str, Recipe]
+    distillation: Distillation
+
+    @property
+    def folder(self) -> Path:
+        """Where the study's results go: beside its file, or in FGKD_RUNS."""
+        root = os.environ.get("FGKD_RUNS")
+        return (Path(root) if root else Path(self.file).parent) / self.name
+
+    def path(self, cell: Cell) -> Path:
+        """The cell's folder."""
+        return self.folder / cell.id
+
+    def data(self, key: str) -> DataSpec:
+        return self.pretext if key == PRETEXT and self.pretext else _known(self.datasets, key, "data set")
+
+    def teacher(self, key: str) -> Model:
+        return _known(self.teachers, key, "teacher")
+
+    def student(self, key: str) -> Model:
+        return _known(self.students, key, "student")
+
+    def recipe(self, name: str, model: Model) -> Recipe:
+        """The recipe of that name with the model's own values in it."""
+        return dataclasses.replace(_known(self.recipes, name, "recipe"), **model.recipe)
+
+    @property
+    def bank_epochs(self) -> int:
+        """Views of each image that a bank holds: as many as the longest training of a student has epochs."""
+        return max(self.recipe("student", s).epochs for s in self.students.values())
+
+    def seed_for(self, *names: str) -> int:
+        """A seed of 63 bits for one use, independent of all others: a hash of the study's seed and the names."""
+        text = json.dumps([self.seed, *names])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, each after those that it reads."""
+        return tuple(_ordered(self, Cell("report")))
+
+    def inputs(self, cell: Cell) -> tuple[Cell, ...]:
+        """The cells whose results this one reads."""
+        d, t, s = cell.dataset, cell.teacher, cell.strategy
+        match cell.stage:
+            case "data":
+                return ()
+            case "teacher":
+                pretext = s != PRETEXT and self.teacher(t).weights == "pretext"
+                return (Cell("data", d), *((Cell("teacher", PRETEXT, t, PRETEXT),) if pretext else ()))
+            case "bank":
+                return (Cell("teacher", d, t, s),)
+            case "distill":
+                return (Cell("data", d),) if s == "CE" else (Cell("bank", d, t, s),)
+            case "correlation":
+                return tuple(Cell("distill", d, *pair) for d in self.datasets for pair in self._pairs())
+            case "report":
+                return (Cell("correlation"),)
+        raise StudyError(f"stage '{cell.stage}' is unknown: expected one of {', '.join(STAGES)}")
+
+    def _pairs(self):
+        yield from ((t, s) for s in self.strategies for t in self.teachers)
+        if self.baseline:
+            yield ("none", "CE")
+
+    def fingerprint(self, cell: Cell) -> str:
+        """A hash of every value that the cell's result depends on."""
+        return _fingerprint(self, cell)
+
+    def values(self, cell: Cell) -> dict:
+        """The cell's own values, without those of the cells that it reads."""
+        as_dict = dataclasses.asdict
+        common = {"seed": self.seed, "views": as_dict(self.views), "device": self.device, "threads": self.threads}
+        match cell.stage:
+            case "data":
+                return as_dict(self.data(cell.dataset))
+            case "teacher":
+                model = self.teacher(cell.teacher)
+                return common | {"model": as_dict(model), "plugins": self.plugins, "recipe": as_dict(self.recipe(cell.strategy, model)), "weights": _stamp(model.weights)}
+            case "bank":
+                return common | {"epochs": self.bank_epochs}
+            case "distill":
+                students = {k: as_dict(m) | {"recipe": as_dict(self.recipe("student", m)), "weights": _stamp(m.weights)} for k, m in self.students.items()}
+                kd = {} if cell.strategy == "CE" else as_dict(self.distillation) | {"online": self.online}
+                return common | {"students": students, "kd": kd, "plugins": self.plugins}
+        return {"question": self.question}
+
+
+def load(study: str) -> Study:
+    """Read a study from a YAML file, or by the name of a file in `runs/`.
+
+    Raises StudyError naming the key or value that is wrong, what was expected and what to do.
+    """
+    file = _find(study)
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise StudyError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise StudyError(f"{file} holds {type(raw).__name__}, expected keys and values such as 'datasets:' and 'teachers:'")
+    return _build(raw, file.resolve())
+
+
+def check_parameters(namespace: dict, **types_: type) -> None:
+    """Refuse a notebook's parameter that is mistyped or that papermill was handed under another name.
+
+    namespace: the notebook's `globals()` in the cell after its parameters; types_: each parameter's name and type.
+    papermill itself accepts any name and ends with exit status 0.
+    """
+    simple = (str, int, float, bool, list, tuple, dict, type(None))
+    jupyter = {"In", "Out", "exit", "quit"}
+    given = {k for k, v in namespace.items() if isinstance(v, simple) and not k.startswith("_") and k not in jupyter}
+    _check_keys(given, set(types_), "parameter", "this notebook")
+    for name, kind in types_.items():
+        if not isinstance(namespace[name], kind) or (kind is not bool and isinstance(namespace[name], bool)):
+            raise StudyError(f"parameter '{name}' is {namespace[name]!r} ({type(namespace[name]).__name__}): expected {kind.__name__}")
+
+
+def _find(study: str) -> Path:
+    if Path(study).suffix in (".yaml", ".yml"):
+        if not (file := Path(study)).is_file():
+            raise StudyError(f"study file '{study}' does not exist: give the path of a YAML file, or the name of one in runs/")
+        return file
+    folders = [Path.cwd() / "runs", PROJECT / "runs"]
+    for folder in folders:
+        if (file := folder / f"{study}.yaml").is_file():
+            return file
+    known = sorted({f.stem for folder in folders for f in folder.glob("*.yaml")})
+    raise StudyError(f"study '{study}' is unknown{_hint(study, known)}: expected one of {', '.join(known)}, or the path of a YAML file")
+
+
+def _build(raw: dict, file: Path) -> Study:
+    raw = dict(raw)
+    top = {f.name for f in dataclasses.fields(Study)} - {"file"}
+    _check_keys(set(raw), top, "key", file.name)
+    for key in ("datasets", "teachers", "students"):
+        if not isinstance(raw.get(key), dict) or not raw[key]:
+            raise StudyError(f"{file.name}: '{key}' is missing or empty: expected a mapping of names to settings")
+    views = _make(Views, raw.get("views") or {}, "views")
+    if not 0 < views.crop <= views.resize:
+        raise StudyError(f"views.crop is {views.crop}: expected 1 to views.resize ({views.resize})")
+    data = {k: _data(k, v, views, file) for k, v in raw["datasets"].items()}
+    pretext = _data(PRETEXT, raw["pretext"], views, file) if raw.get("pretext") is not None else None
+    recipes = {k: _recipe(v, f"recipes.{k}") for k, v in (raw.get("recipes") or {}).items()}
+    study = Study(
+        name=_name(str(raw.get("name", file.stem)), "name"), file=str(file), question=_typed(raw.get("question", ""), str, "question"),
+        seed=_typed(raw.get("seed", 0), int, "seed"), device=_choice(raw.get("device", "auto"), ("auto", "cpu", "cuda"), "device"),
+        threads=_typed(raw.get("threads", 1), int, "threads"), online=_typed(raw.get("online", False), bool, "online"),
+        plugins=tuple(_beside(file, p, "plugins") for p in raw.get("plugins") or ()), views=views, datasets=data, pretext=pretext,
+        teachers={k: _model(k, v, "teachers", file) for k, v in raw["teachers"].items()},
+        students={k: _model(k, v, "students", file) for k, v in raw["students"].items()},
+        strategies=tuple(_choice(s, STRATEGIES, "strategies") for s in raw.get("strategies") or STRATEGIES),
+        baseline=_typed(raw.get("baseline", True), bool, "baseline"), recipes=recipes,
+        distillation=_make(Distillation, raw.get("distillation") or {}, "distillation"))
+    _check(study)
+    return study
+
+
+def _check(study: Study) -> None:
+    pretext = [t for t, m in study.teachers.items() if m.weights == "pretext"]
+    if pretext and study.pretext is None:
+        raise StudyError(f"teacher '{pretext[0]}' has weights 'pretext', but the study has no 'pretext:' data set: add one, or name other weights")
+    if PRETEXT in study.datasets or "none" in study.teachers:
+        raise StudyError("'pretext' as a data set and 'none' as a teacher are taken: give them other names")
+    if students := [s for s, m in study.students.items() if m.weights == "pretext"]:
+        raise StudyError(f"student '{students[0]}' has weights 'pretext': only teachers are trained on the pretext set; expected none, timm or a file")
+    needed = {"student", *study.strategies, *([PRETEXT] if pretext else [])}
+    _check_keys(set(study.recipes), needed | {PRETEXT, *STRATEGIES}, "recipe", "recipes")
+    if missing := needed - set(study.recipes):
+        raise StudyError(f"recipes lacks {', '.join(sorted(missing))}: add each with its epochs, batch_size, optimizer and lr")
+
+
+def _data(key: str, raw, views: Views, file: Path) -> DataSpec:
+    where = key if key == PRETEXT else f"datasets.{key}"
+    spec = _make(DataSpec, {"resize": views.resize, **(_typed(raw, dict, where)), "key": _name(key, "data set")}, where)
+    _choice(spec.kind, ("birds", "folder"), f"{where}.kind")
+    if spec.kind == "folder":
+        if spec.root is None:
+            raise StudyError(f"{where}.root is missing: expected the folder that holds train/ and test/, or one folder a class")
+        return dataclasses.replace(spec, root=_beside(file, spec.root, f"{where}.root", exists=False))
+    for name, least in (("species", 2), ("family_size", 1), ("train", 1), ("test", 1)):
+        if getattr(spec, name) < least:
+            raise StudyError(f"{where}.{name} is {getattr(spec, name)}: expected {least} or more")
+    return spec
+
+
+def _model(key: str, raw, where: str, file: Path) -> Model:
+    model = _make(Model, {**_typed(raw, dict, f"{where}.{key}"), "key": _name(str(key), where[:-1])}, f"{where}.{key}")
+    _recipe(model.recipe, f"{where}.{key}.recipe")
+    if model.weights in ("none", "pretext", "timm"):
+        return model
+    if Path(model.weights).suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        raise StudyError(f"{where}.{key}.weights is '{model.weights}': expected none, pretext, timm, or a .safetensors, .pth, .pt or .bin file")
+    return dataclasses.replace(model, weights=_beside(file, model.weights, f"{where}.{key}.weights"))
+
+
+def _recipe(raw, where: str) -> Recipe:
+    recipe = _make(Recipe, _typed(raw, dict, where), where)
+    _choice(recipe.optimizer, ("sgd", "adamw"), f"{where}.optimizer")
+    for name in ("epochs", "batch_size", "lr", "clip"):
+        if getattr(recipe, name) <= 0:
+            raise StudyError(f"{where}.{name} is {getattr(recipe, name)}: expected more than 0")
+    for name in ("weight_decay", "warmup_steps", "min_lr", "views"):
+        if getattr(recipe, name) < 0:
+            raise StudyError(f"{where}.{name} is {getattr(recipe, name)}: expected 0 or more")
+    return recipe
+
+
+def _make(cls, raw: dict, where: str):
+    """A dataclass from a mapping, its keys and the types of its values checked."""
+    hints = typing.get_type_hints(cls)
+    _check_keys(set(raw), set(hints) - ({"key"} if "key" not in raw else set()), "key", where)
+    required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := required - set(raw):
+        raise StudyError(f"{where} lacks '{sorted(missing)[0]}': add it")
+    return cls(**{k: _typed(v, hints[k], f"{where}.{k}") for k, v in raw.items()})
+
+
+def _typed(value, kind, where: str):
+    """The value as `kind`; YAML reads 1e-5 as text and 1 as an integer, both serve as a float."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options and value is None:
+        return None
+    kind = options[0]
+    if typing.get_origin(kind) is tuple:
+        return tuple(_typed(v, str, where) for v in _typed(value, list, where))
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise StudyError(f"{where} is {value!r}: expected {'a mapping' if kind is dict else 'true or false' if kind is bool else kind.__name__}")
+
+
+def _choice(value, allowed, where: str):
+    if value not in allowed:
+        raise StudyError(f"{where} is {value!r}{_hint(value, allowed)}: expected one of {', '.join(allowed)}")
+    return value
+
+
+def _name(name: str, what: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise StudyError(f"{what} is named {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, since it names a folder")
+    return name
+
+
+def _known(mapping: dict, key: str, what: str):
+    if key not in mapping:
+        raise StudyError(f"{what} '{key}' is not in the study{_hint(key, mapping)}: expected one of {', '.join(mapping)}")
+    return mapping[key]
+
+
+def _check_keys(given: set, allowed: set, what: str, where: str) -> None:
+    for name in sorted(map(str, given - allowed)):
+        raise StudyError(f"{where}: {what} '{name}' is unknown{_hint(name, allowed)}: expected one of {', '.join(sorted(allowed))}")
+
+
+def _hint(name, known) -> str:
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _beside(file: Path, path, where: str, exists: bool = True) -> str:
+    """An absolute path from one written relative to the study file; `~` and `$VARIABLES` are expanded."""
+    full = (file.parent / os.path.expandvars(os.path.expanduser(_typed(path, str, where)))).resolve()
+    if exists and not full.is_file():
+        raise StudyError(f"{where}: file '{full}' does not exist: check the path, which is relative to {file.parent}")
+    return str(full)
+
+
+def _stamp(weights: str) -> list:
+    """Size and time of a weights file, so that an exchanged file makes its cells stale."""
+    return [os.stat(weights).st_size, os.stat(weights).st_mtime_ns] if os.path.isabs(weights) else []
+
+
+def _ordered(study: Study, last: Cell) -> list[Cell]:
+    seen: dict[Cell, None] = {}
+
+    def visit(cell):
+        if cell not in seen:
+            for upstream in study.inputs(cell):
+                visit(upstream)
+            seen[cell] = None
+
+    visit(last)
+    return list(seen)
+
+
+def _fingerprint(study: Study, cell: Cell, cache: dict | None = None) -> str:
+    cache = {} if cache is None else cache
+    if cell not in cache:
+        upstream = [_fingerprint(study, c, cache) for c in study.inputs(cell)]
+        text = json.dumps([cell.id, study.values(cell), upstream], sort_keys=True)
+        cache[cell] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cache[cell]

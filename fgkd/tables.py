@@ -1,0 +1,156 @@
+"""Records of runs: one tidy row a run, provenance, atomic writes, collection into the study's tables.
+
+Each cell's folder holds `record.json` (what was computed: fingerprint, rows, provenance) and, once its notebook has ended,
+`result.json`, which the engine takes for done.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import platform
+import resource
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pandas as pd
+
+from fgkd import stats
+from fgkd.study import PROJECT, Cell, Study
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
+PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
+STAGE_TABLES = {"teachers": "teacher", "metrics": "bank", "students": "distill"}
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a small file whole or not at all.  Raises OSError naming the file, and for a full disk how to go on."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise disk_error(error, file) from error
+
+
+def disk_error(error: OSError, file: Path) -> OSError:
+    """The same error with the file's name and what to do about it."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "the disk or quota is full: free some space and start again, finished runs are kept" if full else "check that the folder can be written"
+    return OSError(error.errno, f"could not write '{file}' ({error.strerror}): {advice}")
+
+
+def write_json(file: Path, value) -> None:
+    write_text(file, json.dumps(value, indent=1, default=_plain))
+
+
+def read_json(file: Path) -> dict | None:
+    """The file's value, or None where it is absent or was not written whole."""
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def write_table(frame: pd.DataFrame, file: Path) -> None:
+    """A CSV with floats at 10 significant digits, so that the same study gives the same bytes."""
+    write_text(file, frame.to_csv(index=False, float_format="%.10g"))
+
+
+def record(study: Study, cell: Cell) -> dict | None:
+    """What the cell computed, or None where it did not end or its values in the study file have changed since."""
+    found = read_json(study.path(cell) / "record.json")
+    return found if found and found["fingerprint"] == study.fingerprint(cell) else None
+
+
+def finish(study: Study, cell: Cell) -> None:
+    """Mark a cell's notebook as ended: the last thing that a notebook does."""
+    found = record(study, cell)
+    if found is None:
+        raise RuntimeError(f"{cell.id} computed nothing that could be marked as done")
+    write_json(study.path(cell) / "result.json", {"cell": cell.id, "fingerprint": found["fingerprint"], "rows": len(found["rows"])})
+
+
+def provenance(study: Study, cell: Cell, device: str, seconds: float) -> dict:
+    """What a result came from: code, packages, machine, seed, cost."""
+    return {"run": cell.id, "commit": _commit(), "seed": study.seed, "device": device, "seconds": round(seconds, 2),
+            "peak_memory_mb": round(_peak_mb(device)), "python": platform.python_version(), "packages": _packages(), "parameters": study.values(cell)}
+
+
+def collect(study: Study) -> dict[str, pd.DataFrame]:
+    """The study's tables from the records of its cells: teachers, metrics, students, correlations; epochs of the banks beside them.
+
+    Cells without a record are left out: `missing` names them.
+    """
+    rows = {name: [] for name in STAGE_TABLES}
+    epochs = []
+    for cell in study.cells():
+        found = record(study, cell) if cell.stage in STAGE_TABLES.values() else None
+        if found:
+            name = next(n for n, stage in STAGE_TABLES.items() if stage == cell.stage)
+            extra = {k: found["provenance"][k] for k in PROVENANCE}
+            rows[name] += [row | extra for row in found["rows"]]
+            epochs += [{"dataset": cell.dataset, "strategy": cell.strategy, "teacher": cell.teacher} | e for e in found.get("epochs", [])]
+    frames = {name: pd.DataFrame(r) for name, r in rows.items()}
+    if not frames["metrics"].empty and not frames["students"].empty:
+        frames["correlations"] = stats.correlations(frames["students"], with_tac(frames["metrics"], frames["teachers"]))
+        frames["headline"] = stats.headline(frames["correlations"])
+    return frames | {"epochs": pd.DataFrame(epochs)}
+
+
+def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
+    """The banks' metrics with each teacher's test accuracy beside them; a strategy's teacher has the recipe of that name."""
+    tac = teachers[["dataset", "teacher", "recipe", "tac", "parameters"]].rename(columns={"recipe": "strategy"})
+    return metrics.merge(tac, on=["dataset", "teacher", "strategy"], how="left", validate="one_to_one")
+
+
+def missing(study: Study) -> list[str]:
+    """Ids of the cells whose results the tables lack."""
+    return [c.id for c in study.cells() if c.stage in STAGE_TABLES.values() and record(study, c) is None]
+
+
+def _plain(value):
+    """numpy and path values for JSON."""
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if hasattr(value, "item") else list(value)
+
+
+def _peak_mb(device: str) -> float:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if platform.system() == "Darwin" else 2**10)
+
+
+@functools.cache
+def _commit() -> str:
+    """The checkout's commit, '+' where files were changed since; 'unknown' outside a checkout."""
+    git = ["git", "-C", str(PROJECT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found

@@ -1,0 +1,456 @@
+"""Image folders, birds, and the cache: what is read, what is refused, and when it is built anew."""
+
+import errno
+import multiprocessing
+import os
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgkd import birds, datasets
+from fgkd.datasets import DataError, check, decode, load
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def spec(root=None, **changes):
+    common = dict(key="set", kind="folder", root=root and str(root), classes=(), test_fraction=0.2, species=4,
+                  family_size=2, train=3, test=2, seed=0, resize=8)
+    return SimpleNamespace(**{**common, **changes})
+
+
+def picture(path, seed=0, size=(12, 10)):
+    """A small picture of noise, different for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def folder(root, counts):
+    """root/<name>/<i>.png for each name and count; every picture differs."""
+    seed = 0
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            seed += 1
+            picture(root / name / f"{i}.png", seed)
+    return root
+
+
+def split_folder(root):
+    return folder(root, {"train/a": 3, "train/b": 2, "test/a": 1, "test/b": 2})
+
+
+def fails(expected, *args, **options):
+    with pytest.raises(DataError) as caught:
+        load(*args, progress=False, **options)
+    for text in [expected] if isinstance(expected, str) else expected:
+        assert text in str(caught.value)
+    return str(caught.value)
+
+
+# decode
+
+MODES = {
+    "RGB": (RED, "png", RED), "L": (100, "png", (100,) * 3), "1": (1, "png", WHITE), "CMYK": ((0, 255, 255, 0), "tif", RED),
+    "RGBA": ((255, 0, 0, 0), "png", WHITE), "LA": ((0, 0), "png", WHITE),
+    "I;16": (257 * 40, "png", (40,) * 3), "I;16B": (257 * 40, "tif", (40,) * 3), "I": (257 * 40, "tif", (40,) * 3),
+    "YCbCr": ((128, 128, 128), "tif", (128,) * 3), "LAB": ((255, 128, 128), "tif", WHITE),
+}  # mode: (value, format that keeps the mode, expected RGB)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_becomes_rgb(mode, tmp_path):
+    value, ending, expected = MODES[mode]
+    path = tmp_path / f"x.{ending}"
+    Image.new(mode, (6, 4), value).save(path)
+    assert Image.open(path).mode == mode
+    pixels = decode(path, 8)
+    assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+def test_half_transparent_red_over_white_is_pink(tmp_path):
+    Image.new("RGBA", (6, 4), (255, 0, 0, 128)).save(tmp_path / "x.png")
+    assert np.abs(decode(tmp_path / "x.png", 4).astype(int) - (255, 127, 127)).max() <= 1
+
+
+@pytest.mark.parametrize("mode, value", [("P", 1), ("L", 7), ("RGB", RED)])
+def test_a_transparent_colour_becomes_white(mode, value, tmp_path):
+    image = Image.new(mode, (6, 4), value)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 255, 0, 0])
+    image.save(tmp_path / "x.png", transparency=value)
+    assert (decode(tmp_path / "x.png", 4) == 255).all()
+
+
+def test_a_palette_is_looked_up_before_resizing(tmp_path):
+    image = Image.frombytes("P", (4, 4), bytes([0] * 8 + [2] * 8))
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.save(tmp_path / "x.png")
+    assert decode(tmp_path / "x.png", 16)[..., 1].max() == 0  # interpolated indices would pass through green
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_picture_is_turned_as_its_exif_says(orientation, tmp_path):
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4, :4], upright[:4, 4:], upright[4:, :4] = RED, GREEN, BLUE
+    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.swapaxes(0, 1),
+              6: np.rot90(upright, 1), 7: np.rot90(upright, 2).swapaxes(0, 1), 8: np.rot90(upright, -1)}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.png", exif=exif)
+    assert (decode(tmp_path / "x.png", 8) == upright).all()
+
+
+def test_sixteen_bits_use_the_whole_range_and_do_not_clip(tmp_path):
+    values = np.array([[0, 257 * 10, 30000, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    row = decode(tmp_path / "x.png", 4)[0, :, 0]
+    assert row.tolist() == [0, 10, round(30000 / 257), 255]
+
+
+@pytest.mark.parametrize("values, expected", [
+    ([0, 0.25, 0.5, 1], [0, 64, 128, 255]), ([0, 10, 100, 255], [0, 10, 100, 255]),
+    ([0, 257, 2570, 65535], [0, 1, 10, 255]), ([-2, -1, 0, 2], [0, 64, 128, 255]), ([9e9] * 4, [0] * 4),
+])
+def test_float_grey_is_scaled_by_the_smallest_usual_range_or_its_own(values, expected, tmp_path):
+    Image.fromarray(np.array([values], np.float32)).save(tmp_path / "x.tif")
+    assert decode(tmp_path / "x.tif", 4)[0, :, 0].tolist() == expected
+
+
+def test_integer_grey_up_to_255_is_taken_as_it_is(tmp_path):
+    Image.fromarray(np.array([[0, 1, 100, 200]], np.int32)).save(tmp_path / "x.tif")
+    assert decode(tmp_path / "x.tif", 4)[0, :, 0].tolist() == [0, 1, 100, 200]
+
+
+def test_nan_pixels_are_refused(tmp_path):
+    Image.fromarray(np.array([[0, np.nan]], np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(DataError, match="NaN"):
+        decode(tmp_path / "x.tif", 4)
+
+
+def test_the_whole_picture_is_squashed_with_bicubic(tmp_path):
+    path = picture(tmp_path / "x.png", size=(30, 20))
+    expected = Image.open(path).resize((8, 8), Image.Resampling.BICUBIC)
+    assert (decode(path, 8) == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif", "webp", "gif"])
+def test_a_truncated_file_is_an_error_that_names_it(ending, tmp_path):
+    path = picture(tmp_path / f"x.{ending}", size=(64, 64))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=f"x.{ending}"):
+        decode(path, 8)
+
+
+# folders
+
+
+def test_a_split_folder_is_read_as_it_is(tmp_path):
+    root = split_folder(tmp_path / "root")
+    data = load(spec(root), tmp_path / "cache", progress=False)
+    assert data.classes == ("a", "b") and data.families is None and data.notes == ()
+    assert data.train.names == ("train/a/0.png", "train/a/1.png", "train/a/2.png", "train/b/0.png", "train/b/1.png")
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1] and data.train.labels.dtype == np.int64
+    assert len(data.test) == 3 and data.test.boxes is None
+    for split in (data.train, data.test):
+        for image, name in zip(split.images, split.names):
+            assert (image == decode(root / name, 8)).all()
+
+
+def test_images_are_mapped_read_only(tmp_path):
+    data = load(spec(split_folder(tmp_path / "root")), tmp_path / "cache", progress=False)
+    assert isinstance(data.train.images, np.memmap) and not data.train.images.flags.writeable
+
+
+def test_class_folders_are_split_within_each_class(tmp_path):
+    root = folder(tmp_path / "root", {"a": 10, "b": 2, "c": 3})
+    data = load(spec(root, test_fraction=0.3), tmp_path / "cache", progress=False)
+    assert np.bincount(data.train.labels).tolist() == [7, 1, 2] and np.bincount(data.test.labels).tolist() == [3, 1, 1]
+    assert not set(data.train.names) & set(data.test.names)
+    assert len(set(data.train.names) | set(data.test.names)) == 15
+
+
+def test_the_split_depends_on_the_seed_only(tmp_path):
+    root = folder(tmp_path / "root", {"a": 20, "b": 20, "c": 20})
+    names = [load(spec(root, **o), tmp_path / str(i), progress=False).test.names
+             for i, o in enumerate([{}, {}, {"seed": 1}, {"classes": ("c", "a")}])]
+    assert names[0] == names[1] != names[2]
+    assert names[3] == tuple(name for name in names[0] if not name.startswith("b"))
+
+
+def test_a_new_image_moves_at_most_one_other_across_the_split(tmp_path):
+    root = folder(tmp_path / "root", {"a": 20, "b": 2})
+    before = set(load(spec(root), tmp_path / "cache", progress=False).test.names)
+    picture(root / "a" / "new.png", 99)
+    after = set(load(spec(root), tmp_path / "cache", progress=False).test.names)
+    assert len((before ^ after) - {"a/new.png"}) <= 1
+
+
+def test_only_the_chosen_classes_are_used_and_checked(tmp_path):
+    root = folder(tmp_path / "root", {"a": 2, "b": 2, "single": 1, "empty": 0})
+    assert load(spec(root, classes=("b", "a")), tmp_path / "cache", progress=False).classes == ("a", "b")
+
+
+def test_nested_upper_case_and_hidden_files(tmp_path):
+    root = folder(tmp_path / "root", {"a": 2, "b": 2, ".git": 2})
+    picture(root / "a/deep/er/X.PNG", 90)
+    picture(root / "a/.hidden.png", 91)
+    picture(root / "a/.thumbs/x.png", 92)
+    (root / "a" / "notes.txt").write_text("no image")
+    (root / "a" / "loop").symlink_to(root / "a")
+    data = load(spec(root), tmp_path / "cache", progress=False)
+    assert set(data.train.names + data.test.names) == {f"{c}/{i}.png" for c in "ab" for i in (0, 1)} | {"a/deep/er/X.PNG"}
+    assert data.notes == ("left out, since Pillow opens no such images: 1 '*', 1 '*.txt'",)
+
+
+def test_a_third_folder_beside_train_and_test_is_noted(tmp_path):
+    root = folder(split_folder(tmp_path / "root"), {"val/a": 1})
+    data = load(spec(root), tmp_path / "cache", progress=False)
+    assert data.notes == ("left out, since only train/ and test/ are used: 'val'",) and len(data.train) == 5
+
+
+def test_odd_names_survive(tmp_path):
+    odd = ["it's \"so\"", "a\nb", "<script>alert(1)</script>".replace("/", "\u2215"), "-rf", " space ", "Grünspecht \U0001f426",
+           os.fsdecode(b"bad\xff")]
+    root = folder(tmp_path / "root", dict.fromkeys(odd, 2))
+    for _ in range(2):
+        data = load(spec(root), tmp_path / "cache", progress=False)
+        assert data.classes == tuple(sorted(odd))
+        assert all((root / name).exists() for name in data.train.names + data.test.names)
+
+
+def test_a_picture_in_both_splits_is_noted_and_counted(tmp_path):
+    root = split_folder(tmp_path / "root")
+    (root / "test/b/copy.png").write_bytes((root / "train/a/1.png").read_bytes())
+    for _ in range(2):
+        data = load(spec(root), tmp_path / "cache", progress=False)
+        assert len(data.notes) == 1 and data.notes[0].startswith("1 of 4 test images are also in train")
+        assert "'train/a/1.png' = 'test/b/copy.png'" in data.notes[0]
+        assert check(data).in_both_splits.tolist() == [1, 1]
+
+
+def test_check_counts_by_hand(tmp_path):
+    table = check(load(spec(split_folder(tmp_path / "root")), tmp_path / "cache", progress=False))
+    assert table.to_dict("list") == {
+        "split": ["train", "test"], "images": [5, 3], "classes": [2, 2], "smallest_class": [2, 1],
+        "largest_class": [3, 2], "unreadable": [0, 0], "in_both_splits": [0, 0],
+    }
+
+
+# refusals
+
+
+def test_an_absent_root_is_named(tmp_path):
+    fails(["nowhere", "is not a folder"], spec(tmp_path / "nowhere"), tmp_path / "cache")
+    fails("root None", spec(), tmp_path / "cache")
+
+
+def test_a_root_without_class_folders_is_refused(tmp_path):
+    picture(tmp_path / "root" / "loose.png")
+    fails("no class folders", spec(tmp_path / "root"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("names", [["train"], ["train", "val"], ["Train", "Test"]])
+def test_half_a_split_is_not_taken_for_classes(names, tmp_path):
+    root = folder(tmp_path / "root", {f"{name}/a": 2 for name in names})
+    fails("expected both 'train' and 'test'", spec(root), tmp_path / "cache")
+
+
+def test_a_single_class_is_refused(tmp_path):
+    fails("'a' is the only class", spec(folder(tmp_path / "root", {"a": 3})), tmp_path / "cache")
+
+
+def test_classes_of_one_split_only_are_all_named(tmp_path):
+    root = folder(split_folder(tmp_path / "root"), {"test/x": 1, "test/y": 1, "train/z": 1})
+    fails("'train/z', 'test/x', 'test/y' without counterpart", spec(root), tmp_path / "cache")
+
+
+def test_empty_class_folders_are_all_named(tmp_path):
+    root = folder(split_folder(tmp_path / "root"), {"train/c": 0, "test/c": 1, "train/d": 1, "test/d": 0})
+    fails("no image in 'train/c', 'test/d'", spec(root), tmp_path / "cache")
+
+
+def test_classes_with_one_image_cannot_be_split(tmp_path):
+    root = folder(tmp_path / "root", {"a": 2, "x": 1, "y": 1})
+    fails("only one image of 'x', 'y'", spec(root), tmp_path / "cache")
+
+
+def test_an_unknown_class_is_named_with_its_nearest(tmp_path):
+    root = folder(tmp_path / "root", {"sparrow": 2, "robin": 2})
+    fails(["classes 'sparow', 'zzz' not found", "did you mean 'sparrow' for 'sparow'?"],
+          spec(root, classes=("sparow", "zzz", "robin")), tmp_path / "cache")
+
+
+def test_all_bad_images_are_named_at_once_with_their_reasons(tmp_path):
+    root = split_folder(tmp_path / "root")
+    (root / "train/a/empty.png").touch()
+    (root / "train/b/text.jpg").write_text("not a picture")
+    (root / "test/a/gone.png").symlink_to(tmp_path / "gone.png")
+    data = picture(root / "test/b/half.png", 50, (64, 64)).read_bytes()
+    (root / "test/b/half.png").write_bytes(data[: len(data) // 2])
+    message = fails("4 of 12 images", spec(root), tmp_path / "cache")
+    for name, reason in [("train/a/empty.png", "empty file"), ("train/b/text.jpg", "not an image"),
+                         ("test/a/gone.png", "No such file"), ("test/b/half.png", "truncated")]:
+        assert any(name in line and reason in line for line in message.splitlines())
+    assert os.listdir(tmp_path / "cache") == [".lock"]
+
+
+def test_a_long_list_of_bad_images_is_cut_with_a_count(tmp_path):
+    root = split_folder(tmp_path / "root")
+    for i in range(27):
+        (root / f"train/a/bad{i}.png").touch()
+    message = fails("27 of 35 images", spec(root), tmp_path / "cache")
+    assert message.count(".png' cannot be decoded") == 20 and message.endswith("and 7 more")
+
+
+def test_a_full_disk_is_said_with_the_bytes_needed_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    root = split_folder(tmp_path / "root")
+    monkeypatch.setattr(datasets.os, "fsync", full)
+    fails(["no space left", str(tmp_path / "cache"), f"{8 * 8 * 8 * 3:,} bytes"], spec(root), tmp_path / "cache")
+    assert os.listdir(tmp_path / "cache") == [".lock"]
+
+
+# the cache
+
+
+def stamps(cache):
+    return {path.name: path.stat().st_mtime_ns for path in cache.iterdir() if path.name != ".lock"}
+
+
+def test_a_second_load_decodes_nothing(tmp_path, monkeypatch):
+    root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
+    first, before = load(spec(root), cache, progress=False), stamps(cache)
+    monkeypatch.delattr(datasets, "decode")
+    second = load(spec(root), cache, progress=False)
+    assert stamps(cache) == before and set(before) == {"train.npy", "test.npy", "index.json"}
+    assert second.fingerprint == first.fingerprint and second.train.names == first.train.names
+    assert (second.test.images == first.test.images).all()
+
+
+@pytest.mark.parametrize("change", ["edit", "add", "remove", "rename", "resize", "classes"])
+def test_changed_inputs_rebuild_the_cache(change, tmp_path):
+    root, cache, options = folder(split_folder(tmp_path / "root"), {"train/c": 1, "test/c": 1}), tmp_path / "cache", {}
+    first = load(spec(root), cache, progress=False)
+    image = root / "train/a/0.png"
+    match change:
+        case "edit":
+            picture(image, 77)
+        case "add":
+            picture(root / "test/a/new.png", 77)
+        case "remove":
+            image.unlink()
+        case "rename":
+            image.rename(root / "train/a/other.png")
+        case "resize":
+            options = {"resize": 10}
+        case "classes":
+            options = {"classes": ("a", "c")}
+    second = load(spec(root, **options), cache, progress=False)
+    assert second.fingerprint != first.fingerprint
+    for name, pixels in zip(second.train.names, second.train.images):
+        assert (pixels == decode(root / name, second.train.images.shape[1])).all()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "shape", "index", "no index", "labels"])
+def test_a_damaged_cache_is_built_anew(damage, tmp_path):
+    root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
+    expected = np.array(load(spec(root), cache, progress=False).train.images)
+    index, array = cache / "index.json", cache / "train.npy"
+    match damage:
+        case "truncated":
+            os.truncate(array, array.stat().st_size - 1)
+        case "empty":
+            os.truncate(array, 0)
+        case "shape":
+            np.save(array, np.zeros((5, 8, 9, 3), np.uint8))
+        case "index":
+            index.write_text(index.read_text()[:-5])
+        case "no index":
+            index.unlink()
+        case "labels":
+            index.write_text(index.read_text().replace("[0, 0, 0, 1, 1]", "[0, 0]"))
+    assert (load(spec(root), cache, progress=False).train.images == expected).all()
+
+
+def test_an_interrupted_build_leaves_no_cache_and_the_next_one_succeeds(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load(spec(root), cache, progress=False)
+    assert os.listdir(cache) == [".lock"]
+    (cache / "train.npy.part").write_bytes(b"left by a killed process")
+    assert len(load(spec(root), cache, progress=False).train) == 5
+    assert not list(cache.glob("*.part"))
+
+
+def slow_load(root, cache, builds):
+    build = datasets._build
+
+    def slow(*args):
+        with builds.get_lock():
+            builds.value += 1
+        time.sleep(0.3)
+        build(*args)
+
+    datasets._build = slow
+    assert len(load(spec(root), cache, progress=False).train) == 5
+
+
+def test_of_two_processes_one_builds_and_the_other_waits(tmp_path):
+    root, context = split_folder(tmp_path / "root"), multiprocessing.get_context("fork")
+    builds = context.Value("i", 0)
+    workers = [context.Process(target=slow_load, args=(root, tmp_path / "cache", builds)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(20)
+    assert [worker.exitcode for worker in workers] == [0, 0] and builds.value == 1
+
+
+# birds
+
+
+def test_birds_are_drawn_once_and_kept_whole(tmp_path, monkeypatch):
+    birdspec = spec(kind="birds", resize=24, seed=3)
+    load(birdspec, tmp_path, progress=False)
+    flock = birds.draw(4, 3, pixels=24, seed=3, split="train", family_size=2)
+    monkeypatch.delattr(birds, "draw")
+    data = load(birdspec, tmp_path, progress=False)
+    assert (data.train.images == flock.images).all() and (data.train.labels == flock.labels).all()
+    assert (data.train.boxes == flock.boxes).all() and data.train.boxes.dtype == np.int64
+    assert data.classes == tuple(s.name for s in flock.species) and len(set(data.classes)) == 4
+    assert data.families == tuple(str(s.family) for s in flock.species) and len(set(data.families)) == 2
+    assert "species 3, picture 2" in data.train.names and len(set(data.train.names)) == 12
+    assert check(data).images.tolist() == [12, 8] and data.notes == ()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"species": 6}, {"family_size": 4}, {"train": 4}, {"test": 3}])
+def test_other_birds_have_another_fingerprint(change, tmp_path):
+    prints = [load(spec(**{"kind": "birds", "resize": 24, **o}), tmp_path, progress=False).fingerprint
+              for o in ({}, change, {})]
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_a_changed_renderer_rebuilds(tmp_path, monkeypatch):
+    first = load(spec(kind="birds", resize=24), tmp_path, progress=False)
+    monkeypatch.setattr(datasets.inspect, "getsource", lambda module: "another renderer")
+    assert load(spec(kind="birds", resize=24), tmp_path, progress=False).fingerprint != first.fingerprint
+
+
+def test_an_unknown_kind_is_not_guessed(tmp_path):
+    with pytest.raises(KeyError, match="fish"):
+        load(spec(kind="fish"), tmp_path, progress=False)
