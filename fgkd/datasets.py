@@ -85,7 +85,7 @@ def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
             _build(spec, source, cache, progress)
             dataset = _read(spec, source, cache)
     if dataset is None:
-        raise DataError(f"{str(cache)!r}: the cache just written does not read back; check that disk, then run again")
+        raise DataError(f"{str(cache)!r}: the cache just written does not read back; check its disk, then run again")
     return dataset
 
 

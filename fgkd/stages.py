@@ -107,6 +107,13 @@ def bank(study: Study, dataset: str, teacher: str, strategy: str) -> tuple[Run, 
     return run, read()
 
 
+def student_views(study: Study, dataset: str, *, image: int, epochs: int) -> np.ndarray:
+    """What students see of one training image in the first epochs: (epochs, S, S, 3) uint8."""
+    images = training.Images(data(study, dataset).train, study.views, torch.device("cpu"))
+    seed, index = study.seed_for("student views", dataset), torch.tensor([image])
+    return torch.cat([images.batch(index, images.epoch(seed, e)) for e in range(epochs)]).permute(0, 2, 3, 1).numpy()
+
+
 def distill(study: Study, dataset: str, teacher: str, strategy: str) -> Run:
     """Train every student of the study from one teacher ('none' for the CE baseline) and measure it on the test split."""
     cell = Cell("distill", dataset, teacher, strategy)

@@ -78,14 +78,8 @@ def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     students: a row a student with its group, `teacher` and `accuracy` (rows of strategy CE have no teacher and are left out);
     metrics: a row a bank with `dataset`, `teacher`, `strategy` and the metrics' columns, TAC among them.
     """
-    students = students[students.strategy != "CE"]
-    keys = ["dataset", "teacher", "strategy"]
-    joined = students[GROUP + ["teacher", "accuracy"]].merge(metrics, on=keys, validate="many_to_one")
-    if len(joined) != len(students):
-        lost = students.merge(metrics[keys], on=keys, how="left", indicator=True).query("_merge == 'left_only'")
-        raise ValueError(f"{len(lost)} students have no metrics of their teacher, the first: {dict(lost.iloc[0][GROUP + ['teacher']])}")
-    rows = []
-    for group, members in joined.groupby(GROUP, sort=True):
+    points, rows = joined(students, metrics), []
+    for group, members in points.groupby(GROUP, sort=True):
         for name, claim in METRICS.items():
             rho = spearman(members[name], members.accuracy)
             rows.append(dict(zip(GROUP, group)) | {
@@ -93,6 +87,32 @@ def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
                 "strength": strength(rho), "direction": claim.direction, "agrees": rho * claim.direction})
     columns = [*GROUP, "metric", "n", "rho", "abs_rho", "p", "strength", "direction", "agrees"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def joined(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """The points of all groups: each distilled student's row with its teacher's metrics; ValueError where a teacher has none."""
+    students = students[students.strategy != "CE"]
+    keys = ["dataset", "teacher", "strategy"]
+    points = students[[*GROUP, "teacher", "accuracy"]].merge(metrics[[*keys, *METRICS]], on=keys, how="left", validate="many_to_one", indicator=True)
+    if len(lost := points[points._merge == "left_only"]):
+        raise ValueError(f"{len(lost)} students have no metrics of their teacher, the first: {lost.iloc[0][GROUP + ['teacher']].to_dict()}")
+    return points.drop(columns="_merge")
+
+
+def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
+    """What choosing gains: one row a rule, its pick's student accuracy, regret and hits, each a mean over groups; best first.
+
+    A rule is a metric (its best teacher in the claimed direction; ties are shared), 'best', 'random' (the mean over teachers) and
+    'no teacher' (the CE baseline, where there is one).  regret: points below the best teacher's student, as a share of 1.
+    """
+    rules: dict[str, list] = {}
+    for _, group in points.groupby(GROUP, sort=True):
+        best, baseline = group.accuracy.max(), students.query("strategy == 'CE' and dataset == @group.dataset.iloc[0] and student == @group.student.iloc[0]").accuracy
+        picked = {claim.label: group.accuracy[(score := group[name] * claim.direction) == score.max()].mean() for name, claim in METRICS.items()}
+        for rule, value in (picked | {"best": best, "random": group.accuracy.mean(), "no teacher": baseline.mean()}).items():
+            rules.setdefault(rule, []).append((value, best - value, value == best))
+    rows = [{"rule": rule} | dict(zip(("accuracy", "regret", "hit"), np.mean(np.array(values, float), axis=0))) for rule, values in rules.items()]
+    return pd.DataFrame(rows).dropna().sort_values("accuracy", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def headline(correlations: pd.DataFrame) -> pd.DataFrame:

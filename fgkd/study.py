@@ -2,6 +2,7 @@
 
 A *cell* is one notebook run.  The stages and what a cell of each stands for:
 
+    intro        the study                        01_what_is_ratio12
     data         a data set                       02_data
     teacher      data set, teacher, recipe        03_teacher
     bank         data set, teacher, strategy      04_ratio12
@@ -29,6 +30,7 @@ from pathlib import Path
 import yaml
 
 STAGES = {
+    "intro": "01_what_is_ratio12",
     "data": "02_data",
     "teacher": "03_teacher",
     "bank": "04_ratio12",
@@ -185,7 +187,7 @@ class Study:
         """The cells whose results this one reads."""
         d, t, s = cell.dataset, cell.teacher, cell.strategy
         match cell.stage:
-            case "data":
+            case "intro" | "data":
                 return ()
             case "teacher":
                 pretext = s != PRETEXT and self.teacher(t).weights == "pretext"
@@ -197,7 +199,7 @@ class Study:
             case "correlation":
                 return tuple(Cell("distill", d, *pair) for d in self.datasets for pair in self._pairs())
             case "report":
-                return (Cell("correlation"),)
+                return (Cell("intro"), Cell("correlation"))
         raise StudyError(f"stage '{cell.stage}' is unknown: expected one of {', '.join(STAGES)}")
 
     def _pairs(self):

@@ -56,7 +56,8 @@ def fails(expected, *args, **options):
 # decode
 
 MODES = {
-    "RGB": (RED, "png", RED), "L": (100, "png", (100,) * 3), "1": (1, "png", WHITE), "CMYK": ((0, 255, 255, 0), "tif", RED),
+    "RGB": (RED, "png", RED), "L": (100, "png", (100,) * 3), "1": (1, "png", WHITE),
+    "CMYK": ((0, 255, 255, 0), "tif", RED),
     "RGBA": ((255, 0, 0, 0), "png", WHITE), "LA": ((0, 0), "png", WHITE),
     "I;16": (257 * 40, "png", (40,) * 3), "I;16B": (257 * 40, "tif", (40,) * 3), "I": (257 * 40, "tif", (40,) * 3),
     "YCbCr": ((128, 128, 128), "tif", (128,) * 3), "LAB": ((255, 128, 128), "tif", WHITE),
@@ -206,7 +207,8 @@ def test_nested_upper_case_and_hidden_files(tmp_path):
     (root / "a" / "notes.txt").write_text("no image")
     (root / "a" / "loop").symlink_to(root / "a")
     data = load(spec(root), tmp_path / "cache", progress=False)
-    assert set(data.train.names + data.test.names) == {f"{c}/{i}.png" for c in "ab" for i in (0, 1)} | {"a/deep/er/X.PNG"}
+    expected = {"a/0.png", "a/1.png", "a/deep/er/X.PNG", "b/0.png", "b/1.png"}
+    assert set(data.train.names + data.test.names) == expected
     assert data.notes == ("left out, since Pillow opens no such images: 1 '*', 1 '*.txt'",)
 
 
@@ -217,8 +219,7 @@ def test_a_third_folder_beside_train_and_test_is_noted(tmp_path):
 
 
 def test_odd_names_survive(tmp_path):
-    odd = ["it's \"so\"", "a\nb", "<script>alert(1)</script>".replace("/", "\u2215"), "-rf", " space ", "Grünspecht \U0001f426",
-           os.fsdecode(b"bad\xff")]
+    odd = ["it's \"so\"", "a\nb", "<script>", "-rf", " space ", "Grünspecht \U0001f426", os.fsdecode(b"bad\xff")]
     root = folder(tmp_path / "root", dict.fromkeys(odd, 2))
     for _ in range(2):
         data = load(spec(root), tmp_path / "cache", progress=False)
@@ -361,7 +362,7 @@ def test_changed_inputs_rebuild_the_cache(change, tmp_path):
         assert (pixels == decode(root / name, second.train.images.shape[1])).all()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "shape", "index", "no index", "labels"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "shape", "type", "index", "no index", "labels"])
 def test_a_damaged_cache_is_built_anew(damage, tmp_path):
     root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
     expected = np.array(load(spec(root), cache, progress=False).train.images)
@@ -373,6 +374,8 @@ def test_a_damaged_cache_is_built_anew(damage, tmp_path):
             os.truncate(array, 0)
         case "shape":
             np.save(array, np.zeros((5, 8, 9, 3), np.uint8))
+        case "type":
+            np.save(array, expected.astype(np.int16))
         case "index":
             index.write_text(index.read_text()[:-5])
         case "no index":

@@ -1,0 +1,47 @@
+# The engine: a study's cells as jobs, each one call of papermill.  `fgkd run runs/demo.yaml` starts it; by hand:
+#     snakemake --cores 2 --config study=runs/demo.yaml
+# A job's output is the small result.json that its notebook writes last.  Its executed notebook is the job's log and is kept when
+# it fails; checkpoints and weights are undeclared files, so that a retry continues.  A bank is deleted after its last student.
+import sys
+from fgkd import study as studies
+
+study = studies.load(config["study"])
+cells = {cell.id: cell for cell in study.cells()}
+
+
+def result(cell):
+    return str(study.path(cell) / "result.json")
+
+
+def inputs(wildcards):
+    cell = cells[wildcards.id]
+    banks = [str(study.path(c) / "logits.npy") for c in study.inputs(cell) if c.stage == "bank"]
+    return [result(c) for c in study.inputs(cell)] + banks
+
+
+def arguments(wildcards):
+    return [word for pair in cells[wildcards.id].parameters(study).items() for word in ("-r", *pair)]
+
+
+rule all:
+    localrule: True
+    default_target: True
+    input: [result(cell) for cell in cells.values()]
+
+for stage, notebook in studies.STAGES.items():
+    rule:
+        name: stage
+        input: inputs
+        output:
+            [f"{study.folder}/{{id}}/result.json"] + ([temp(f"{study.folder}/{{id}}/logits.npy")] if stage == "bank" else [])
+        log: notebook=f"{study.folder}/{{id}}/{notebook}.ipynb"
+        wildcard_constraints: id=f"{stage}(/.*)?"
+        threads: study.threads
+        params:
+            fingerprint=lambda w: study.fingerprint(cells[w.id]),
+            arguments=arguments,
+            python=sys.executable,
+            notebook=str(studies.PROJECT / "notebooks" / f"{notebook}.ipynb"),
+        shell:
+            "{params.python:q} -m papermill -k python3 --no-progress-bar --log-level WARNING"
+            " {params.notebook:q} {log.notebook:q} {params.arguments:q}"

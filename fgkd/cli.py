@@ -1,0 +1,229 @@
+"""The command line: what a study would run, running it, how far it is, its report.
+
+    fgkd plan runs/demo.yaml        how many trainings, banks, groups; what is left to run
+    fgkd run runs/demo.yaml         run what is left, then build the report
+    fgkd status runs/demo.yaml      done, running, failed, waiting; seconds; where each log is
+    fgkd report runs/demo.yaml      build the report anew from what there is
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from fgkd import study as studies
+from fgkd import tables
+from fgkd.study import PROJECT, Cell, Study, StudyError
+
+POLL_SECONDS = 0.5
+
+
+def main(words: list[str] | None = None) -> int:
+    """Entry point of `fgkd`; returns the exit status: 0 done, 1 something failed, 2 bad input."""
+    options = _parser().parse_args(words)
+    try:
+        return options.command(studies.load(options.study), options)
+    except (StudyError, ValueError, OSError) as error:
+        print(f"fgkd: {error}", file=sys.stderr)
+        return 2
+
+
+def plan(study: Study, options) -> int:
+    """Print what the study consists of and what is left to run."""
+    counts = counted(study)
+    if options.json:
+        print(json.dumps(counts, indent=1))
+        return 0
+    _check_models(study)
+    for name, value in counts.items():
+        print(f"{name.replace('_', ' '):28} {value:,}")
+    waiting = [c for c in study.cells() if state(study, c)["state"] != "done"]
+    print(f"\n{len(study.cells()) - len(waiting)} of {len(study.cells())} notebooks are done" + ("; left to run:" if waiting else ""))
+    for stage, number in collections.Counter(c.stage for c in waiting).items():
+        print(f"  {number:4} x {studies.STAGES[stage]}")
+    return 0
+
+
+def run(study: Study, options) -> int:
+    """Run what is left through Snakemake and papermill, then build the report and print the table that matters."""
+    _check_models(study)
+    with _only_driver(study):
+        status = _engine(study, options.cores)
+    failed = [(c, s) for c in study.cells() if (s := state(study, c))["state"] == "failed"]
+    for cell, found in failed:
+        print(f"\nfailed: {cell.id}\n  {found['error']}\n  {found['log']}", file=sys.stderr)
+    if status and not failed:
+        print(f"the engine ended with exit status {status}; its log is {study.folder / 'engine.log'}", file=sys.stderr)
+    return report(study, options) or int(status != 0)
+
+
+def status(study: Study, options) -> int:
+    """Print one line a cell: its state, seconds and log."""
+    rows = [{"cell": c.id} | state(study, c) for c in study.cells()]
+    counts = collections.Counter(r["state"] for r in rows)
+    for row in rows:
+        seconds = f"{row['seconds']:8.1f} s" if row["seconds"] is not None else " " * 10
+        print(f"{row['state']:12}{seconds}  {row['cell']:44}{row['log'] or ''}")
+        if row["error"]:
+            print(f"{'':24}{row['error']}")
+    print(", ".join(f"{n} {name}" for name, n in counts.items()))
+    return int(counts["failed"] > 0)
+
+
+def report(study: Study, options) -> int:
+    """Build the report from the records there are; print its path and the table that matters."""
+    from fgkd import report as pages
+
+    index = pages.build(study, {c: state(study, c) for c in study.cells()})
+    headline = study.folder / "tables" / "headline.csv"
+    if headline.exists():
+        print("\n" + pd.read_csv(headline).round(3).to_string(index=False))
+    print(f"\nreport: {index}")
+    return 0
+
+
+def counted(study: Study) -> dict[str, int]:
+    """How many runs and groups the study has, and the bytes of its banks."""
+    cells, students = study.cells(), len(study.students)
+    per = collections.Counter(c.stage for c in cells)
+    pretext = sum(c.dataset == studies.PRETEXT and c.stage == "teacher" for c in cells)
+    baselines = sum(c.strategy == "CE" for c in cells) * students
+    distillations = per["distill"] * students - baselines
+    sizes = [study.bank_epochs * images * classes * 2 for images, classes in (_size(study, c.dataset) for c in cells if c.stage == "bank") if images]
+    return {"pretext_trainings": pretext, "teacher_trainings": per["teacher"] - pretext, "banks": per["bank"], "distillations": distillations,
+            "ce_baselines": baselines, "groups": distillations // len(study.teachers), "notebooks": len(cells),
+            "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
+
+
+def state(study: Study, cell: Cell) -> dict:
+    """A cell's state (done, running, failed, interrupted, stale, waiting), seconds, log and error, from its files alone."""
+    folder = study.path(cell)
+    log = folder / f"{cell.notebook}.ipynb"
+    found = {"state": "waiting", "seconds": None, "log": str(log) if log.exists() else None, "error": None}
+    notebook = tables.read_json(log) or {}
+    meta = notebook.get("metadata", {}).get("papermill", {})
+    result = tables.read_json(folder / "result.json")
+    if result:
+        fresh = result["fingerprint"] == study.fingerprint(cell)
+        return found | {"state": "done" if fresh else "stale", "seconds": meta.get("duration")}
+    if not meta:
+        return found
+    if meta.get("end_time") is None and not meta.get("exception"):
+        return found | {"state": "running" if _driven(study) else "interrupted"}
+    return found | {"state": "failed", "seconds": meta.get("duration"), "error": _error(notebook)}
+
+
+def _engine(study: Study, cores: int) -> int:
+    """Snakemake as a process, a progress bar over its finished cells; returns its exit status."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(study.folder), "--cores", str(cores),
+               "--config", f"study={study.file}", "--keep-going", "--nolock", "--rerun-incomplete", "--rerun-triggers", "params", "--quiet", "progress"]
+    threads = str(study.threads)
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "FGKD_RUNS": str(study.folder.parent.resolve()),
+                                "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    with open(study.folder / "engine.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            _follow(study, process)
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise StudyError("interrupted: finished runs are kept, the same command continues") from None
+    return process.returncode
+
+
+def _follow(study: Study, process: subprocess.Popen) -> None:
+    left = [c for c in study.cells() if state(study, c)["state"] != "done"]
+    with tqdm(total=len(left), unit="notebook", desc=study.name, disable=not left) as bar:
+        while left:
+            ended = process.poll() is not None
+            for cell in [c for c in left if (study.path(c) / "result.json").exists() and state(study, c)["state"] == "done"]:
+                left.remove(cell)
+                bar.write(f"  {cell.id:44} {_summary(study, cell)}")
+                bar.update()
+            if ended:
+                break
+            time.sleep(POLL_SECONDS)
+    process.wait()
+
+
+def _summary(study: Study, cell: Cell) -> str:
+    found = tables.record(study, cell)
+    if not found:
+        return ""
+    row = found["rows"][0]
+    parts = {"tac": "TAC {:.1%}", "ratio12": "R12 {:.3f}", "accuracy": "student {:.1%}"}
+    return "  ".join(text.format(row[name]) for name, text in parts.items() if name in row)
+
+
+def _error(notebook: dict) -> str:
+    for cell in notebook.get("cells", []):
+        for output in cell.get("outputs", []):
+            if output.get("output_type") == "error":
+                return f"{output['ename']}: {output['evalue']}"
+    return "its kernel ended without an error message: it was killed, or ran out of memory"
+
+
+@contextlib.contextmanager
+def _only_driver(study: Study):
+    """Refuse a second driver of the same study; the lock ends with the process, however it ends."""
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with open(study.folder / ".driver", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"study '{study.name}' is being run already: wait for it, or see 'fgkd status {study.file}'") from None
+        yield
+
+
+def _driven(study: Study) -> bool:
+    try:
+        with open(study.folder / ".driver") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _check_models(study: Study) -> None:
+    """Find unknown model names before anything runs."""
+    from fgkd import models
+
+    models.load_plugins(study.plugins)
+    for model in (*study.teachers.values(), *study.students.values()):
+        models.check_name(model.model)
+
+
+def _size(study: Study, dataset: str) -> tuple[int, int]:
+    """Training images and classes; (0, 0) for a folder that was not read yet."""
+    spec = study.data(dataset)
+    if spec.kind == "birds":
+        return spec.species * spec.train, spec.species
+    found = tables.record(study, Cell("data", dataset))
+    return (found["rows"][0]["train"], found["rows"][0]["classes"]) if found else (0, 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fgkd", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (plan, run, status, report):
+        sub = commands.add_parser(command.__name__, help=command.__doc__.split("\n")[0], description=command.__doc__)
+        sub.add_argument("study", help="a study's YAML file, or the name of one in runs/")
+        sub.set_defaults(command=command)
+        if command is plan:
+            sub.add_argument("--json", action="store_true", help="the counts as JSON")
+        if command is run:
+            sub.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
+    return parser

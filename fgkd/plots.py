@@ -1,0 +1,198 @@
+"""Figures of the study: one style, and one palette in which a teacher keeps its colour everywhere.
+
+Every function returns a matplotlib Figure of a fixed size and changes no data.  seaborn is imported where it draws, since each
+notebook of a batch would pay a second for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fgkd.metrics import METRICS
+from fgkd.stats import STRENGTHS, spearman, strength
+
+# Okabe and Ito's palette, told apart by colour-blind readers; the shapes tell apart what print in grey does not.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
+SHAPES = "osD^vPX*"
+
+
+def set_style() -> None:
+    """matplotlib's settings for all figures of the study."""
+    plt.rcParams.update({
+        "figure.dpi": 96, "savefig.dpi": 150, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "axes.axisbelow": True,
+        "legend.frameon": False, "image.interpolation": "nearest", "svg.hashsalt": "fgkd"})
+
+
+def styles(teachers) -> dict[str, dict]:
+    """Colour and marker of each teacher, by its place in the study: name -> {'color', 'marker'}."""
+    return {t: {"color": PALETTE[i % len(PALETTE)], "marker": SHAPES[(i + i // len(PALETTE)) % len(SHAPES)]} for i, t in enumerate(teachers)}
+
+
+def save(figure: Figure, folder: Path, name: str) -> Figure:
+    """Write the figure as PNG and SVG into `folder` and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png")
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    return figure
+
+
+def contact_sheet(rows: list[np.ndarray], titles: list[str], *, picture: float = 0.85) -> Figure:
+    """Pictures (k, H, W, 3) uint8 in rows, each row with its title; `picture`: side of one in inches."""
+    columns = max(len(r) for r in rows)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(columns * picture + 2.2, len(rows) * picture), squeeze=False)
+    for line, pictures, title in zip(axes, rows, titles):
+        for axis in line:
+            axis.axis("off")
+        for axis, image in zip(line, pictures):
+            axis.imshow(image)
+        line[0].text(-0.15, 0.5, title, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    return _closed(figure)
+
+
+def logit_bars(logits, titles: list[str]) -> Figure:
+    """The logits of a few samples (k, C) as bars, the two largest marked, R12 in the title."""
+    logits = np.asarray(logits, float)
+    figure, axes = plt.subplots(1, len(logits), figsize=(3.1 * len(logits), 2.8), sharey=True, squeeze=False)
+    for axis, values, title in zip(axes[0], logits, titles):
+        order = np.argsort(-values)
+        colours = np.full(len(values), "#C8C8C8", dtype=object)
+        colours[order[0]], colours[order[1]] = PALETTE[0], PALETTE[1]
+        axis.bar(np.arange(len(values)), values, color=colours)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(title=f"{title}\nR12 = {values[order[0]] / values[order[1]]:.2f}", xlabel="class", xticks=np.arange(len(values)))
+    axes[0][0].set_ylabel("raw logit")
+    return _closed(figure)
+
+
+def top_two(logits, *, title: str) -> Figure:
+    """Each sample's second largest logit against its largest, over lines of equal R12; and how R12 is spread."""
+    top = np.sort(np.asarray(logits, float), axis=1)[:, :-3:-1]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    left.scatter(top[:, 0], top[:, 1], s=8, alpha=0.4, color=PALETTE[0], linewidths=0)
+    reach = np.array([0, top[:, 0].max() * 1.05])
+    for ratio in (1, 1.5, 2, 4):
+        left.plot(reach, reach / ratio, color="#8A8A8A", linewidth=0.8)
+        left.annotate(f"R12 = {ratio:g}", (reach[1], reach[1] / ratio), fontsize=8, color="#5A5A5A")
+    left.axhline(0, color="black", linewidth=0.8)
+    left.set(xlabel="largest logit $P_1$", ylabel="second largest logit $P_2$", title=title)
+    with np.errstate(divide="ignore"):
+        ratio = top[:, 0] / top[:, 1]
+    shown = ratio[(ratio > 0) & (ratio < 6)]
+    right.hist(shown, bins=40, color=PALETTE[0])
+    right.axvline(np.median(ratio), color=PALETTE[1], label=f"median {np.median(ratio):.2f}")
+    right.set(xlabel="R12 of a sample", ylabel="samples", title=f"{len(shown)} of {len(ratio)} samples lie in this range")
+    right.legend()
+    return _closed(figure)
+
+
+def curves(history: pd.DataFrame, *, by: str | None = None, title: str) -> Figure:
+    """Loss and training accuracy of each epoch; `by`: a column whose values become lines."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.9))
+    for i, (name, rows) in enumerate(history.groupby(by, sort=False) if by else [("", history)]):
+        total = rows[[c for c in ("ce", "kd") if c in rows]].sum(axis=1)
+        style = {"color": PALETTE[i % len(PALETTE)], "label": name, "marker": SHAPES[i % len(SHAPES)], "markersize": 3}
+        left.plot(rows.epoch + 1, total, **style)
+        right.plot(rows.epoch + 1, 100 * rows.train_accuracy, **style)
+    left.set(xlabel="epoch", ylabel="training loss", title=title)
+    right.set(xlabel="epoch", ylabel="accuracy on training views, %", ylim=(0, 100))
+    if by:
+        right.legend()
+    return _closed(figure)
+
+
+def stability(epochs: pd.DataFrame, metric: str, teachers) -> Figure:
+    """A metric's mean over the first v views of every image, v = 1, 2, ..., one line a teacher; one panel a strategy."""
+    look, strategies = styles(teachers), list(dict.fromkeys(epochs.strategy))
+    figure, axes = plt.subplots(1, len(strategies), figsize=(4.6 * len(strategies), 3.2), squeeze=False)
+    for axis, strategy in zip(axes[0], strategies):
+        for teacher, rows in epochs[epochs.strategy == strategy].groupby("teacher", sort=False):
+            running = rows.sort_values("epoch")[metric].expanding().mean()
+            axis.plot(np.arange(1, len(running) + 1), running, label=teacher, markersize=3, **look[teacher])
+        axis.set(xlabel="views of each image", ylabel=f"{METRICS[metric].label}, mean so far", title=strategy)
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return _closed(figure)
+
+
+def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
+    """Student accuracy against each metric, a panel a strategy and metric, teachers by name, Spearman's rho in the title."""
+    look, strategies = styles(teachers), list(dict.fromkeys(table.strategy))
+    figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), 3.3 * len(strategies)), squeeze=False)
+    for line, strategy in zip(axes, strategies):
+        rows = table[table.strategy == strategy]
+        for axis, name in zip(line, names):
+            for row in rows.itertuples():
+                axis.scatter(getattr(row, name), 100 * row.accuracy, s=45, zorder=3, **look[row.teacher])
+            _labels(axis, rows[name], 100 * rows.accuracy, rows.teacher)
+            rho = spearman(rows[name], rows.accuracy)
+            axis.set(title=f"{strategy}: rho = {rho:+.2f} (n = {len(rows)}, {strength(rho) or 'undefined'})",
+                     xlabel=f"{METRICS[name].label}  ({'smaller' if METRICS[name].direction < 0 else 'larger'} is claimed better)")
+        line[0].set_ylabel("student accuracy, %")
+    return _closed(figure)
+
+
+def heat(correlations: pd.DataFrame) -> Figure:
+    """Spearman's rho times the claimed direction: a row a metric, a column a group; blue agrees with the claim."""
+    import seaborn
+
+    columns = ["dataset", "student", "strategy", "loss"]
+    varying = [c for c in columns if correlations[c].nunique() > 1] or ["strategy"]
+    table = correlations.assign(group=correlations[varying].agg(", ".join, axis=1)).pivot_table(index="metric", columns="group", values="agrees", sort=False, dropna=False)
+    table.index = [METRICS[m].label for m in table.index]
+    figure, axis = plt.subplots(figsize=(3.2 + 0.9 * table.shape[1], 0.9 + 0.36 * len(table)))
+    seaborn.heatmap(table, ax=axis, annot=True, fmt="+.2f", vmin=-1, vmax=1, cmap="RdBu", cbar_kws={"label": "rho in the claimed direction"}, linewidths=0.5)
+    axis.set(xlabel="", ylabel="", title="Does the metric point where it is claimed to?")
+    axis.tick_params(axis="x", rotation=30)
+    return _closed(figure)
+
+
+def strengths(correlations: pd.DataFrame, names: list[str], null: float | None) -> Figure:
+    """Share of groups by strength of abs(rho), a bar a metric; the dashed line is the share of strong ones by chance."""
+    figure, axis = plt.subplots(figsize=(7, 3))
+    counts = correlations[correlations.rho.notna()].groupby("metric").strength.value_counts(normalize=True).unstack(fill_value=0)
+    left = np.zeros(len(names))
+    for name, colour in zip(STRENGTHS[::-1], (PALETTE[0], PALETTE[5], "#D0D0D0")):
+        share = np.array([100 * counts.get(name, pd.Series(dtype=float)).get(m, 0) for m in names])
+        axis.barh([METRICS[m].label for m in names], share, left=left, color=colour, label=name)
+        left += share
+    if null is not None:
+        axis.axvline(100 * null, color="black", linestyle="--", label="strong by chance")
+    axis.invert_yaxis()
+    axis.set(xlabel=f"groups, % (of {correlations.groupby(['dataset', 'student', 'strategy', 'loss']).ngroups})", xlim=(0, 100))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return _closed(figure)
+
+
+def picks(table: pd.DataFrame) -> Figure:
+    """Mean student accuracy by the rule that chose the teacher: table with columns rule, accuracy (0 to 1), low, high."""
+    figure, axis = plt.subplots(figsize=(7, 0.42 * len(table) + 0.9))
+    colours = [PALETTE[0] if r in {c.label for c in METRICS.values()} else "#8A8A8A" for r in table.rule]
+    axis.barh(table.rule, 100 * table.accuracy, color=colours)
+    for i, value in enumerate(table.accuracy):
+        axis.text(100 * value, i, f" {100 * value:.1f}", va="center", fontsize=9)
+    axis.invert_yaxis()
+    axis.set(xlabel="student accuracy, %, mean over groups", xlim=(0, 110 * table.accuracy.max()))
+    return _closed(figure)
+
+
+def _closed(figure: Figure) -> Figure:
+    """The figure, no longer shown by pyplot: a notebook shows it once, as a cell's value."""
+    plt.close(figure)
+    return figure
+
+
+def _labels(axis, x, y, names) -> None:
+    """Names beside points, moved apart vertically where they would overlap."""
+    low, high = axis.get_ylim()
+    gap = (high - low) * 0.07
+    axis.margins(x=0.28)
+    previous = -np.inf
+    for px, at, name in sorted(zip(x, y, names), key=lambda p: p[1]):
+        at = max(at, previous + gap)
+        axis.text(px, at, f"   {name}", fontsize=8, va="center")
+        previous = at
