@@ -18,7 +18,7 @@ PARTS = {
     "beak": ("short beak", "long beak", "stout beak", "curved beak"),
     "tail": ("square tail", "forked tail", "rounded tail", "pointed tail"),
     "wing": ("plain wings", "one wing bar", "two wing bars", "wing patch"),
-    "crest": ("no crest", "swept crest", "upright crest", "nape tuft"),
+    "crest": ("no crest", "swept crest", "upright crest", "double crest"),
     "crown": ("plain crown", "black cap", "chestnut cap", "white crown"),
     "eye": ("plain eye", "eye ring", "eye stripe", "pale brow"),
     "throat": ("plain throat", "black bib", "white throat", "rufous throat"),
@@ -39,9 +39,9 @@ PLANS = {
 }
 # 15 colours and 16 plans have no common factor, so counting round both at once meets every pair.
 BACKS = {
-    "azure": (74, 138, 200), "slate": (104, 118, 136), "olive": (124, 128, 66), "chestnut": (146, 84, 52),
+    "azure": (74, 138, 200), "slate": (104, 118, 136), "olive": (124, 128, 66), "jade": (82, 158, 112),
     "golden": (214, 166, 58), "ashy": (146, 146, 142), "teal": (48, 134, 136), "rosy": (200, 118, 122),
-    "umber": (112, 88, 66), "scarlet": (190, 62, 52), "moss": (92, 126, 74), "lilac": (142, 120, 174),
+    "umber": (112, 88, 66), "amber": (208, 134, 56), "moss": (92, 126, 74), "lilac": (142, 120, 174),
     "sandy": (190, 158, 112), "cobalt": (62, 88, 166), "plum": (124, 74, 110),
 }
 BELLIES = ((244, 240, 228), (236, 218, 178), (240, 206, 190), (240, 226, 140), (214, 220, 224), (226, 208, 226))
@@ -133,7 +133,7 @@ def _family(index: int, seed: int, size: int) -> list[Species]:
     plan = Plan(*(np.array(PLANS[noun]) * rng.uniform(0.93, 1.07, 8)).tolist())
     base = _shade((np.array(BACKS[back]) + rng.integers(-12, 13, 3)).tolist())
     colours = (base, BELLIES[rng.integers(len(BELLIES))], _shade(base, rng.uniform(0.6, 0.8)), BEAKS[rng.integers(len(BEAKS))])
-    # Half of the parts stay plain, the first option, or every bird would wear every ornament.
+    # More than half of the parts stay plain, the first option, or every bird would wear every ornament.
     common = [options[max(0, rng.integers(-3, 4))] for options in PARTS.values()]
     side = math.ceil(math.sqrt(size))
     varied = [(part, sorted(rng.choice(4, side, replace=False))) for part in sorted(rng.choice(len(PARTS), 2, replace=False))]
@@ -198,10 +198,10 @@ def _body(bird: Species) -> list[tuple[Points, Colour]]:
 
 
 def _head(bird: Species) -> list[tuple[Points, Colour]]:
-    back, belly, _, horn = bird.colours
+    back, _, _, horn = bird.colours
     beak, crest, crown, eye, throat = bird.traits[0], *bird.traits[3:7]
     cap = {"plain crown": back, "black cap": BLACK, "chestnut cap": RUFOUS, "white crown": WHITE}[crown]
-    bib = {"plain throat": belly, "black bib": BLACK, "white throat": WHITE, "rufous throat": RUFOUS}[throat]
+    bib = {"plain throat": back, "black bib": BLACK, "white throat": WHITE, "rufous throat": RUFOUS}[throat]
     lower, upper = {
         "short beak": ([(0.9, 0.0), (1.5, -0.02), (0.85, -0.22)], [(0.8, 0.3), (1.55, -0.02), (0.9, -0.02)]),
         "long beak": ([(0.9, 0.0), (2.5, -0.09), (0.85, -0.24)], [(0.8, 0.28), (2.65, -0.08), (0.9, -0.02)]),
@@ -211,7 +211,7 @@ def _head(bird: Species) -> list[tuple[Points, Colour]]:
     plumes = {
         "swept crest": [([(0.35, 0.8), (-0.5, 1.2), (-1.45, 1.15), (-0.85, 0.5)], cap)],
         "upright crest": [([(0.45, 0.85), (-0.1, 1.75), (-0.6, 0.7)], cap)],
-        "nape tuft": [([(-0.5, 0.85), (-1.8, 0.5), (-1.4, 0.15), (-1.6, -0.15), (-0.8, -0.2)], cap)],
+        "double crest": [([(0.5, 0.8), (0.35, 1.55), (-0.1, 1.0), (-0.75, 1.65), (-0.8, 0.6)], cap)],
     }
     marks = {
         "eye stripe": [([(0.98, 0.1), (0.35, 0.38), (-0.95, 0.12), (-0.95, -0.12), (0.35, 0.02)], BLACK)],
@@ -265,7 +265,7 @@ def _pose(corners: dict[str, np.ndarray], plan: Plan, rng: np.random.Generator) 
     points = np.concatenate([(p - pivots[joint]) @ _turn(turns[joint]) + pivots[joint] for joint, p in corners.items()])
     points = points @ _turn(pitch) * ((2 * rng.integers(2) - 1) * rng.uniform(0.88, 1.0), -1)
     low, high = points.min(0), points.max(0)
-    scale = min(rng.uniform(0.165, 0.27), 0.94 / (high - low).max())
+    scale = min(rng.uniform(0.18, 0.285), 0.94 / (high - low).max())
     points = (points - low) * scale + (1 - (high - low) * scale) * rng.uniform(0.03, 0.97, 2)
     legs = points[: len(corners["legs"])]
     return points, np.array([legs[:, 0].mean(), legs[:, 1].max()])
@@ -298,9 +298,9 @@ def _develop(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
     """Light with a tint and a direction, then sensor noise."""
     image = np.asarray(picture).astype(np.float32)
     across, down = np.linspace(-1, 1, len(image)) * rng.uniform(-0.15, 0.15, (2, 1))
-    gain = rng.uniform(0.72, 1.18) * rng.uniform(0.93, 1.07, 3)
+    gain = rng.uniform(0.78, 1.15) * rng.uniform(0.93, 1.07, 3)
     image *= (1 + across + down[:, None]).astype(np.float32)[..., None] * gain.astype(np.float32)
-    image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(2, 9))
+    image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(2, 8))
     return image.clip(0, 255).astype(np.uint8)
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from fgkd import kernel, tables
 from fgkd import study as studies
-from fgkd import tables
 from fgkd.study import PROJECT, Cell, Study, StudyError
 
 POLL_SECONDS = 0.5
@@ -131,7 +131,7 @@ def _engine(study: Study, cores: int) -> int:
     threads = str(study.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "FGKD_RUNS": str(study.folder.parent.resolve()),
                                 "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    with open(study.folder / "engine.log", "w") as log:
+    with open(study.folder / "engine.log", "w") as log, kernel.warm(environment) as environment:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
             _follow(study, process)

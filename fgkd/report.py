@@ -28,12 +28,7 @@ from latex2mathml.converter import convert as to_mathml
 from markupsafe import Markup
 from nbconvert.filters.ansi import ansi2html, strip_ansi
 from nbconvert.filters.highlight import Highlight2HTML
-from nbconvert.filters.markdown_mistune import (
-    IPythonRenderer,
-    MarkdownWithMath,
-    MathBlockParser,
-    MathInlineParser,
-)
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATES = ("done", "failed", "waiting", "running")
@@ -106,8 +101,9 @@ def site(
     """
     out = Path(out)
     figure, caption, table, table_caption = headline
-    for folder in ("figures", "tables"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    if "headline" in tables:
+        raise ValueError("'headline' names the headline table; give the other table another name")
     doubles = [href for href, count in Counter(entry.href for entry in entries).items() if count > 1]
     if doubles:
         raise ValueError(f"two runs share a page: {', '.join(sorted(doubles))}; give each entry its own href")
@@ -118,7 +114,7 @@ def site(
         question=question,
         answer=answer,
         headline_figure=_figure(figure, caption, out),
-        headline_table=_table("headline", table, out, rows=24) | {"caption": table_caption},
+        headline_table=_table("headline", table, out, rows=24, caption=table_caption),
         figures=[_figure(path, words, out) for path, words in figures],
         tables=[_table(name, frame, out, rows=10) for name, frame in tables.items()],
         sections=_sections(entries, pages),
@@ -170,7 +166,7 @@ def _counts(entries: Sequence[Entry]) -> str:
 
 
 def _figure(path: Path, caption: str, out: Path) -> dict:
-    """Copy a figure to the site."""
+    """Copy a figure to the site; the first clause of its caption is its alternative text."""
     path = Path(path)
     if path.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"figure {path.name!r} is neither PNG nor SVG; save it as one of them")
@@ -180,16 +176,24 @@ def _figure(path: Path, caption: str, out: Path) -> dict:
     return {"src": f"figures/{quote(path.name)}", "caption": caption, "alt": re.split(r"(?<=[.:;])\s", caption)[0]}
 
 
-def _table(name: str, frame: pd.DataFrame, out: Path, *, rows: int) -> dict:
+def _table(name: str, frame: pd.DataFrame, out: Path, *, rows: int, caption: str | None = None) -> dict:
     """Write a table as CSV; its first rows as HTML."""
     if not re.fullmatch(r"\w[\w .-]*", name):
         raise ValueError(f"table name {name!r} is no file name; use letters, digits, '_', '-', '.' and spaces")
+    if any(label is not None for label in frame.index.names):
+        frame = frame.reset_index()
     index = not isinstance(frame.index, pd.RangeIndex)
     _write(out / "tables" / f"{name}.csv", frame.to_csv(index=index))
     with pd.option_context("display.max_colwidth", None):
         markup = frame.head(rows).to_html(index=index, border=0, na_rep="–", escape=True)
-    return {"name": name, "csv": f"tables/{quote(name)}.csv", "html": Markup(_tables(markup)),
-            "rows": len(frame), "shown": min(rows, len(frame))}
+    return {
+        "name": name,
+        "caption": caption,
+        "csv": f"tables/{quote(name)}.csv",
+        "html": Markup(_tables(markup, name=caption or name)),
+        "rows": len(frame),
+        "shown": min(rows, len(frame)),
+    }
 
 
 # A notebook's cells
@@ -293,16 +297,6 @@ def _last_state(text: str) -> str:
 # Markdown and formulas
 
 
-class _Blocks(MathBlockParser):
-    r"""Display formulas that fill their lines; `$$` within a line, or in inline code, is left to the inline parser."""
-
-    SPECIFICATION = {
-        **MathBlockParser.SPECIFICATION,
-        "multiline_math": r"^ {0,3}(?:\$\$(?s:(?:(?!\$\$).)+)\$\$|"
-        r"\\begin\{(?P<math_env_name>[a-z]+\*?)\}(?s:.*?)\\end\{(?P=math_env_name)\})[ \t]*$",
-    }
-
-
 class _Inlines(MathInlineParser):
     """Pandoc's rule: no space inside the dollars and no digit after them, so that '$5 to $10' stays money."""
 
@@ -336,8 +330,7 @@ class _Renderer(IPythonRenderer):
 def _markdown(source: str, *, folder: Path, attachments: Mapping | None = None) -> str:
     """Markdown to safe HTML; local pictures are embedded, and unknown tags show as the text that they are."""
     renderer = _Renderer(escape=False, embed_images=True, path=str(folder), attachments=attachments)
-    markup = MarkdownWithMath(renderer, block=_Blocks(), inline=_Inlines(hard_wrap=False)).render(source)
-    markup = re.sub(rf"<(?!!--|/?({'|'.join(_TAGS | _MATH_TAGS)})\b)", "&lt;", markup)
+    markup = MarkdownWithMath(renderer, inline=_Inlines(hard_wrap=False)).render(source)
     return _tables(_cleaner(strip=False).clean(markup)).replace("<pre>", '<pre tabindex="0">')
 
 
@@ -365,7 +358,8 @@ def _plain(markup: str) -> str:
 
 _TAGS = frozenset(
     "a abbr b blockquote br caption code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img input"
-    " kbd li mark ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead tr tt u ul var".split()
+    " kbd li mark ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead tr tt u ul"
+    " var".split()
 )
 _MATH_TAGS = frozenset(
     "math menclose mfrac mi mmultiscripts mn mo mover mpadded mphantom mroot mrow ms mspace msqrt mstyle msub msubsup"
@@ -409,7 +403,7 @@ def _clean_output(markup: str) -> str:
 _NUMBER = re.compile(r"(?:[<≤≥>~]?\s?[-+−±]?[\d.,]+(?:e[-+]?\d+)?\s?(?:%|s|ms|MB|GB)?|nan|NaN|inf|-inf|–|)")
 
 
-def _tables(markup: str) -> str:
+def _tables(markup: str, *, name: str = "Table") -> str:
     """Give every table a box of its own to scroll in, header cells their scope, and numbers their alignment."""
     if "<table" not in markup:
         return markup
@@ -433,8 +427,8 @@ def _tables(markup: str) -> str:
             for cell, text in zip(cells, texts, strict=True):
                 if len(text) > 60:
                     cell["class"] = "long"
-        name = table.caption.get_text(strip=True) if table.caption else "Table"
-        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "group", "aria-label": name}))
+        box = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": name}
+        table.wrap(soup.new_tag("div", attrs=box))
     return str(soup)
 
 

@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from fgkd.metrics import METRICS
 
@@ -28,7 +27,7 @@ def spearman(x, y) -> float:
     x, y = _pair(x, y)
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
-    rx, ry = _standard(rankdata(x)), _standard(rankdata(y))
+    rx, ry = _standard(_ranks(x)), _standard(_ranks(y))
     return float(np.clip(rx @ ry, -1, 1).round(12))
 
 
@@ -42,7 +41,7 @@ def exact_p(x, y, *, draws: int = 100_000, seed: int = 0) -> float:
     rho = spearman(x, y)
     if math.isnan(rho):
         return math.nan
-    rx, ry = _standard(rankdata(x)), _standard(rankdata(y))
+    rx, ry = _standard(_ranks(x)), _standard(_ranks(y))
     n = len(x)
     if n <= 9:
         null = ry[_orders(n)] @ rx
@@ -106,10 +105,11 @@ def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     'no teacher' (the CE baseline, where there is one).  regret: points below the best teacher's student, as a share of 1.
     """
     rules: dict[str, list] = {}
-    for _, group in points.groupby(GROUP, sort=True):
-        best, baseline = group.accuracy.max(), students.query("strategy == 'CE' and dataset == @group.dataset.iloc[0] and student == @group.student.iloc[0]").accuracy
+    alone = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy.mean()
+    for (dataset, student, *_), group in points.groupby(GROUP, sort=True):
+        best = group.accuracy.max()
         picked = {claim.label: group.accuracy[(score := group[name] * claim.direction) == score.max()].mean() for name, claim in METRICS.items()}
-        for rule, value in (picked | {"best": best, "random": group.accuracy.mean(), "no teacher": baseline.mean()}).items():
+        for rule, value in (picked | {"best": best, "random": group.accuracy.mean(), "no teacher": alone.get((dataset, student), math.nan)}).items():
             rules.setdefault(rule, []).append((value, best - value, value == best))
     rows = [{"rule": rule} | dict(zip(("accuracy", "regret", "hit"), np.mean(np.array(values, float), axis=0))) for rule, values in rules.items()]
     return pd.DataFrame(rows).dropna().sort_values("accuracy", ascending=False, kind="stable").reset_index(drop=True)
@@ -130,6 +130,11 @@ def _pair(x, y) -> tuple[np.ndarray, np.ndarray]:
     if np.isnan(x).any() or np.isnan(y).any():
         return x[:0], y[:0]
     return x, y
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, ties at their mean."""
+    return pd.Series(values).rank().to_numpy()
 
 
 def _standard(ranks: np.ndarray) -> np.ndarray:

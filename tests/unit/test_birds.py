@@ -79,9 +79,9 @@ def test_each_option_of_a_part_changes_the_picture():
 
 @pytest.mark.parametrize("family_size", [1, 4, 16])
 def test_thousands_of_species_have_names_and_looks_of_their_own(family_size):
-    world = birds.species(3000, seed=7, family_size=family_size)
-    assert len({bird.name for bird in world}) == 3000
-    assert len({(bird.plan, bird.colours, bird.traits) for bird in world}) == 3000
+    world = birds.species(2000, seed=7, family_size=family_size)
+    assert len({bird.name for bird in world}) == 2000
+    assert len({(bird.plan, bird.colours, bird.traits) for bird in world}) == 2000
 
 
 def test_another_seed_gives_other_families():
@@ -118,12 +118,14 @@ def test_boxes_lie_inside_the_picture_and_vary_in_place_and_size():
     assert np.ptp(boxes[:, 0]) > 20 and np.ptp(boxes[:, 1]) > 20 and np.ptp(wide) > 15
 
 
-def test_the_background_says_nothing_about_the_species():
-    one, other = birds.species(12)[0], birds.species(12)[11]
-    (first, box), (second, rival) = (birds.render(bird, pixels=64, rng=np.random.default_rng(4)) for bird in (one, other))
-    left = min(box[0], rival[0])
-    # The perch follows the feet, so only the rows above both birds and the blobs beside them can agree.
-    assert left > 2 and (first[:, :2] == second[:, :2]).all(axis=2).mean() > 0.8
+def test_a_change_of_plumage_changes_nothing_outside_the_box():
+    for seed, bird in enumerate(birds.species(12)):
+        other = dataclasses.replace(bird, colours=bird.colours[::-1])
+        (first, box), (second, same) = (birds.render(b, pixels=64, rng=np.random.default_rng(seed)) for b in (bird, other))
+        x0, y0, x1, y1 = box
+        assert box == same and (first != second).any()
+        second[y0:y1, x0:x1] = first[y0:y1, x0:x1]
+        np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize(

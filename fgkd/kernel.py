@@ -1,0 +1,129 @@
+"""Warm kernels: notebooks of a batch start from a process that has torch, timm and the figures imported already.
+
+A batch of small runs spends most of its time on imports (about 7 of 10 CPU seconds a notebook).  `fgkd run` therefore starts one
+*warm* process, which imports once and forks a kernel for each notebook.  It stands in for the kernelspec `python3` through
+JUPYTER_PATH alone: papermill's command line, the notebooks and their results are the same with and without it.
+
+The kernelspec runs this file as a light process that passes its arguments to the warm one, forwards signals, and ends with
+the kernel's exit status; when it is killed, so is its kernel.  The socket is a file that only its owner can open.
+"""
+
+import array
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def warm(environment: dict[str, str]):
+    """Run a warm process; yields the environment in which papermill's `python3` kernels come from it."""
+    with tempfile.TemporaryDirectory(prefix="fgkd-") as folder:
+        address, spec = f"{folder}/socket", Path(folder) / "kernels" / "python3"
+        spec.mkdir(parents=True)
+        (spec / "kernel.json").write_text(json.dumps({
+            "argv": [sys.executable, "-I", "-S", __file__, address, "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}))
+        server = subprocess.Popen([sys.executable, "-m", "fgkd.kernel", address], stdin=subprocess.PIPE, env=environment)
+        while not os.path.exists(address) and server.poll() is None:
+            time.sleep(0.01)
+        try:
+            yield environment | {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, environment.get("JUPYTER_PATH")]))}
+        finally:
+            server.stdin.close()
+            server.terminate()
+            server.wait()
+
+
+def serve(address: str) -> None:
+    """Import what notebooks import, then fork a kernel for each connection until stdin closes or SIGTERM comes."""
+    listener = socket.socket(socket.AF_UNIX)
+    old = os.umask(0o177)
+    listener.bind(address)
+    os.umask(old)
+    listener.listen(64)
+    import ipykernel.kernelapp  # noqa: F401
+    import matplotlib_inline.backend_inline  # noqa: F401
+    import seaborn  # noqa: F401
+
+    from fgkd import plots, stages  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            _handle(connection)
+        connection.close()
+
+
+def _handle(connection: socket.socket) -> None:
+    """Fork the kernel, pass it the client's signals and the client its exit status; never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    request, descriptors = _receive(connection)
+    kernel = os.fork()
+    if kernel == 0:
+        _become_kernel(request, descriptors)
+
+    def forward():
+        while number := connection.recv(1):
+            os.kill(kernel, number[0])
+        os.kill(kernel, signal.SIGKILL)
+
+    threading.Thread(target=forward, daemon=True).start()
+    status = os.waitstatus_to_exitcode(os.waitpid(kernel, 0)[1])
+    with contextlib.suppress(OSError):
+        connection.sendall(bytes([status if status >= 0 else 128 - status]))
+    os._exit(0)
+
+
+def _become_kernel(request: dict, descriptors: list[int]) -> None:
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+    os.setsid()
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.environ.pop("JPY_PARENT_PID", None)  # the kernel's parent is not papermill; `forward` ends it instead
+    sys.argv = ["ipykernel_launcher", "--IPKernelApp.log_level=ERROR", *request["arguments"]]
+    sys.path.insert(0, "")
+    from ipykernel.kernelapp import IPKernelApp
+
+    IPKernelApp.launch_instance()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
+    message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    while not message.endswith(b"\n"):
+        message += connection.recv(1 << 20)
+    return json.loads(message), list(array.array("i", descriptors))
+
+
+def connect(address: str, *arguments: str) -> int:
+    """What the kernelspec runs: ask the warm process for a kernel and live as long as it does."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+    message = json.dumps(request).encode() + b"\n"
+    sent = socket.send_fds(connection, [message], [0, 1, 2])
+    connection.sendall(message[sent:])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: connection.send(bytes([n])))
+    status = connection.recv(1)
+    return status[0] if status else 1
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        serve(sys.argv[1])
+    else:
+        sys.exit(connect(*sys.argv[1:]))

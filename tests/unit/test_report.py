@@ -1,0 +1,257 @@
+"""Executed notebooks become an offline site: what must be true of every page."""
+
+import os
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from fgkd import report
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+HARM = "<script>alert(1)</script>"
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
+
+
+def stream(text, name="stdout"):
+    return new_output("stream", name=name, text=text)
+
+
+def shown(data, **metadata):
+    return new_output("display_data", data=data, metadata=metadata)
+
+
+def tagged(tag, source, *outputs, count=None):
+    return new_code_cell(source, outputs=list(outputs), metadata={"tags": [tag]}, execution_count=count)
+
+
+def save(path, *cells):
+    nbformat.write(new_notebook(cells=list(cells)), path)
+    return path
+
+
+@pytest.fixture
+def render(tmp_path):
+    """Cells -> the parsed page."""
+
+    def rendered(*cells, **options):
+        report.page(save(tmp_path / "run.ipynb", *cells), tmp_path / "run.html", **options)
+        return BeautifulSoup((tmp_path / "run.html").read_text(encoding="utf-8"), "html.parser")
+
+    return rendered
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A study of four runs (done, failed, waiting, unreadable) -> the path of its index."""
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    (tmp_path / "b.svg").write_text(SVG)
+    good = save(tmp_path / "good.ipynb", new_markdown_cell("# How good is this teacher?\n\n[next](04_ratio12.ipynb)"))
+    error = new_output("error", ename="ValueError", evalue="no bank", traceback=["ValueError: no bank"])
+    bad = save(tmp_path / "bad.ipynb", new_markdown_cell("# Why?"), new_code_cell("f()", outputs=[error]))
+    (tmp_path / "torn.ipynb").write_text('{"cells": [')
+    entries = [
+        report.Entry("Teachers", f"resnet101 {HARM}", good, "teachers/a b.html", "done", "TAC 81.2 %"),
+        report.Entry("Teachers", "vgg19_bn", bad, "teachers/vgg.html", "failed"),
+        report.Entry("Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting"),
+        report.Entry("Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed"),
+    ]
+    table = pd.DataFrame({"metric": ["R12", HARM], "rho": [-0.41, None]})
+
+    def built(**changes):
+        options = dict(
+            title=f"A study of {HARM}",
+            question="Does $R_{12}$ rank teachers?",
+            answer="No better than accuracy.",
+            headline=(tmp_path / "a.png", "One point a teacher. n = 8.", table, "Ranks"),
+            figures=[(tmp_path / "b.svg", "The null")],
+            tables={"all runs": pd.DataFrame({"run": range(30)})},
+            entries=entries,
+            facts={"torch": f"2.15.0 {HARM}"},
+            missing=["birds FZ", "birds FT"],
+        )
+        return report.site(tmp_path / "site", **(options | changes))
+
+    return built
+
+
+def parse(path):
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def test_a_page_has_no_script_and_loads_nothing_from_elsewhere(render):
+    page = render(
+        new_markdown_cell(f"# Title\n\n{HARM} ![x](https://e.org/x.png) <iframe src='https://e.org'></iframe>"),
+        new_markdown_cell("<a href='javascript:x()'>a</a> <b onclick='x()'>bold</b> <img src=x onerror=x()>"),
+        new_code_cell("d", outputs=[shown({"text/html": f"{HARM}<link rel=stylesheet href='//e.org'><b>ok</b>"})]),
+        new_code_cell("w", outputs=[shown({"application/javascript": "alert(1)", "text/plain": "words"})]),
+        new_code_cell("s", outputs=[shown({"image/svg+xml": SVG.replace("<rect", HARM + "<rect")})]),
+    )
+    assert not page(["script", "iframe", "link", "object", "svg"])
+    assert not [tag for tag in page(True) if any(name.startswith("on") for name in tag.attrs)]
+    assert all(tag["src"].startswith("data:image/") for tag in page(src=True))
+    assert all(tag["href"].startswith("#") or tag["href"] == "index.html" for tag in page(href=True))
+    assert "url(" not in page.style.text and "@import" not in page.style.text
+    assert page.find("b", string="ok") and page.find("b", string="bold") and "words" in page.text
+
+
+def test_a_script_in_a_class_name_is_shown_as_text(render, build):
+    table = pd.DataFrame({"class": [HARM]})
+    page = render(
+        new_markdown_cell(f"The class {HARM} has `{HARM}`, and <script> alone hides\n\nno **later text**"),
+        new_code_cell("x", outputs=[stream(HARM), shown({"text/html": table.to_html()})]),
+        title=HARM,
+    )
+    assert not page.script and page.text.count(HARM) == 7 and page.strong.text == "later text"
+    index = parse(build())
+    assert not index.script and index.text.count(HARM) >= 4
+
+
+def test_formulas_become_mathml(render):
+    page = render(
+        new_markdown_cell(
+            "Ratio $R_{12} = \\frac{1}{N}\\sum_i P_{1,i}/P_{2,i}$ and *so* $a_1 * b_1 * c$\n\n$$\nx < \\sqrt{y}\n\n$$\n"
+            "text\n\\begin{align*}a &= b \\\\ c &= d\\end{align*}\nend"
+        ),
+        new_code_cell("m", outputs=[shown({"text/latex": "$\\displaystyle \\rho$"})]),
+    )
+    assert [math["display"] for math in page("math")] == ["inline", "inline", "block", "block", "block"]
+    assert page.mfrac and page.msqrt and page.mtable and len(page("em")) == 1 and "$" not in page.main.text
+
+
+def test_dollars_in_code_and_money_stay_dollars(render):
+    page = render(
+        new_markdown_cell(
+            "`$HOME` costs \\$5, or $5 to $10, `$$` and `$$`\n\n5$ to 6$, 3 $ a$, $5/$10\n\n$3`$A`\n\n"
+            "```sh\necho $A $B $$x$$\n```\n"
+        ),
+        new_code_cell("price = '$5 and $6'"),
+    )
+    assert not page.math
+    for text in ("$HOME", "costs $5, or $5 to $10, $$ and $$", "5$ to 6$, 3 $ a$, $5/$10", "$3$A", "echo $A $B $$x$$", "'$5 and $6'"):
+        assert text in page.main.text
+
+
+def test_progress_bars_are_dropped_and_rewritten_lines_keep_their_last_state(render):
+    bar = "\rbank:   0%|          | 0/20 [00:00<?, ?it/s]\rbank: 100%|████| 20/20 [00:00<00:00, 99.1it/s]\n"
+    page = render(
+        new_code_cell("a", outputs=[stream(bar, "stderr"), stream("9it [00:01, 8.9it/s]\n", "stderr")]),
+        new_code_cell("b", outputs=[stream("1\r2\r"), stream("step 3\nkept 5%\n"), stream("careful\n", "stderr")]),
+        new_code_cell("c", outputs=[shown({WIDGET: {}, "text/plain": bar.strip()})]),
+    )
+    assert [tag.text for tag in page("pre", class_="out")] == ["step 3\nkept 5%"]
+    assert page.find("details", class_="messages").pre.text == "careful" and "it/s" not in page.text
+
+
+def test_outputs_keep_their_order(render):
+    page = render(new_code_cell("x", outputs=[stream("one"), shown({"image/png": PIXEL}), stream("two")]))
+    assert re.search(r"one.*<img.*two", str(page), flags=re.DOTALL)
+
+
+def test_parameters_and_failures_are_named(render):
+    error = new_output("error", ename="ValueError", evalue="epochs", traceback=["\x1b[31mValueError\x1b[0m: epochs"])
+    page = render(
+        new_markdown_cell("<span>An Exception was encountered</span>", metadata={"tags": ["papermill-error-cell-tag"]}),
+        tagged("parameters", "epochs = 20"),
+        tagged("injected-parameters", "epochs = 30"),
+        tagged("raises-exception", "1 / 0", error, count=3),
+        new_code_cell("train()", outputs=[error], execution_count=4),
+    )
+    labels = [tag.text for tag in page("p", class_="label")]
+    assert labels == ["Default parameters", "Parameters of this run", "✕ The run failed in this cell"]
+    assert "stopped in cell 4" in page.text and "train()" in page.find(id="failed-cell").text
+    assert "An Exception" not in page.text and "\x1b" not in page.text
+
+
+def test_pictures_have_alternative_texts_and_tables_have_header_cells(render):
+    frame = pd.DataFrame({"teacher": ["vgg19_bn"], "TAC": [81.2]}, index=["a"])
+    page = render(
+        new_markdown_cell("# Question\n\n## What *R12* sees\n\n| a | b |\n|---|---|\n| 1 | x |"),
+        new_code_cell("f", outputs=[shown({"image/png": PIXEL}, **{"image/png": {"width": 70}})]),
+        new_code_cell("g", outputs=[shown({"image/png": PIXEL}, alt='A "fine" line')]),
+        new_code_cell("t", outputs=[shown({"text/html": "<style scoped>td{}</style>" + frame.to_html()})]),
+    )
+    assert [img["alt"] for img in page("img")] == ["Figure in the part “What R12 sees”", 'A "fine" line']
+    assert [tag["scope"] for tag in page("th")] == ["col", "col", "col", "col", "row"]
+    assert page.find("td", string="81.2")["class"] == ["number"] and page.html["lang"] == "en"
+    assert len(page("style")) == 1 and len(page("div", class_="scroll")) == 2 and len(page("h1")) == 1
+
+
+def test_html_in_markdown_keeps_its_nesting(render):
+    page = render(new_markdown_cell("<details><summary>Why</summary>\n\n*inside* <sup>a **b**</sup>\n\n</details>"))
+    assert page.details.em.text == "inside" and page.details.sup.strong.text == "b"
+
+
+def test_a_notebook_without_a_heading_is_titled_by_its_run(render):
+    assert render(new_markdown_cell("text"), title="vgg19_bn, FT").h1.text == "vgg19_bn, FT"
+
+
+def test_local_pictures_are_embedded_and_links_lead_home(render, tmp_path):
+    (tmp_path / "local.svg").write_text(SVG)
+    page = render(new_markdown_cell("![a bird](local.svg)"), home="../index.html")
+    assert page.img["src"].startswith("data:image/svg+xml;base64,") and page.img["alt"] == "a bird"
+    assert page.nav.a["href"] == "../index.html"
+
+
+def test_every_link_of_a_site_leads_to_a_file_of_it(build):
+    index = build()
+    pages = list(index.parent.rglob("*.html"))
+    assert len(pages) == 3
+    for path in pages:
+        for tag in parse(path)(lambda tag: tag.has_attr("href") or tag.has_attr("src")):
+            address = tag.get("href") or tag["src"]
+            if not address.startswith(("#", "data:")):
+                assert (path.parent / address.replace("%20", " ")).is_file(), address
+    assert not list(index.parent.rglob("*.tmp"))
+
+
+def test_missing_failed_and_unreadable_runs_are_said_in_words(build):
+    index = parse(build())
+    assert "2 runs are missing: birds FZ, birds FT." in index.text
+    assert "1 notebook cannot be read: lcnet." in index.text
+    assert "1 run is missing: vit." in parse(build(missing=["vit"])).text
+    assert "missing" not in parse(build(missing=[])).text
+    states = [tag.text for tag in index("span", class_="state")]
+    assert states == ["✓ done; TAC 81.2 %", "✕ failed", "○ waiting", "✕ failed"]
+    assert [bool(tag.a) for tag in index("li")] == [True, True, False, False]
+
+
+def test_a_table_is_written_whole_and_shown_in_part(build):
+    index = build()
+    assert len(pd.read_csv(index.parent / "tables" / "all runs.csv")) == 30
+    assert "The first 10 of 30 rows." in parse(index).text
+    assert list(pd.read_csv(index.parent / "tables" / "headline.csv")["metric"]) == ["R12", HARM]
+
+
+def test_a_fresh_page_is_not_rendered_again(build, tmp_path):
+    page = build().parent / "teachers" / "a b.html"
+    first = page.stat().st_mtime_ns
+    build()
+    assert page.stat().st_mtime_ns == first
+    later = page.stat().st_mtime + 10
+    os.utime(tmp_path / "good.ipynb", (later, later))
+    build()
+    assert page.stat().st_mtime_ns != first
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("state", "ok"), ("href", "../a.html"), ("href", "index.html"), ("href", "a.txt")]
+)
+def test_an_entry_that_cannot_be_shown_is_refused(field, value, tmp_path):
+    good = dict(section="Data", title="birds", notebook=tmp_path / "a.ipynb", href="a.html", state="done")
+    with pytest.raises(ValueError, match=re.escape(repr(value))):
+        report.Entry(**(good | {field: value}))
+
+
+def test_what_would_overwrite_is_refused(build, tmp_path):
+    twice = [report.Entry("Data", name, tmp_path / "good.ipynb", "a.html", "done") for name in "ab"]
+    with pytest.raises(ValueError, match="share a page: a.html"):
+        build(entries=twice)
+    with pytest.raises(ValueError, match="no file name"):
+        build(tables={"../runs": pd.DataFrame()})
