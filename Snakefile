@@ -35,7 +35,7 @@ for stage, notebook in studies.STAGES.items():
         output:
             [f"{study.folder}/{{id}}/result.json"] + ([temp(f"{study.folder}/{{id}}/logits.npy")] if stage == "bank" else [])
         log: notebook=f"{study.folder}/{{id}}/{notebook}.ipynb"
-        wildcard_constraints: id=f"{stage}(/.*)?"
+        wildcard_constraints: id=f"{stage}/.*|study/{stage}"
         threads: study.threads
         params:
             fingerprint=lambda w: study.fingerprint(cells[w.id]),

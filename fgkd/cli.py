@@ -159,9 +159,7 @@ def _follow(study: Study, process: subprocess.Popen) -> None:
 
 def _summary(study: Study, cell: Cell) -> str:
     found = tables.record(study, cell)
-    if not found:
-        return ""
-    row = found["rows"][0]
+    row = found["rows"][0] if found and found["rows"] else {}
     parts = {"tac": "TAC {:.1%}", "ratio12": "R12 {:.3f}", "accuracy": "student {:.1%}"}
     return "  ".join(text.format(row[name]) for name, text in parts.items() if name in row)
 

@@ -4,7 +4,7 @@ Nothing that a page loads comes from another host, and no page holds a script: f
 addresses, the style sheet is inlined. What notebooks hold is not trusted: their HTML passes an allow list, because a
 class name read from a folder may well be `<script>`.
 
-`page` renders one notebook; `site` renders the index of a study and the pages of all its runs.
+`build` makes the site of a study; `site` renders an index and the pages of all runs; `page` renders one notebook.
 """
 
 import base64
@@ -30,8 +30,22 @@ from nbconvert.filters.ansi import ansi2html, strip_ansi
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 
+from fgkd import stats
+from fgkd import tables as records
+from fgkd.metrics import METRICS
+from fgkd.study import Cell, Study
+
 TEMPLATES = Path(__file__).parent / "templates"
 STATES = ("done", "failed", "waiting", "running")
+SECTIONS = {
+    "intro": "The idea", "data": "Data", "teacher": "Teachers", "bank": "Banks and R12", "distill": "Students",
+    "correlation": "Analysis", "report": "Analysis",
+}
+FIGURES = {
+    "picks": "What choosing by each metric gains: mean accuracy of the student whose teacher it picks.",
+    "heat": "Spearman's rho in the claimed direction, for every metric and group: blue agrees with the claim, red contradicts it.",
+    "strengths": "Share of groups by strength of |rho|, which forgives a wrong sign; dashed: the share that would be strong by chance.",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,32 @@ class Entry:
         parts = self.href.split("/")
         if not self.href.endswith(".html") or self.href == "index.html" or any(p in ("", ".", "..") for p in parts):
             raise ValueError(f"href of {self.title!r} is {self.href!r}; expected a relative path such as 'runs/a.html'")
+
+
+def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
+    """The site of a study in `runs/<study>/report/`, from the records there are; what is missing is said.
+
+    `states`: what `fgkd status` says of each cell (state, seconds, error). Returns the path of index.html.
+    """
+    found, folder = records.collect(study), study.folder / "figures"
+    answer, headline = "There is nothing to correlate yet.", None
+    if "headline" in found:
+        points = stats.joined(found["students"], records.with_tac(found["metrics"], found["teachers"]))
+        found["picks"] = stats.picks(points, found["students"])
+        answer = stats.answer(found["picks"])
+        table = found.pop("headline").round(3)
+        table["metric"] = [METRICS[m].label for m in table["metric"]]
+        if (folder / "against.png").exists():
+            caption = "Student accuracy against each metric, a point a teacher. The claim: falling for R12, rising for SSP and TAC."
+            headline = (folder / "against.png", caption, table, "Every metric over all groups, best first; agrees is rho times the claimed direction.")
+    entries = [_entry(study, cell, state) for cell, state in states.items()]
+    missing = [f"{cell.id} ({state['state']}{': ' + state['error'] if state['error'] else ''})" for cell, state in states.items() if state["state"] != "done"]
+    return site(
+        study.folder / "report", title="Which teacher should your small model learn from?",
+        question=f"{study.name}: {study.question}" if study.question else study.name, answer=answer, headline=headline,
+        figures=[(folder / f"{name}.png", caption) for name, caption in FIGURES.items() if (folder / f"{name}.png").exists()],
+        tables=found, entries=entries, facts=_facts(study, found), missing=missing,
+    )
 
 
 def page(notebook: Path, html: Path, *, title: str | None = None, home: str = "index.html") -> None:
@@ -84,7 +124,7 @@ def site(
     title: str,
     question: str,
     answer: str,
-    headline: tuple[Path, str, pd.DataFrame, str],
+    headline: tuple[Path, str, pd.DataFrame, str] | None,
     figures: Sequence[tuple[Path, str]],
     tables: Mapping[str, pd.DataFrame],
     entries: Sequence[Entry],
@@ -93,14 +133,13 @@ def site(
 ) -> Path:
     """Write the index of a study, its figures and tables, and the page of each run that left a notebook.
 
-    `headline` is (figure, its caption, table, its caption): what a reader in a hurry should see; its table is also
-    written as `tables/headline.csv`. `figures` are (PNG or SVG file, caption). Every table becomes `tables/<name>.csv`.
+    `headline` is (figure, its caption, table, its caption): what a reader in a hurry should see, None while there is
+    nothing to see; its table is also written as `tables/headline.csv`. `figures` are (PNG or SVG file, caption). Every table becomes `tables/<name>.csv`.
     Texts are plain; `$...$` in them is a formula. A page is rendered again only where it is older than its notebook or
     than this module. Notebooks that cannot be read get no page and are named beside what is `missing`.
     Returns the path of index.html.
     """
     out = Path(out)
-    figure, caption, table, table_caption = headline
     (out / "figures").mkdir(parents=True, exist_ok=True)
     if "headline" in tables:
         raise ValueError("'headline' names the headline table; give the other table another name")
@@ -113,8 +152,8 @@ def site(
         title=title,
         question=question,
         answer=answer,
-        headline_figure=_figure(figure, caption, out),
-        headline_table=_table("headline", table, out, rows=24, caption=table_caption),
+        headline_figure=headline and _figure(*headline[:2], out),
+        headline_table=headline and _table("headline", headline[2], out, rows=24, caption=headline[3]),
         figures=[_figure(path, words, out) for path, words in figures],
         tables=[_table(name, frame, out, rows=10) for name, frame in tables.items()],
         sections=_sections(entries, pages),
@@ -128,6 +167,32 @@ def site(
 
 
 # The index
+
+
+def _entry(study: Study, cell: Cell, state: Mapping) -> Entry:
+    """A cell of the grid: what came out of it, and how long it took."""
+    record = records.record(study, cell)
+    row = record["rows"][0] if record and record["rows"] else {}
+    words = {"tac": "TAC {:.1%}", "ratio12": "R12 {:.3f}", "accuracy": "accuracy {:.1%}", "train": "{:,} training images"}
+    detail = [text.format(row[name]) for name, text in words.items() if name in row]
+    detail += [f"{state['seconds']:.0f} s"] if state["seconds"] else []
+    detail += [state["state"]] if state["state"] not in STATES else []
+    name = " · ".join(part for part in (cell.dataset, cell.strategy, cell.teacher) if part) or cell.notebook
+    shown = state["state"] if state["state"] in STATES else "waiting"
+    return Entry(SECTIONS[cell.stage], name, study.path(cell) / f"{cell.notebook}.ipynb", f"{cell.id}.html", shown, ", ".join(detail))
+
+
+def _facts(study: Study, found: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """What the study was made with: its own settings, and the code, machine and packages of its first record."""
+    first = next((r for c in study.cells() if (r := records.record(study, c))), None)
+    facts = {"study": Path(study.file).name, "seed": str(study.seed), "teachers": ", ".join(m.model for m in study.teachers.values()),
+             "students": ", ".join(m.model for m in study.students.values()), "strategies": ", ".join(study.strategies)}
+    facts |= {f"recipe {name}": ", ".join(f"{k} {v}" for k, v in vars(recipe).items()) for name, recipe in study.recipes.items()}
+    if first:
+        made = first["provenance"]
+        facts |= {"commit": made["commit"], "device": made["device"], "python": made["python"]}
+        facts |= {"packages": ", ".join(f"{k} {v}" for k, v in made["packages"].items())}
+    return facts
 
 
 def _entry_page(entry: Entry, out: Path) -> str:

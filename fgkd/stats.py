@@ -115,6 +115,14 @@ def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).dropna().sort_values("accuracy", ascending=False, kind="stable").reset_index(drop=True)
 
 
+def answer(picks: pd.DataFrame) -> str:
+    """What choosing gains in one sentence."""
+    by = picks.set_index("rule").accuracy
+    rules = {"R12": "picked by R12", "TAC": "by TAC", "SSP": "by SSP", "random": "at random", "best": "by the best teacher"}
+    parts = [f"{text} {by[rule]:.1%}" for rule, text in rules.items() if rule in by]
+    return "Mean accuracy of the student whose teacher is " + ", ".join(parts) + "."
+
+
 def headline(correlations: pd.DataFrame) -> pd.DataFrame:
     """One row a metric over all groups: groups, mean signed and absolute rho, share of strong groups; best signed first."""
     table = correlations.assign(strong=correlations.strength == "strong").groupby("metric").agg(

@@ -114,7 +114,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        return "/".join(p for p in (self.stage, self.dataset, self.strategy, self.teacher) if p)
+        return "/".join(p for p in (self.stage, self.dataset, self.strategy, self.teacher) if p) if self.dataset else f"study/{self.stage}"
 
     @property
     def notebook(self) -> str:
