@@ -6,7 +6,7 @@ VENV   ?= .venv
 STUDY  ?= demo
 BIN    := $(VENV)/bin
 
-.PHONY: env study test unit notebooks lab lock clean
+.PHONY: env study test unit notebooks stored lab lock clean
 env: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -27,6 +27,13 @@ unit: env
 
 notebooks: env
 	$(BIN)/python -m pytest tests/test_notebooks.py
+
+# Run the notebooks in their order at their defaults and store their outputs without times and paths, as they are committed.
+stored: env
+	rm -rf build/stored && mkdir -p build/stored
+	FGKD_RUNS=$(CURDIR)/build/stored $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-output --keep-count --keep-id \
+	  --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version" notebooks/*.ipynb
 
 lab: env
 	$(BIN)/jupyter lab notebooks

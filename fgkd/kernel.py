@@ -75,7 +75,8 @@ def _handle(connection: socket.socket) -> None:
     def forward():
         while number := connection.recv(1):
             os.kill(kernel, number[0])
-        os.kill(kernel, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(kernel, signal.SIGKILL)
 
     threading.Thread(target=forward, daemon=True).start()
     status = os.waitstatus_to_exitcode(os.waitpid(kernel, 0)[1])

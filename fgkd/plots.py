@@ -11,7 +11,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
 from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from fgkd.metrics import METRICS
 from fgkd.stats import STRENGTHS, spearman, strength
@@ -22,7 +24,9 @@ SHAPES = "osD^vPX*"
 
 
 def set_style() -> None:
-    """matplotlib's settings for all figures of the study."""
+    """matplotlib's settings for all figures of the study; in a notebook, figures as PNG."""
+    if get_ipython() is not None:
+        set_matplotlib_formats("png")
     plt.rcParams.update({
         "figure.dpi": 96, "savefig.dpi": 150, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "axes.axisbelow": True,
@@ -130,7 +134,8 @@ def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
                 axis.scatter(getattr(row, name), 100 * row.accuracy, s=45, zorder=3, **look[row.teacher])
             _labels(axis, rows[name], 100 * rows.accuracy, rows.teacher)
             rho = spearman(rows[name], rows.accuracy)
-            axis.set(title=f"{strategy}: rho = {rho:+.2f} (n = {len(rows)}, {strength(rho) or 'undefined'})",
+            found = f"{rho:+.2f}, {strength(rho)}" if strength(rho) else "undefined"
+            axis.set(title=f"{strategy}: rho {found} (n = {len(rows)})",
                      xlabel=f"{METRICS[name].label}  ({'smaller' if METRICS[name].direction < 0 else 'larger'} is claimed better)")
         line[0].set_ylabel("student accuracy, %")
     return _closed(figure)

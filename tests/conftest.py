@@ -1,0 +1,114 @@
+"""Shared by all tests: one folder for results, which kernels inherit, one thread, the reference values, and a tiny study."""
+
+import copy
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+RESULTS = tempfile.TemporaryDirectory(prefix="fgkd-tests-")
+os.environ["FGKD_RUNS"] = RESULTS.name
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+
+from fgkd import stages  # noqa: E402
+from fgkd import study as studies  # noqa: E402
+
+torch.set_num_threads(1)
+
+TINY = {
+    "question": "Does it run?", "seed": 0, "device": "cpu", "threads": 1, "views": {"resize": 36, "crop": 32},
+    "pretext": {"species": 3, "family_size": 3, "train": 4, "test": 2, "seed": 7},
+    "datasets": {"birds": {"species": 4, "family_size": 2, "train": 6, "test": 4}},
+    "teachers": {"byobnet": {"model": "test_byobnet.r160_in1k", "weights": "pretext"}, "resnet": {"model": "test_resnet"},
+                 "efficientnet": {"model": "test_efficientnet"}},
+    "students": {"small": {"model": "test_byobnet"}},
+    "strategies": ["FZ", "FT"],
+    "recipes": {"pretext": {"epochs": 1, "batch_size": 6, "lr": 0.01}, "FZ": {"epochs": 2, "batch_size": 8, "lr": 0.1, "views": 1},
+                "FT": {"epochs": 2, "batch_size": 8, "lr": 0.01}, "student": {"epochs": 2, "batch_size": 8, "optimizer": "adamw", "lr": 0.001}},
+    "distillation": {"temperature": 2, "beta": 10},
+}
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The folder of reference values beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "reference"
+    if not folder.is_dir():
+        pytest.skip("the reference values are not beside this checkout")
+    return folder
+
+
+@pytest.fixture
+def write_study(tmp_path, monkeypatch):
+    """(changes) -> the path of a study file with its results beside it; a change is {'recipes.FT.lr': 1}, ... removes the key."""
+    monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
+
+    def write(changes=None, name="tiny"):
+        return _write(tmp_path / f"{name}.yaml", changes or {})
+
+    return write
+
+
+@pytest.fixture
+def make_study(write_study):
+    """(changes) -> the loaded study."""
+    return lambda changes=None, name="tiny": studies.load(str(write_study(changes, name)))
+
+
+@pytest.fixture
+def tiny(make_study):
+    """A study of three teachers and one student that runs in seconds, with its results in tmp_path."""
+    return make_study()
+
+
+@pytest.fixture(scope="session")
+def finished_folder(tmp_path_factory):
+    """The folder of the tiny study, run once; to be read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FGKD_RUNS", str(folder))
+        study = studies.load(str(_write(folder / "tiny.yaml", {})))
+        frames = stages.everything(study)
+        stages.conclude(study, "correlation", frames)
+    return folder
+
+
+@pytest.fixture
+def finished(finished_folder, tiny):
+    """The tiny study with a copy of its results, which the test may spoil."""
+    shutil.copytree(finished_folder / "tiny", tiny.folder)
+    return tiny
+
+
+@pytest.fixture
+def in_child():
+    """(function) -> the exit status of a forked process that runs it; what it changes is not seen here."""
+    def run(function):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                function()
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    return run
+
+
+def _write(file, changes):
+    raw = copy.deepcopy(TINY)
+    for path, value in changes.items():
+        *folders, last = path.split(".")
+        target = raw
+        for key in folders:
+            target = target.setdefault(key, {})
+        if value is ...:
+            del target[last]
+        else:
+            target[last] = value
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return file

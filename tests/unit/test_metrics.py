@@ -1,0 +1,161 @@
+"""Metrics: the released implementation's values, cases by hand, and a stated behaviour at every edge."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fgkd import metrics
+
+SHIFT_INVARIANT = ("ratio12_softmax", "margin", "entropy", "ssp")
+SCALE_INVARIANT = ("ratio12", "ratio13", "ratio23")
+
+
+def random(n=20, c=7, *, seed=0):
+    """Positive logits (n, c)."""
+    return torch.from_numpy(np.random.default_rng(seed).uniform(1, 9, (n, c)))
+
+
+@pytest.mark.parametrize("name", ["ratio12", "ratio13", "ratio23", "ratio12_softmax", "ssp", "entropy"])
+@pytest.mark.parametrize("case", ["cub_like", "pets_like", "small"])
+def test_a_metric_equals_the_released_implementation(reference, case, name):
+    logits = np.load(reference / "golden.npz")[f"metrics/{case}/logits"]
+    golden = json.loads((reference / "golden.json").read_text())[f"metrics/{case}"]
+    assert metrics.summarize(logits)[name] == pytest.approx(golden[name], rel=1e-5)
+    assert metrics.samples(logits)[name].mean().item() == pytest.approx(golden[name], rel=1e-5)
+
+
+def test_metrics_by_hand():
+    logits = [[1.0, 6.0, 0.0, 4.0]]
+    q = np.exp([6.0, 4.0, 1.0, 0.0]) / np.exp([6.0, 4.0, 1.0, 0.0]).sum()
+    found = {name: value.item() for name, value in metrics.samples(logits).items()}
+    assert found == pytest.approx({
+        "ratio12": 1.5, "ratio13": 6, "ratio23": 4, "ratio12_softmax": math.exp(2), "margin": 2,
+        "entropy": -(q * np.log(q)).sum(), "ssp": q[1:].std(ddof=1)}, rel=1e-12)
+
+
+def test_ssp_is_the_unbiased_std_of_ranks_2_to_4_and_of_no_others():
+    logits = random(c=9)
+    q = np.sort(torch.softmax(logits, 1).numpy())[:, ::-1]
+    assert metrics.secondary_std(logits).numpy() == pytest.approx(q[:, 1:4].std(1, ddof=1), rel=1e-12)
+    assert metrics.secondary_std(logits, k=5).numpy() == pytest.approx(q[:, 1:6].std(1, ddof=1), rel=1e-12)
+    for rival in (q[:, 1:4].std(1), q[:, :3].std(1, ddof=1), q[:, 1:].std(1, ddof=1)):
+        assert metrics.secondary_std(logits).numpy() != pytest.approx(rival, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [*SCALE_INVARIANT, *SHIFT_INVARIANT])
+def test_raw_ratios_ignore_scale_and_see_a_shift_and_the_others_the_reverse(name):
+    logits = random()
+    plain, scaled, shifted = (metrics.samples(z)[name] for z in (logits, 3.7 * logits, logits + 5))
+    same, other = (scaled, shifted) if name in SCALE_INVARIANT else (shifted, scaled)
+    torch.testing.assert_close(same, plain, rtol=1e-9, atol=1e-12)
+    assert not torch.isclose(other, plain, rtol=1e-3, atol=0).any()
+
+
+@pytest.mark.parametrize("name", metrics.samples(random()))
+def test_the_order_of_classes_does_not_matter(name):
+    logits = random()
+    torch.testing.assert_close(metrics.samples(logits.flip(1))[name], metrics.samples(logits)[name], rtol=1e-12, atol=1e-15)
+
+
+def test_a_shift_alone_turns_the_order_of_two_teachers_by_r12():
+    confident, unsure = torch.tensor([[9.0, 3.0, 0.0]]), torch.tensor([[4.0, 2.0, 0.0]])
+    assert metrics.ratio12(confident) > metrics.ratio12(unsure)
+    assert metrics.ratio12(confident + 100) > 1 and metrics.ratio12(confident + 100) < metrics.ratio12(unsure)
+    assert metrics.ratio12_softmax(confident + 100) == metrics.ratio12_softmax(confident)
+
+
+def test_a_tie_at_the_top_is_ratio_1_and_margin_0():
+    found = metrics.samples([[3.0, 3.0, 1.0, 0.0], [-2.0, -2.0, -5.0, -6.0]])
+    assert found["ratio12"].tolist() == found["ratio12_softmax"].tolist() == [1, 1]
+    assert found["margin"].tolist() == [0, 0]
+
+
+def test_equal_logits_have_entropy_log_c_and_no_secondary_spread():
+    found = metrics.samples(torch.full((2, 6), 1.25))
+    assert found["entropy"].tolist() == pytest.approx([math.log(6)] * 2)
+    assert found["ssp"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("classes, undefined", [(2, {"ratio13", "ratio23", "ssp"}), (3, {"ssp"}), (4, set())])
+def test_what_needs_more_classes_than_there_are_is_nan(classes, undefined):
+    summary = metrics.summarize(random(c=classes))
+    assert {name for name, value in summary.items() if math.isnan(value)} == undefined
+
+
+def test_a_second_logit_of_zero_gives_infinity_whatever_its_sign_and_a_tie_there_nan():
+    found = metrics.ratio12([[2.0, 0.0], [2.0, -0.0], [0.0, 0.0]]).tolist()
+    assert found[:2] == [math.inf, math.inf] and math.isnan(found[2])
+
+
+def test_samples_with_a_second_logit_of_zero_or_below_are_counted():
+    summary = metrics.summarize([[2.0, 1.0], [2.0, 0.0], [2.0, -1.0], [-1.0, -2.0]])
+    assert summary["ratio12_nonpositive"] == 0.75
+    assert summary["ratio12"] == math.inf
+    assert summary["ratio12_median"] == pytest.approx((0.5 + 2) / 2)
+    assert metrics.ratio12([[2.0, -1.0]]).item() == -2
+
+
+def test_summary_is_the_mean_over_samples_and_not_a_mean_of_batch_means():
+    logits = random(n=10)
+    whole, parts = metrics.summarize(logits), [metrics.summarize(b)["ratio12"] for b in (logits[:9], logits[9:])]
+    assert whole["ratio12"] == pytest.approx((9 * parts[0] + parts[1]) / 10, rel=1e-12)
+    assert whole["ratio12"] != pytest.approx(np.mean(parts), rel=1e-3)
+    assert whole == pytest.approx(metrics.summarize(logits.flip(0)), rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_are_refused_by_sample(value):
+    logits = random(n=5)
+    logits[2, 1] = logits[4, 0] = value
+    with pytest.raises(ValueError, match="2 of 5 samples.*first: sample 2.*diverge"):
+        metrics.summarize(logits)
+
+
+@pytest.mark.parametrize("logits, message", [
+    (torch.zeros(0, 5), r"\(0, 5\): expected \(N, C\)"), (torch.zeros(4), r"\(4,\): expected \(N, C\)"),
+    (torch.zeros(2, 3, 4), r"\(2, 3, 4\)"), (torch.zeros(3, 1), "1 class: .* at least 2 classes")])
+@pytest.mark.parametrize("function", [metrics.ratio12, metrics.margin, metrics.entropy, metrics.secondary_std, metrics.summarize])
+def test_empty_batches_single_classes_and_other_shapes_are_refused(function, logits, message):
+    with pytest.raises(ValueError, match=message):
+        function(logits)
+
+
+def test_a_spread_of_fewer_than_two_probabilities_is_refused():
+    with pytest.raises(ValueError, match="k is 1.*at least 2"):
+        metrics.secondary_std(random(), k=1)
+
+
+def test_inputs_of_any_kind_give_fp64_without_gradient():
+    logits = random().float().requires_grad_()
+    for given in (logits, logits.detach().numpy(), logits.tolist()):
+        found = metrics.ratio12(given)
+        assert found.dtype == torch.float64 and not found.requires_grad
+        assert torch.equal(found, metrics.ratio12(logits.detach().double()))
+
+
+def test_probabilities_too_small_for_fp32_still_count():
+    logits = torch.tensor([[200.0, 50.0, 0.0]])
+    naive = torch.softmax(logits, 1)
+    assert naive[0, 1] == 0
+    assert metrics.ratio12_softmax(logits).item() == pytest.approx(math.exp(150))
+    assert 0 < metrics.entropy(logits).item() < 1e-60
+
+
+def test_accuracy_by_hand_and_in_the_summary():
+    logits = [[2.0, 1.0], [0.0, 1.0], [5.0, 4.0], [0.0, 3.0]]
+    assert metrics.accuracy(logits, [0, 1, 1, 1]) == metrics.summarize(logits, [0, 1, 1, 1])["accuracy"] == 0.75
+    assert "accuracy" not in metrics.summarize(logits)
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1, 1], [[0], [1]]])
+def test_labels_of_another_shape_are_refused_and_not_broadcast(labels):
+    with pytest.raises(ValueError, match=r"labels have shape .*expected \(2,\)"):
+        metrics.accuracy([[2.0, 1.0], [0.0, 1.0]], labels)
+
+
+def test_every_claimed_metric_but_tac_is_in_a_summary():
+    assert set(metrics.METRICS) - {"tac"} <= set(metrics.summarize(random()))
+    assert {claim.direction for claim in metrics.METRICS.values()} == {-1, 1}
