@@ -225,3 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         if command is run:
             sub.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

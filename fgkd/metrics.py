@@ -45,7 +45,8 @@ METRICS = {
 
 
 def ratio12(logits) -> Tensor:
-    """P_1 / P_2 of raw logits (N, C >= 2) -> (N,).  Scale invariant, not shift invariant; inf at P_2 = 0, negative at P_2 < 0 < P_1.
+    """P_1 / P_2 of raw logits (N, C >= 2) -> (N,).  Scale invariant, not shift invariant; inf at P_2 = 0, negative at P_2 < 0 < P_1,
+    NaN where both are 0.
 
     >>> ratio12([[6.0, 4.0, 1.0], [3.0, 3.0, 0.0]]).tolist()
     [1.5, 1.0]
@@ -117,7 +118,10 @@ def secondary_std(logits, k: int = 3) -> Tensor:
 def accuracy(logits, labels) -> float:
     """Share of samples whose largest logit is the label's: logits (N, C), labels (N,) -> [0, 1]."""
     logits = _checked(logits)
-    return (logits.argmax(1) == torch.as_tensor(labels, device=logits.device)).double().mean().item()
+    labels = torch.as_tensor(labels, device=logits.device)
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}: expected ({len(logits)},), one for each sample")
+    return (logits.argmax(1) == labels).double().mean().item()
 
 
 def samples(logits) -> dict[str, Tensor]:
@@ -151,7 +155,7 @@ def _ratio(logits, above: int, below: int) -> Tensor:
     if logits.shape[1] < below:
         return logits.new_full((len(logits),), torch.nan)
     top = logits.topk(below, dim=1).values
-    return top[:, above - 1] / top[:, below - 1]
+    return top[:, above - 1] / (top[:, below - 1] + 0.0)  # -0.0 + 0.0 is 0.0
 
 
 def _top(logits, k: int) -> Tensor:

@@ -43,7 +43,10 @@ class Classifier(nn.Module):
     @property
     def head(self) -> nn.Module:
         """The network's last layer: linear, or a 1 x 1 convolution."""
-        return self.net.get_classifier()
+        layer = self.net.get_classifier()
+        if not isinstance(layer, nn.Module):
+            raise StudyError(f"'{type(self.net).__name__}' has {len(layer)} heads: expected one; for LeViT and DeiT set 'options: {{distilled: false}}'")
+        return layer
 
 
 class Head(nn.Module):
@@ -112,9 +115,13 @@ def save(model: nn.Module, file: Path) -> None:
 
 def restore(model: nn.Module, file: Path, *, skip: str = "") -> None:
     """Load weights that `save` wrote, strictly but for the entries that begin with `skip` (a head of other classes)."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    state = load_file(file)
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise StudyError(f"weights '{file}' cannot be read: {error}. Delete the file to train it anew") from error
     own = model.state_dict()
     if skip:
         state = {k: v for k, v in state.items() if not k.startswith(skip)} | {k: v for k, v in own.items() if k.startswith(skip)}

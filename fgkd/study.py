@@ -20,6 +20,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 import types
@@ -220,13 +221,13 @@ class Study:
                 return as_dict(self.data(cell.dataset))
             case "teacher":
                 model = self.teacher(cell.teacher)
-                return common | {"model": as_dict(model), "plugins": self.plugins, "recipe": as_dict(self.recipe(cell.strategy, model)), "weights": _stamp(model.weights)}
+                return common | {"model": as_dict(model), "plugins": _digests(self.plugins), "recipe": as_dict(self.recipe(cell.strategy, model)), "weights": _stamp(model.weights)}
             case "bank":
                 return common | {"epochs": self.bank_epochs}
             case "distill":
                 students = {k: as_dict(m) | {"recipe": as_dict(self.recipe("student", m)), "weights": _stamp(m.weights)} for k, m in self.students.items()}
                 kd = {} if cell.strategy == "CE" else as_dict(self.distillation) | {"online": self.online}
-                return common | {"students": students, "kd": kd, "plugins": self.plugins}
+                return common | {"students": students, "kd": kd, "plugins": _digests(self.plugins)}
         return {"question": self.question}
 
 
@@ -237,8 +238,8 @@ def load(study: str) -> Study:
     """
     file = _find(study)
     try:
-        raw = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        raw = yaml.load(file.read_text(), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise StudyError(f"{file} holds {type(raw).__name__}, expected keys and values such as 'datasets:' and 'teachers:'")
@@ -260,6 +261,16 @@ def check_parameters(namespace: dict, **types_: type) -> None:
             raise StudyError(f"parameter '{name}' is {namespace[name]!r} ({type(namespace[name]).__name__}): expected {kind.__name__}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which it would keep the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
+            raise StudyError(f"key '{twice[-1].value}' is there twice, again in line {twice[-1].start_mark.line + 1}: remove or rename one")
+        return super().construct_mapping(node, deep)
+
+
 def _find(study: str) -> Path:
     if Path(study).suffix in (".yaml", ".yml"):
         if not (file := Path(study)).is_file():
@@ -274,28 +285,27 @@ def _find(study: str) -> Path:
 
 
 def _build(raw: dict, file: Path) -> Study:
-    raw = dict(raw)
     top = {f.name for f in dataclasses.fields(Study)} - {"file"}
     _check_keys(set(raw), top, "key", file.name)
     for key in ("datasets", "teachers", "students"):
         if not isinstance(raw.get(key), dict) or not raw[key]:
             raise StudyError(f"{file.name}: '{key}' is missing or empty: expected a mapping of names to settings")
-    views = _make(Views, raw.get("views") or {}, "views")
+    views = _make(Views, _section(raw, "views"), "views")
     if not 0 < views.crop <= views.resize:
         raise StudyError(f"views.crop is {views.crop}: expected 1 to views.resize ({views.resize})")
-    data = {k: _data(k, v, views, file) for k, v in raw["datasets"].items()}
+    data = {k: _data(k, v, views, file) for k, v in _section(raw, "datasets").items()}
     pretext = _data(PRETEXT, raw["pretext"], views, file) if raw.get("pretext") is not None else None
-    recipes = {k: _recipe(v, f"recipes.{k}") for k, v in (raw.get("recipes") or {}).items()}
+    recipes = {k: _recipe(v, f"recipes.{k}") for k, v in _section(raw, "recipes").items()}
     study = Study(
         name=_name(str(raw.get("name", file.stem)), "name"), file=str(file), question=_typed(raw.get("question", ""), str, "question"),
         seed=_typed(raw.get("seed", 0), int, "seed"), device=_choice(raw.get("device", "auto"), ("auto", "cpu", "cuda"), "device"),
-        threads=_typed(raw.get("threads", 1), int, "threads"), online=_typed(raw.get("online", False), bool, "online"),
-        plugins=tuple(_beside(file, p, "plugins") for p in raw.get("plugins") or ()), views=views, datasets=data, pretext=pretext,
-        teachers={k: _model(k, v, "teachers", file) for k, v in raw["teachers"].items()},
-        students={k: _model(k, v, "students", file) for k, v in raw["students"].items()},
-        strategies=tuple(_choice(s, STRATEGIES, "strategies") for s in raw.get("strategies") or STRATEGIES),
+        threads=_at_least(1, _typed(raw.get("threads", 1), int, "threads"), "threads"), online=_typed(raw.get("online", False), bool, "online"),
+        plugins=tuple(_beside(file, p, "plugins") for p in _typed(raw.get("plugins") or [], list, "plugins")), views=views, datasets=data, pretext=pretext,
+        teachers={k: _model(k, v, "teachers", file) for k, v in _section(raw, "teachers").items()},
+        students={k: _model(k, v, "students", file) for k, v in _section(raw, "students").items()},
+        strategies=tuple(_choice(s, STRATEGIES, "strategies") for s in _typed(raw.get("strategies") or list(STRATEGIES), list, "strategies")),
         baseline=_typed(raw.get("baseline", True), bool, "baseline"), recipes=recipes,
-        distillation=_make(Distillation, raw.get("distillation") or {}, "distillation"))
+        distillation=_make(Distillation, _section(raw, "distillation"), "distillation"))
     _check(study)
     return study
 
@@ -308,6 +318,8 @@ def _check(study: Study) -> None:
         raise StudyError("'pretext' as a data set and 'none' as a teacher are taken: give them other names")
     if students := [s for s, m in study.students.items() if m.weights == "pretext"]:
         raise StudyError(f"student '{students[0]}' has weights 'pretext': only teachers are trained on the pretext set; expected none, timm or a file")
+    _positive(study.distillation, "distillation", "temperature")
+    _at_least(0, study.distillation.beta, "distillation.beta")
     needed = {"student", *study.strategies, *([PRETEXT] if pretext else [])}
     _check_keys(set(study.recipes), needed | {PRETEXT, *STRATEGIES}, "recipe", "recipes")
     if missing := needed - set(study.recipes):
@@ -316,20 +328,21 @@ def _check(study: Study) -> None:
 
 def _data(key: str, raw, views: Views, file: Path) -> DataSpec:
     where = key if key == PRETEXT else f"datasets.{key}"
-    spec = _make(DataSpec, {"resize": views.resize, **(_typed(raw, dict, where)), "key": _name(key, "data set")}, where)
+    spec = _make(DataSpec, {"resize": views.resize} | _typed(raw, dict, where), where, key=_name(key, "data set"))
+    if spec.resize != views.resize:
+        raise StudyError(f"{where}.resize is {spec.resize}: expected views.resize ({views.resize}), at which all data sets are cached")
     _choice(spec.kind, ("birds", "folder"), f"{where}.kind")
     if spec.kind == "folder":
         if spec.root is None:
             raise StudyError(f"{where}.root is missing: expected the folder that holds train/ and test/, or one folder a class")
         return dataclasses.replace(spec, root=_beside(file, spec.root, f"{where}.root", exists=False))
     for name, least in (("species", 2), ("family_size", 1), ("train", 1), ("test", 1)):
-        if getattr(spec, name) < least:
-            raise StudyError(f"{where}.{name} is {getattr(spec, name)}: expected {least} or more")
+        _at_least(least, getattr(spec, name), f"{where}.{name}")
     return spec
 
 
 def _model(key: str, raw, where: str, file: Path) -> Model:
-    model = _make(Model, {**_typed(raw, dict, f"{where}.{key}"), "key": _name(str(key), where[:-1])}, f"{where}.{key}")
+    model = _make(Model, _typed(raw, dict, f"{where}.{key}"), f"{where}.{key}", key=_name(key, where[:-1]))
     _recipe(model.recipe, f"{where}.{key}.recipe")
     if model.weights in ("none", "pretext", "timm"):
         return model
@@ -341,23 +354,37 @@ def _model(key: str, raw, where: str, file: Path) -> Model:
 def _recipe(raw, where: str) -> Recipe:
     recipe = _make(Recipe, _typed(raw, dict, where), where)
     _choice(recipe.optimizer, ("sgd", "adamw"), f"{where}.optimizer")
-    for name in ("epochs", "batch_size", "lr", "clip"):
-        if getattr(recipe, name) <= 0:
-            raise StudyError(f"{where}.{name} is {getattr(recipe, name)}: expected more than 0")
-    for name in ("weight_decay", "warmup_steps", "min_lr", "views"):
-        if getattr(recipe, name) < 0:
-            raise StudyError(f"{where}.{name} is {getattr(recipe, name)}: expected 0 or more")
+    _positive(recipe, where, "epochs", "batch_size", "lr", "clip")
+    for name in ("weight_decay", "momentum", "warmup_steps", "min_lr", "views"):
+        _at_least(0, getattr(recipe, name), f"{where}.{name}")
     return recipe
 
 
-def _make(cls, raw: dict, where: str):
-    """A dataclass from a mapping, its keys and the types of its values checked."""
-    hints = typing.get_type_hints(cls)
-    _check_keys(set(raw), set(hints) - ({"key"} if "key" not in raw else set()), "key", where)
+def _section(raw: dict, key: str) -> dict:
+    """A mapping of the file, empty where it is absent; names that YAML reads as numbers are text."""
+    return {str(k): v for k, v in _typed({} if raw.get(key) is None else raw[key], dict, key).items()}
+
+
+def _make(cls, raw: dict, where: str, *, key: str | None = None):
+    """A dataclass from a mapping, its keys and the types of its values checked; `key` is its name, which the mapping lacks."""
+    hints, own = typing.get_type_hints(cls), {} if key is None else {"key": key}
+    _check_keys(set(raw), set(hints) - set(own), "key", where)
     required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
-    if missing := required - set(raw):
+    if missing := required - set(raw) - set(own):
         raise StudyError(f"{where} lacks '{sorted(missing)[0]}': add it")
-    return cls(**{k: _typed(v, hints[k], f"{where}.{k}") for k, v in raw.items()})
+    return cls(**own, **{k: _typed(v, hints[k], f"{where}.{k}") for k, v in raw.items()})
+
+
+def _positive(values, where: str, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(values, name) < math.inf:
+            raise StudyError(f"{where}.{name} is {getattr(values, name)}: expected more than 0")
+
+
+def _at_least(least: int, value, where: str):
+    if not least <= value < math.inf:
+        raise StudyError(f"{where} is {value}: expected {least} or more")
+    return value
 
 
 def _typed(value, kind, where: str):
@@ -417,6 +444,10 @@ def _beside(file: Path, path, where: str, exists: bool = True) -> str:
 def _stamp(weights: str) -> list:
     """Size and time of a weights file, so that an exchanged file makes its cells stale."""
     return [os.stat(weights).st_size, os.stat(weights).st_mtime_ns] if os.path.isabs(weights) else []
+
+
+def _digests(files: tuple[str, ...]) -> list[str]:
+    return [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files]
 
 
 def _ordered(study: Study, last: Cell) -> list[Cell]:

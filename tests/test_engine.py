@@ -1,0 +1,114 @@
+"""The smoke study through the real engine: Snakemake, papermill, kernels, report.  A minute."""
+
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from fgkd import stages, study as studies
+
+TIMES = ["commit", "seconds", "peak_memory_mb"]
+
+
+def fgkd(*words, runs, **options):
+    environment = os.environ | {"FGKD_RUNS": str(runs)}
+    return subprocess.run([sys.executable, "-m", "fgkd.cli", *words], env=environment, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("engine")
+    done = fgkd("run", "smoke", runs=runs)
+    assert done.returncode == 0, done.stderr[-3000:] + (runs / "smoke" / "engine.log").read_text()[-3000:]
+    return runs, done
+
+
+def test_every_cell_ends_with_its_notebook_result_and_a_row(smoke):
+    runs, done = smoke
+    study = studies.load("smoke")
+    for cell in study.cells():
+        folder = runs / "smoke" / cell.id
+        assert (folder / "result.json").exists() and (folder / f"{cell.notebook}.ipynb").exists(), cell.id
+    tables = {f.stem: pd.read_csv(f) for f in (runs / "smoke" / "tables").glob("*.csv")}
+    rows = {"teachers": 9, "metrics": 6, "students": 7, "correlations": 18}
+    assert {name: len(tables[name]) for name in rows} == rows
+    assert str(runs / "smoke" / "report" / "index.html") in done.stdout and "ratio12" in done.stdout
+
+
+def test_the_engine_gives_the_same_tables_as_a_plain_call_in_another_folder(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
+    study = studies.load("smoke")
+    frames = stages.everything(study)
+    stages.conclude(study, "correlation", frames)
+    for name in ("teachers", "metrics", "students", "correlations", "epochs"):
+        engine, plain = (pd.read_csv(folder / "smoke" / "tables" / f"{name}.csv").drop(columns=TIMES, errors="ignore") for folder in (smoke[0], tmp_path))
+        pd.testing.assert_frame_equal(engine, plain, check_exact=True)
+
+
+def test_banks_are_gone_once_their_last_student_is_done(smoke):
+    assert not list((smoke[0] / "smoke" / "bank").rglob("logits.npy"))
+
+
+def test_a_second_run_runs_nothing(smoke):
+    runs, _ = smoke
+    results = {f: f.stat().st_mtime_ns for f in (runs / "smoke").rglob("result.json")}
+    assert fgkd("run", "smoke", runs=runs).returncode == 0
+    assert results == {f: f.stat().st_mtime_ns for f in (runs / "smoke").rglob("result.json")}
+
+
+def test_status_and_plan_say_that_all_is_done(smoke):
+    runs, _ = smoke
+    cells = len(studies.load("smoke").cells())
+    assert fgkd("status", "smoke", runs=runs).stdout.splitlines()[-1] == f"{cells} done"
+    assert f"{cells} of {cells} notebooks are done" in fgkd("plan", "smoke", runs=runs).stdout
+
+
+def test_the_report_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(smoke):
+    class Links(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.found, self.tags = [], set()
+
+        def handle_starttag(self, tag, attributes):
+            self.tags.add(tag)
+            self.found += [(tag, v) for k, v in attributes if k in ("href", "src")]
+
+    report = smoke[0] / "smoke" / "report"
+    pages = list(report.rglob("*.html"))
+    assert len(pages) == len(studies.load("smoke").cells()) + 1
+    for page in pages:
+        links = Links()
+        links.feed(page.read_text())
+        assert "script" not in links.tags
+        for tag, address in links.found:
+            assert not address.startswith(("http:", "https:", "//")) or tag == "a", (page, address)
+            if not address.startswith(("#", "data:", "http")):
+                assert (page.parent / address.split("#")[0]).exists(), (page, address)
+    assert "<math" in (report / "study" / "intro.html").read_text()
+
+
+def test_a_mistyped_papermill_parameter_fails_by_name(tmp_path):
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", str(studies.PROJECT / "notebooks" / "02_data.ipynb"),
+               str(tmp_path / "out.ipynb"), "-p", "study", "smoke", "-p", "datset", "birds"]
+    done = subprocess.run(command, env=os.environ | {"FGKD_RUNS": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "parameter 'datset' is unknown (did you mean 'dataset'?)" in done.stderr
+
+
+def test_one_failing_teacher_is_named_and_the_others_go_on(tmp_path):
+    text = (studies.PROJECT / "runs" / "smoke.yaml").read_text()
+    broken = text.replace("weights: pretext, recipe: {lr: 0.02}", "weights: pretext, recipe: {lr: 1.0e+12, clip: 1.0e+30}").replace("strategies: [FZ, FT]", "strategies: [FT]")
+    assert broken.count("1.0e+12") == 1
+    (tmp_path / "broken.yaml").write_text(broken)
+    done = fgkd("run", str(tmp_path / "broken.yaml"), runs=tmp_path)
+    assert done.returncode == 1
+    assert "failed: teacher/pretext/pretext/vit" in done.stderr and "diverged in epoch" in done.stderr
+    study = studies.load(str(tmp_path / "broken.yaml"))
+    states = {c: json.loads((tmp_path / "broken" / c.id / "result.json").read_text()) for c in study.cells() if (tmp_path / "broken" / c.id / "result.json").exists()}
+    assert {c.teacher for c in states if c.stage == "distill"} == {"byobnet", "efficientnet", "none"}
+    index = (tmp_path / "broken" / "report" / "index.html").read_text()
+    assert "runs are missing" in index and "diverged in epoch" in index

@@ -1,0 +1,232 @@
+"""Models: names, weights that fit or are refused, and a head that is the network's own last layer."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fgkd import models
+from fgkd.models import Head
+from fgkd.study import Model, StudyError
+
+PLUGIN = """
+import timm
+from timm.models import register_model
+
+@register_model
+def {name}(pretrained=False, **options):
+    return timm.create_model("test_resnet", **options)
+"""
+
+
+def build(model="test_resnet", classes=4, *, crop=32, seed=0, **values):
+    return models.build(Model("x", model, **values), classes, crop=crop, seed=seed)
+
+
+def photos(n=3, size=32):
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def weights(model):
+    return {k: v.contiguous() for k, v in model.net.state_dict().items()}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A network of seven classes, and the file of its weights as another program would write it."""
+    model = build(classes=7, seed=3).eval()
+    save_file(weights(model), tmp_path / "seven.safetensors")
+    return model, tmp_path / "seven.safetensors"
+
+
+@pytest.mark.parametrize("name, message", [
+    ("resnet5O", "model 'resnet5O' is not known to timm .*did you mean .*resnet50.*plugins:"), ("zzzzzzzz", "see timm.list_models"),
+    ("test_resnet.r160_in2k", "model 'test_resnet' has no tag 'r160_in2k': expected one of r160_in1k"), ("lcnet_035.x", "has no tag 'x': expected no tag")])
+def test_a_name_that_timm_does_not_know_is_refused_with_close_ones(name, message):
+    with pytest.raises(StudyError, match=message):
+        build(name)
+
+
+def test_a_name_and_its_tag_are_known():
+    models.check_name("test_resnet"), models.check_name("test_resnet.r160_in1k")
+
+
+def test_a_model_gives_logits_of_its_classes_from_raw_pixels():
+    model = build(classes=5)
+    assert model.training and model(photos()).shape == (3, 5)
+    assert models.parameters(model) == sum(p.numel() for p in model.net.parameters())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit3.r160_in1k"])
+def test_normalisation_inside_the_model_equals_normalising_by_hand(name):
+    model, images = build(name).eval(), photos()
+    config = model.net.pretrained_cfg
+    mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ("mean", "std"))
+    by_hand = (images / 255 - mean) / std
+    torch.testing.assert_close(model.normalize(images), by_hand, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(images), model.net(by_hand), rtol=1e-4, atol=1e-5)
+
+
+def test_each_model_is_fed_its_own_mean():
+    means = {tuple(build(name).mean.flatten().tolist()) for name in ("test_resnet", "lcnet_035")}
+    assert len(means) == 2
+
+
+def test_building_depends_on_the_seed_alone_and_leaves_global_randomness_alone():
+    before = torch.get_rng_state()
+    first, second, other = (weights(build(seed=s)) for s in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(10)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert not torch.equal(first["fc.weight"], other["fc.weight"]) and not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
+
+
+@pytest.mark.parametrize("name, crop, options", [
+    ("test_vit3.r160_in1k", 32, {}), ("test_vit3.r160_in1k", 64, {}), ("test_vit3", 48, {"img_size": 48}), ("levit_128s", 64, {"distilled": False})])
+def test_networks_of_a_fixed_size_are_built_for_the_crop(name, crop, options):
+    model = build(name, crop=crop, options=options)
+    assert model(photos(2, crop)).shape == (2, 4)
+
+
+def test_an_option_that_a_network_does_not_have_is_refused():
+    with pytest.raises(StudyError, match="model 'test_resnet' could not be built: .*no_such_option"):
+        build(options={"no_such_option": 1})
+
+
+HEADS = [("test_resnet", {}), ("test_byobnet", {}), ("test_convnext3", {}), ("test_vit3", {}), ("lcnet_035", {}), ("resnetv2_18", {}), ("levit_128s", {"distilled": False})]
+
+
+@pytest.mark.parametrize("name, options", HEADS, ids=[name for name, _ in HEADS])
+def test_a_head_on_features_equals_the_whole_network(name, options):
+    model = build(name, crop=64, options=options).eval()
+    with torch.inference_mode():
+        images = photos(2, 64)
+        torch.testing.assert_close(Head(model.head)(model.features(images)), model(images), rtol=1e-4, atol=1e-5)
+    assert isinstance(model.head, torch.nn.Conv2d) == (name == "resnetv2_18")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit3", "resnetv2_18"])
+def test_the_heads_prefix_names_the_last_layers_weights_and_no_others(name):
+    model = build(name, classes=11)
+    prefix = models.head_prefix(model)
+    named = {k: v for k, v in model.state_dict().items() if k.startswith(prefix)}
+    assert {v.shape[0] for v in named.values()} == {11}
+    assert len(named) == len(model.head.state_dict())
+
+
+def test_a_network_of_two_heads_is_refused_with_the_option():
+    with pytest.raises(StudyError, match="2 heads.*distilled: false"):
+        build("levit_128s", crop=64).head
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weights_of_other_classes_load_with_the_same_features_and_a_new_head(trained, tmp_path, suffix):
+    model, file = trained
+    if suffix == "pth":
+        torch.save({"state_dict": weights(model)}, file := tmp_path / "seven.pth")
+    found = build(weights=str(file), classes=4).eval()
+    with torch.inference_mode():
+        assert torch.equal(found.features(photos()), model.features(photos()))
+        assert found(photos()).shape == (3, 4)
+
+
+def test_the_new_head_depends_on_the_seed_and_not_on_the_file(trained):
+    first, second, other = (build(weights=str(trained[1]), seed=s).head.weight for s in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_weights_without_a_head_load(trained, tmp_path):
+    model, _ = trained
+    save_file({k: v for k, v in weights(model).items() if not k.startswith("fc.")}, file := tmp_path / "headless.safetensors")
+    with torch.inference_mode():
+        assert torch.equal(build(weights=str(file)).eval().features(photos()), model.features(photos()))
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda state: state.pop("conv1.0.weight"), "do not fit model 'test_resnet': .*Missing key.*conv1.0.weight"),
+    (lambda state: state.update(extra=torch.zeros(2)), "do not fit model 'test_resnet': .*Unexpected key.*extra"),
+    (lambda state: state.update({"conv1.0.weight": torch.zeros(2, 3, 3, 3)}), "do not fit model 'test_resnet': .*size mismatch.*conv1.0.weight")])
+def test_weights_with_a_missing_extra_or_misshapen_entry_are_refused(trained, tmp_path, spoil, message):
+    spoil(state := weights(trained[0]))
+    save_file(state, file := tmp_path / "spoilt.safetensors")
+    with pytest.raises(StudyError, match=message):
+        build(weights=str(file))
+
+
+def test_weights_of_another_architecture_are_refused(trained):
+    with pytest.raises(StudyError, match="seven.safetensors' do not fit model 'test_efficientnet'.*Name the model that they were saved from"):
+        build("test_efficientnet", weights=str(trained[1]))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("kept", [0, 40, 5000])
+def test_a_file_that_is_cut_short_is_refused(trained, tmp_path, kept, suffix):
+    model, source = trained
+    if suffix == "pth":
+        torch.save(weights(model), source := tmp_path / "seven.pth")
+    (file := tmp_path / f"short.{suffix}").write_bytes(source.read_bytes()[:kept])
+    with pytest.raises(StudyError, match=f"weights '.*short.{suffix}' cannot be read: .*Expected a safetensors file"):
+        build(weights=str(file))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    torch.save(Harm(), file := tmp_path / "harm.pth")
+    with pytest.raises(StudyError, match="cannot be read"):
+        build(weights=str(file))
+    assert not (tmp_path / "harm").exists()
+
+
+def test_what_save_wrote_restores_to_the_same_logits(tmp_path):
+    model, other = build(seed=1).eval(), build(seed=2).eval()
+    models.save(model, tmp_path / "m.safetensors")
+    models.restore(other, tmp_path / "m.safetensors")
+    with torch.inference_mode():
+        assert torch.equal(model(photos()), other(photos()))
+    assert [f.name for f in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_restoring_all_but_the_head_keeps_the_new_head(tmp_path):
+    source, model = build(classes=7, seed=1).eval(), build(classes=4, seed=2).eval()
+    head = model.head.weight.clone()
+    models.save(source, tmp_path / "m.safetensors")
+    with pytest.raises(StudyError, match=r"shape of net.fc.weight is \(7, .*expected \(4, .*Delete the file"):
+        models.restore(model, tmp_path / "m.safetensors")
+    models.restore(model, tmp_path / "m.safetensors", skip=models.head_prefix(model))
+    assert torch.equal(model.head.weight, head) and torch.equal(model.features(photos()), source.features(photos()))
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda state: state.pop("net.conv1.0.weight"), "missing net.conv1.0.weight"), (lambda state: state.update(x=torch.zeros(1)), "unexpected x")])
+def test_restoring_is_strict(tmp_path, spoil, message):
+    models.save(build(), file := tmp_path / "m.safetensors")
+    spoil(state := load_file(file))
+    save_file(state, file)
+    with pytest.raises(StudyError, match=f"m.safetensors' do not fit the model: {message}"):
+        models.restore(build(), file)
+
+
+def test_restoring_a_file_that_is_cut_short_names_it_and_the_remedy(tmp_path):
+    models.save(build(), file := tmp_path / "m.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(StudyError, match="m.safetensors' cannot be read.*Delete the file"):
+        models.restore(build(), file)
+
+
+def test_a_plugin_registers_a_model_with_timm(tmp_path):
+    (file := tmp_path / "mine.py").write_text(PLUGIN.format(name="fgkd_plugin_net"))
+    with pytest.raises(StudyError, match="A model of your own goes into 'plugins:'"):
+        models.check_name("fgkd_plugin_net")
+    models.load_plugins((str(file),))
+    models.load_plugins((str(file),))
+    assert build("fgkd_plugin_net", classes=6)(photos()).shape == (3, 6)
+
+
+@pytest.mark.parametrize("source, message", [("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"), ("def f(:", "SyntaxError")])
+def test_a_plugin_that_fails_is_named_with_its_error_each_time(tmp_path, source, message):
+    (file := tmp_path / "bad.py").write_text(source)
+    for _ in range(2):
+        with pytest.raises(StudyError, match=f"plugin '.*bad.py' failed to import: {message}"):
+            models.load_plugins((str(file),))

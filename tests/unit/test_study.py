@@ -1,0 +1,309 @@
+"""A study file: what it means, what a change makes stale, and that every mistake is named with its remedy."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fgkd import study as studies
+from fgkd.study import Cell, StudyError
+
+
+def changed(before, after):
+    """Ids of the cells that a change makes stale."""
+    assert before.cells() == after.cells()
+    return {c.id for c in before.cells() if before.fingerprint(c) != after.fingerprint(c)}
+
+
+def ids(study, *stages, having=""):
+    return {c.id for c in study.cells() if c.stage in stages and having in c.id}
+
+
+def ends(study):
+    return ids(study, "correlation", "report")
+
+
+def smoke():
+    return studies.load(str(studies.PROJECT / "runs" / "smoke.yaml"))
+
+
+def test_smoke_loads_by_name_and_by_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert studies.load("smoke") == smoke()
+    assert smoke().name == "smoke" and Path(smoke().file).is_absolute()
+
+
+def test_a_study_in_the_working_folders_runs_comes_first(write_study, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    write_study({"question": "Mine?"}).rename(tmp_path / "runs" / "smoke.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert studies.load("smoke").question == "Mine?"
+
+
+def test_the_cells_of_smoke():
+    cells = smoke().cells()
+    counts = {stage: sum(c.stage == stage for c in cells) for stage in studies.STAGES}
+    assert counts == {"intro": 1, "data": 2, "teacher": 9, "bank": 6, "distill": 7, "correlation": 1, "report": 1}
+    assert {c.teacher for c in cells if c.strategy == "CE"} == {"none"}
+
+
+@pytest.mark.parametrize("which", ["smoke", "tiny"])
+def test_cells_are_unique_and_after_what_they_read(which, tiny):
+    study = {"smoke": smoke(), "tiny": tiny}[which]
+    cells = study.cells()
+    assert len({c.id for c in cells}) == len(cells) == len({study.path(c) for c in cells})
+    for position, cell in enumerate(cells):
+        assert set(study.inputs(cell)) <= set(cells[:position])
+
+
+def test_only_teachers_with_pretext_weights_read_a_pretext_training(tiny):
+    assert Cell("teacher", "pretext", "byobnet", "pretext") in tiny.inputs(Cell("teacher", "birds", "byobnet", "FT"))
+    assert tiny.inputs(Cell("teacher", "birds", "resnet", "FT")) == (Cell("data", "birds"),)
+    assert sum(c.dataset == "pretext" and c.stage == "teacher" for c in tiny.cells()) == 1
+
+
+def test_what_papermill_is_handed(tiny):
+    assert Cell("teacher", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "recipe": "FZ"}
+    assert Cell("bank", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "strategy": "FZ"}
+    assert Cell("report").parameters(tiny) == {"study": tiny.file}
+
+
+def test_a_comment_or_another_order_of_keys_changes_nothing(tiny):
+    file = Path(tiny.file)
+    raw = yaml.safe_load(file.read_text())
+    file.write_text("# a comment\n" + yaml.safe_dump(dict(sorted(raw.items())), sort_keys=False))
+    assert changed(tiny, studies.load(tiny.file)) == set()
+
+
+def test_another_folder_for_the_file_and_its_results_changes_nothing(tiny, tmp_path, monkeypatch):
+    (other := tmp_path / "elsewhere").mkdir()
+    (other / "tiny.yaml").write_text(Path(tiny.file).read_text())
+    monkeypatch.setenv("FGKD_RUNS", str(other))
+    assert changed(tiny, studies.load(str(other / "tiny.yaml"))) == set()
+
+
+@pytest.mark.parametrize("change", [{"recipes.student.lr": 0.5}, {"students.small.recipe": {"lr": 0.5}}])
+def test_a_students_learning_rate_makes_only_students_stale(tiny, make_study, change):
+    assert changed(tiny, make_study(change)) == ids(tiny, "distill") | ends(tiny)
+
+
+@pytest.mark.parametrize("teacher", ["byobnet", "resnet"])
+def test_a_teachers_learning_rate_makes_that_teachers_cells_stale(tiny, make_study, teacher):
+    after = make_study({f"teachers.{teacher}.recipe": {"lr": 0.5}})
+    assert changed(tiny, after) == ids(tiny, "teacher", "bank", "distill", having=teacher) | ends(tiny)
+
+
+def test_a_pretext_value_reaches_only_the_teachers_that_start_from_it(tiny, make_study):
+    found = changed(tiny, make_study({"recipes.pretext.lr": 0.5}))
+    assert found == ids(tiny, "teacher", "bank", "distill", having="byobnet") | ends(tiny)
+
+
+@pytest.mark.parametrize("change, stale", [
+    ({"recipes.FT.lr": 0.5}, lambda s: ids(s, "teacher", "bank", "distill", having="/FT/") | ends(s)),
+    ({"online": True}, lambda s: ids(s, "distill") - ids(s, "distill", having="CE") | ends(s)),
+    ({"distillation.beta": 3}, lambda s: ids(s, "distill") - ids(s, "distill", having="CE") | ends(s)),
+    ({"recipes.student.epochs": 3}, lambda s: ids(s, "bank", "distill") | ends(s)),
+    ({"seed": 1}, lambda s: ids(s, "teacher", "bank", "distill") | ends(s)),
+    ({"views.crop": 30}, lambda s: ids(s, "teacher", "bank", "distill") | ends(s)),
+    ({"datasets.birds.train": 7}, lambda s: {c.id for c in s.cells() if "birds" in c.id} | ends(s)),
+    ({"question": "Why?"}, lambda s: ids(s, "intro") | ends(s)),
+])
+def test_a_change_makes_stale_what_depends_on_it(tiny, make_study, change, stale):
+    assert changed(tiny, make_study(change)) == stale(tiny)
+
+
+@pytest.mark.parametrize("key", ["teachers.resnet.weights", "students.small.weights"])
+def test_an_exchanged_weights_file_makes_stale_what_starts_from_it(make_study, tmp_path, key):
+    (tmp_path / "a.safetensors").write_bytes(b"one")
+    before = make_study({key: "a.safetensors"})
+    prints = {c.id: before.fingerprint(c) for c in before.cells()}
+    (tmp_path / "a.safetensors").write_bytes(b"other")
+    stale = {c.id for c in before.cells() if before.fingerprint(c) != prints[c.id]}
+    expected = ids(before, "teacher", "bank", "distill", having="resnet") if "teachers" in key else ids(before, "distill")
+    assert stale == expected | ends(before)
+
+
+def test_an_edited_plugin_makes_the_trainings_stale(make_study, tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    study = make_study({"plugins": ["mine.py"]})
+    cell = Cell("teacher", "birds", "resnet", "FT")
+    before = study.fingerprint(cell)
+    (tmp_path / "mine.py").write_text("x = 22\n")
+    assert study.fingerprint(cell) != before
+
+
+def test_seeds_of_two_uses_differ_and_follow_the_studys(tiny, make_study):
+    names = [("order", "a"), ("order", "b"), ("student views", "a"), ("order", "a", "b"), ("ordera",), ()]
+    seeds = [tiny.seed_for(*n) for n in names]
+    assert len(set(seeds)) == len(names) and all(0 <= s < 2**63 for s in seeds)
+    assert seeds == [tiny.seed_for(*n) for n in names]
+    assert not set(seeds) & {make_study({"seed": 1}).seed_for(*n) for n in names}
+
+
+def test_a_models_own_values_replace_the_recipes(make_study):
+    study = make_study({"teachers.resnet.recipe": {"lr": 0.5}})
+    assert study.recipe("FT", study.teacher("resnet")).lr == 0.5
+    assert study.recipe("FT", study.teacher("resnet")).epochs == study.recipe("FT", study.teacher("byobnet")).epochs == 2
+
+
+def test_a_bank_has_a_view_for_each_epoch_of_the_longest_student(make_study):
+    study = make_study({"students.long": {"model": "test_resnet", "recipe": {"epochs": 9}}})
+    assert study.bank_epochs == 9
+
+
+@pytest.mark.parametrize("text, value", [("1e-5", 1e-5), ("1", 1.0), ("0.5", 0.5), (".5", 0.5), ("1.e-3", 1e-3)])
+def test_a_number_however_written_is_a_float(write_study, text, value):
+    file = write_study({"recipes.FT.lr": "RATE"})
+    file.write_text(file.read_text().replace("RATE", text))
+    found = studies.load(str(file)).recipes["FT"].lr
+    assert found == value and type(found) is float
+
+
+def test_a_name_written_as_a_number_is_a_name(make_study):
+    study = make_study({"datasets": {2011: {"species": 3}}, "teachers": {1: {"model": "test_resnet"}}, "name": 7})
+    assert study.name == "7" and Cell("teacher", "2011", "1", "FT") in study.cells()
+
+
+def test_results_lie_in_fgkd_runs_or_beside_the_file(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("FGKD_RUNS", "/somewhere")
+    assert tiny.path(Cell("bank", "birds", "resnet", "FT")) == Path("/somewhere/tiny/bank/birds/FT/resnet")
+    for unset in ("", None):
+        monkeypatch.setenv("FGKD_RUNS", "") if unset == "" else monkeypatch.delenv("FGKD_RUNS")
+        assert tiny.folder == tmp_path / "tiny"
+
+
+def test_files_are_named_relative_to_the_study(make_study, tmp_path, monkeypatch):
+    (tmp_path / "w.pth").touch()
+    (tmp_path / "mine.py").touch()
+    monkeypatch.setenv("PHOTOS", "/photos")
+    study = make_study({"teachers.resnet.weights": "w.pth", "plugins": ["./mine.py"], "datasets.mine": {"kind": "folder", "root": "$PHOTOS/birds"}})
+    assert study.teacher("resnet").weights == str(tmp_path / "w.pth") and study.plugins == (str(tmp_path / "mine.py"),)
+    assert study.data("mine").root == "/photos/birds" and study.data("mine").resize == study.views.resize
+
+
+WRONG = [
+    ({"treachers": {}}, "key 'treachers' is unknown.*did you mean 'teachers'"),
+    ({"views.corp": 3}, "views: key 'corp' is unknown.*did you mean 'crop'"),
+    ({"datasets.birds.specie": 3}, "datasets.birds: key 'specie' is unknown.*'species'"),
+    ({"datasets.birds.key": "x"}, "datasets.birds: key 'key' is unknown"),
+    ({"pretext.tests": 3}, "pretext: key 'tests' is unknown.*'test'"),
+    ({"teachers.resnet.modle": "x"}, "teachers.resnet: key 'modle' is unknown.*'model'"),
+    ({"teachers.resnet.recipe": {"lrr": 1}}, "teachers.resnet.recipe: key 'lrr' is unknown.*'lr'"),
+    ({"students.small.recipe": {"epoch": 1}}, "students.small.recipe: key 'epoch' is unknown.*'epochs'"),
+    ({"recipes.FT.epoch": 3}, "recipes.FT: key 'epoch' is unknown.*'epochs'"),
+    ({"recipes.students": {}}, "recipe 'students' is unknown.*'student'"),
+    ({"distillation.temprature": 2}, "distillation: key 'temprature' is unknown.*'temperature'"),
+    ({"seed": "one"}, "seed is 'one': expected int"),
+    ({"seed": 1.5}, "seed is 1.5: expected int"),
+    ({"seed": True}, "seed is True: expected int"),
+    ({"threads": 0}, "threads is 0: expected 1 or more"),
+    ({"online": 1}, "online is 1: expected true or false"),
+    ({"baseline": "yes"}, "baseline is 'yes': expected true or false"),
+    ({"question": 3}, "question is 3: expected str"),
+    ({"recipes.FT.epochs": True}, "recipes.FT.epochs is True: expected int"),
+    ({"recipes.FT.epochs": 2.5}, "recipes.FT.epochs is 2.5: expected int"),
+    ({"recipes.FT.lr": "fast"}, "recipes.FT.lr is 'fast': expected float"),
+    ({"recipes.FT.lr": True}, "recipes.FT.lr is True: expected float"),
+    ({"recipes.FT": 3}, "recipes.FT is 3: expected a mapping"),
+    ({"recipes": "x"}, "recipes is 'x': expected a mapping"),
+    ({"teachers.resnet": "test_resnet"}, "teachers.resnet is 'test_resnet': expected a mapping"),
+    ({"teachers": ["a"]}, "'teachers' is missing or empty"),
+    ({"students": ...}, "'students' is missing or empty"),
+    ({"datasets": {}}, "'datasets' is missing or empty"),
+    ({"views": 64}, "views is 64: expected a mapping"),
+    ({"distillation": 2}, "distillation is 2: expected a mapping"),
+    ({"pretext": 5}, "pretext is 5: expected a mapping"),
+    ({"strategies": "FZ"}, "strategies is 'FZ': expected list"),
+    ({"plugins": "p.py"}, "plugins is 'p.py': expected list"),
+    ({"teachers.resnet.options": [1]}, "teachers.resnet.options is .*expected a mapping"),
+    ({"datasets.birds.classes": "a"}, "datasets.birds.classes is 'a': expected list"),
+    ({"datasets.birds.species": "4"}, "datasets.birds.species is '4': expected int"),
+    ({"teachers.resnet.model": ...}, "teachers.resnet lacks 'model': add it"),
+    ({"strategies": ["FZ", "CAL"]}, "strategies is 'CAL': expected one of FZ, FT"),
+    ({"device": "gpu"}, "device is 'gpu'.*expected one of auto, cpu, cuda"),
+    ({"datasets.birds.kind": "bird"}, "datasets.birds.kind is 'bird'.*'birds'"),
+    ({"recipes.FT.optimizer": "adam"}, "recipes.FT.optimizer is 'adam'.*'adamw'"),
+    ({"recipes.student": ...}, "recipes lacks student: add"),
+    ({"recipes": ...}, "recipes lacks FT, FZ, pretext, student"),
+    ({"pretext": ...}, "teacher 'byobnet' has weights 'pretext', but.*add one"),
+    ({"students.small.weights": "pretext"}, "student 'small' has weights 'pretext'.*expected none, timm or a file"),
+    ({"teachers.a/b": {"model": "test_resnet"}}, "teacher is named 'a/b': expected letters"),
+    ({"teachers": {"..": {"model": "test_resnet"}}}, "teacher is named '..'"),
+    ({"students.-rf": {"model": "test_resnet"}}, "student is named '-rf'"),
+    ({"datasets": {"../x": {}}}, "data set is named '../x'"),
+    ({"name": "a/b"}, "name is named 'a/b'"),
+    ({"name": ".."}, "name is named '..'"),
+    ({"teachers.none": {"model": "test_resnet"}}, "'none' as a teacher"),
+    ({"datasets.pretext": {}}, "'pretext' as a data set"),
+    ({"teachers.resnet.weights": "absent.safetensors"}, "teachers.resnet.weights: file '.*absent.safetensors' does not exist: check the path"),
+    ({"teachers.resnet.weights": "pretex"}, "teachers.resnet.weights is 'pretex': expected none, pretext, timm"),
+    ({"plugins": ["absent.py"]}, "plugins: file '.*absent.py' does not exist"),
+    ({"datasets.mine": {"kind": "folder"}}, "datasets.mine.root is missing"),
+    ({"views.crop": 37}, r"views.crop is 37: expected 1 to views.resize \(36\)"),
+    ({"views.crop": 0}, "views.crop is 0"),
+    ({"datasets.birds.resize": 40}, r"datasets.birds.resize is 40: expected views.resize \(36\)"),
+    ({"datasets.birds.species": 1}, "datasets.birds.species is 1: expected 2 or more"),
+    ({"datasets.birds.test": 0}, "datasets.birds.test is 0: expected 1 or more"),
+    ({"recipes.FT.epochs": 0}, "recipes.FT.epochs is 0: expected more than 0"),
+    ({"recipes.FT.lr": -1}, "recipes.FT.lr is -1.0: expected more than 0"),
+    ({"recipes.FT.lr": float("nan")}, "recipes.FT.lr is nan: expected more than 0"),
+    ({"teachers.resnet.recipe": {"batch_size": 0}}, "teachers.resnet.recipe.batch_size is 0"),
+    ({"recipes.FT.lr": float("inf")}, "recipes.FT.lr is inf: expected more than 0"),
+    ({"recipes.FT.momentum": -1}, "recipes.FT.momentum is -1.0"),
+    ({"recipes.FT.weight_decay": -0.1}, "recipes.FT.weight_decay is -0.1: expected 0 or more"),
+    ({"distillation.temperature": 0}, "distillation.temperature is 0.0: expected more than 0"),
+    ({"distillation.beta": -1}, "distillation.beta is -1.0: expected 0 or more"),
+]
+
+
+@pytest.mark.parametrize("change, message", WRONG, ids=lambda v: v[:40] if isinstance(v, str) else "")
+def test_a_wrong_study_is_refused_with_the_value_and_the_remedy(make_study, change, message):
+    with pytest.raises(StudyError, match=message) as error:
+        make_study(change)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text, message", [
+    (b"teachers: {a: [}", "is not YAML.*line 1"), (b"a: b: c", "is not YAML"), (b"- a\n- b", "holds list, expected keys"), (b"", "holds NoneType"),
+    (b"question: \xff\xfe", "is not YAML"), (b"seed: 1\nseed: 2", "key 'seed' is there twice.*line 2")])
+def test_a_file_that_is_no_study_is_refused(tmp_path, text, message):
+    (tmp_path / "broken.yaml").write_bytes(text)
+    with pytest.raises(StudyError, match=message):
+        studies.load(str(tmp_path / "broken.yaml"))
+
+
+@pytest.mark.parametrize("name, message", [
+    ("smok", r"study 'smok' is unknown \(did you mean 'smoke'\?\): expected one of .*smoke.* or the path"),
+    ("absent/x.yaml", "study file 'absent/x.yaml' does not exist: give the path"), ("", "study '' is unknown")])
+def test_an_unknown_study_is_refused_with_those_there_are(name, message):
+    with pytest.raises(StudyError, match=message):
+        studies.load(name)
+
+
+@pytest.mark.parametrize("ask, message", [
+    (lambda s: s.teacher("resnt"), "teacher 'resnt' is not in the study.*'resnet'.*expected one of byobnet, resnet, efficientnet"),
+    (lambda s: s.student("x"), "student 'x' is not in the study: expected one of small"),
+    (lambda s: s.data("bird"), "data set 'bird' is not in the study.*'birds'"),
+    (lambda s: s.recipe("CAL", s.teacher("resnet")), "recipe 'CAL' is not in the study"),
+    (lambda s: s.inputs(Cell("banks")), "stage 'banks' is unknown: expected one of intro")])
+def test_asking_for_what_is_not_in_a_study_names_what_is(tiny, ask, message):
+    with pytest.raises(StudyError, match=message):
+        ask(tiny)
+
+
+def test_parameters_of_the_right_names_and_types_pass():
+    namespace = {"study": "smoke", "image": 3, "share": 0.5, "quick": True, "_hidden": 1, "In": [], "Out": {}, "exit": "x", "np": os}
+    studies.check_parameters(namespace, study=str, image=int, share=float, quick=bool)
+
+
+@pytest.mark.parametrize("namespace, message", [
+    ({"study": "smoke", "datset": "birds"}, "parameter 'datset' is unknown.*did you mean 'dataset'"),
+    ({"study": "smoke", "dataset": 3}, r"parameter 'dataset' is 3 \(int\): expected str"),
+    ({"study": "smoke", "dataset": None}, "parameter 'dataset' is None"),
+    ({"study": ["smoke"], "dataset": "birds"}, r"parameter 'study' is \['smoke'\] \(list\): expected str"),
+    ({"study": "smoke", "dataset": "birds", "image": True}, "parameter 'image' is True .bool.: expected int"),
+    ({"study": "smoke", "dataset": "birds", "image": "3"}, "parameter 'image' is '3' .str.: expected int")])
+def test_parameters_of_other_names_or_types_are_refused(namespace, message):
+    with pytest.raises(StudyError, match=message):
+        studies.check_parameters({"image": 1} | namespace, study=str, dataset=str, image=int)

@@ -1,0 +1,271 @@
+"""The training loop: resumable bit for bit, a rate as planned, loud when it diverges; and the passes over images around it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fgkd import models, training, views
+from fgkd.datasets import Split
+from fgkd.study import Distillation, Model, Recipe, StudyError, Views
+
+CPU = torch.device("cpu")
+SIZES = Views(resize=36, crop=32)
+
+
+class Huge(np.memmap):
+    """A memory map that says it is larger than any memory."""
+
+    nbytes = 2**50
+
+
+def points(n=48, classes=3, *, seed=0):
+    """Noisy points around a centre for each class: (n, 4) and labels (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    return torch.eye(classes, 4)[labels] * 3 + torch.randn(n, 4, generator=generator), labels
+
+
+def network(seed=0):
+    """With BatchNorm and dropout, so that a resumed training has states and draws to get wrong."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+
+
+def fit(model, x, labels, checkpoint, *, inputs=None, **values):
+    recipe = Recipe(**({"epochs": 6, "batch_size": 10, "lr": 0.05, "warmup_steps": 3} | values))
+    return training.fit(model, inputs or (lambda epoch, index: x[index]), labels, training.cross_entropy(labels), recipe, seed=11, checkpoint=checkpoint)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """Where a training saves its state, here after every epoch."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    return tmp_path / "checkpoint.pt"
+
+
+@pytest.fixture
+def split(tmp_path):
+    rng = np.random.default_rng(2)
+    np.save(tmp_path / "images.npy", rng.integers(0, 256, (20, 36, 36, 3), dtype=np.uint8))
+    return Split(np.load(tmp_path / "images.npy", mmap_mode="r"), np.arange(20) % 4, tuple(map(str, range(20))))
+
+
+@pytest.fixture
+def images(split):
+    return training.Images(split, SIZES, CPU)
+
+
+def model(name="test_byobnet", classes=4, **options):
+    return models.build(Model("x", name, options=options), classes, crop=32, seed=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("killed_in", [0, 1, 4, 5])
+def test_a_killed_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(checkpoint, tmp_path, optimizer, killed_in):
+    x, labels = points()
+    whole, broken, resumed = network(), network(), network(seed=9)
+    expected = fit(whole, x, labels, tmp_path / "other.pt", optimizer=optimizer)
+
+    def killed(epoch, index):
+        if epoch == killed_in and killed.calls == 2:
+            raise KeyboardInterrupt
+        killed.calls += epoch == killed_in
+        return x[index]
+
+    killed.calls = 0
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, x, labels, checkpoint, inputs=killed, optimizer=optimizer)
+    assert checkpoint.exists() == (killed_in > 0)
+    resumed = resumed if killed_in else network()  # a checkpoint replaces whatever weights it is given
+    assert fit(resumed, x, labels, checkpoint, optimizer=optimizer) == expected
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+
+
+def test_a_resumed_training_does_not_repeat_epochs(checkpoint):
+    x, labels = points()
+    fit(network(), x, labels, checkpoint)
+    seen = []
+    fit(network(), x, labels, checkpoint, inputs=lambda epoch, index: (seen.append(epoch), x[index])[1])
+    assert set(seen) == {5}
+
+
+def test_no_checkpoint_is_written_before_its_time(tmp_path):
+    x, labels = points()
+    fit(network(), x, labels, tmp_path / "checkpoint.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_seed_gives_another_training(tmp_path):
+    x, labels = points()
+    run = lambda seed: training.fit(network(), lambda e, i: x[i], labels, training.cross_entropy(labels), Recipe(epochs=1), seed=seed, checkpoint=tmp_path / "c")  # noqa: E731
+    assert run(1) == run(1) != run(2)
+
+
+def test_an_easy_task_is_learnt(tmp_path):
+    x, labels = points(n=90)
+    history = fit(network(), x, labels, tmp_path / "c", epochs=15)
+    assert [row["epoch"] for row in history] == list(range(15))
+    assert history[-1]["ce"] < history[0]["ce"] / 2 and history[-1]["train_accuracy"] > 0.85
+
+
+def test_a_row_is_the_mean_over_samples(tmp_path):
+    x, labels = points(n=25)
+    (row,) = fit(nn.Linear(4, 3).requires_grad_(True), x, labels, tmp_path / "c", epochs=1, lr=1e-12)
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3)
+    (row,) = fit(layer, x, labels, tmp_path / "c", epochs=1, lr=1e-12)
+    assert row["ce"] == pytest.approx(F.cross_entropy(layer(x), labels).item(), rel=1e-5)
+    assert row["train_accuracy"] == pytest.approx((layer(x).argmax(1) == labels).float().mean().item())
+
+
+@pytest.mark.parametrize("spoil", ["lr", "inputs"])
+def test_a_training_that_diverges_names_its_epoch_and_learning_rate(tmp_path, spoil):
+    x, labels = points()
+    lr = 1e38 if spoil == "lr" else 0.05
+    inputs = (lambda epoch, index: x[index] * (math.nan if epoch == 2 else 1)) if spoil == "inputs" else None
+    where = "epoch 2" if spoil == "inputs" else "epoch [01]"
+    with pytest.raises(FloatingPointError, match=rf"training diverged in {where}: .*Lower the learning rate \(now {lr:g}".replace("+", r"\+")):
+        fit(network(), x, labels, tmp_path / "c", inputs=inputs, lr=lr)
+
+
+@pytest.mark.parametrize("warmup, epochs", [(4, 3), (0, 3), (100, 2)])
+def test_the_rate_rises_linearly_then_falls_as_a_cosine(tmp_path, warmup, epochs):
+    """With gradient 1 a weight moves by the learning rate in each step."""
+    layer, seen, recipe = nn.Linear(1, 1, bias=False).double(), [], Recipe(epochs=epochs, batch_size=2, lr=0.5, min_lr=0.1, momentum=0, warmup_steps=warmup, clip=10)
+
+    def objective(logits, x, epoch, index):
+        seen.append(layer.weight.item())
+        return {"weight": layer(x).mean()}
+
+    training.fit(layer, lambda e, i: torch.ones(len(i), 1, dtype=torch.double), torch.zeros(8, dtype=torch.long), objective, recipe, seed=0, checkpoint=tmp_path / "c")
+    rates = -np.diff([*seen, layer.weight.item()])
+    steps = 4 * epochs
+    warm = min(warmup, steps - 1)
+    assert len(rates) == steps
+    if warm:
+        assert rates[0] == pytest.approx(0.5 / warm) and rates[warm - 1] == pytest.approx(0.5)
+    assert rates[warm] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(0.1 + 0.4 * (1 + math.cos(math.pi * (steps - 1 - warm) / (steps - warm))) / 2)
+    if warmup == 4:
+        assert rates[8] == pytest.approx(0.3)
+
+
+def test_a_minimum_above_the_rate_does_not_raise_it(tmp_path):
+    layer = nn.Linear(1, 1, bias=False).double()
+    start = layer.weight.item()
+    recipe = Recipe(epochs=2, batch_size=4, lr=0.001, min_lr=0.1, momentum=0)
+    training.fit(layer, lambda e, i: torch.ones(len(i), 1, dtype=torch.double), torch.zeros(4, dtype=torch.long),
+                 lambda z, x, e, i: {"weight": layer(x).mean()}, recipe, seed=0, checkpoint=tmp_path / "c")
+    assert layer.weight.item() == pytest.approx(start - 0.002)
+
+
+@pytest.mark.parametrize("n, batch", [(33, 32), (32, 32), (65, 32), (31, 32), (7, 3), (2, 32)])
+def test_every_sample_is_used_once_an_epoch_in_batches_of_two_or_more(tmp_path, n, batch):
+    x, labels = points(n=n)
+    seen = []
+    fit(network(), x, labels, tmp_path / "c", inputs=lambda e, i: (seen.append(i), x[i])[1], epochs=1, batch_size=batch)
+    assert sorted(torch.cat(seen).tolist()) == list(range(n))
+    assert 2 <= min(map(len, seen)) and max(map(len, seen)) <= batch
+
+
+def test_the_order_of_samples_changes_from_epoch_to_epoch(tmp_path):
+    x, labels = points()
+    orders = {}
+    fit(network(), x, labels, tmp_path / "c", inputs=lambda e, i: (orders.setdefault(e, []).extend(i.tolist()), x[i])[1], epochs=3)
+    assert len({tuple(order) for order in orders.values()}) == 3
+
+
+def test_distillation_is_ce_plus_beta_kd_of_the_batchs_own_teacher_logits():
+    labels, teacher = torch.tensor([0, 1, 2, 0]), torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    logits, index = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 1])
+    parts = training.distillation(labels, lambda images, epoch, index: teacher[epoch, index], Distillation(temperature=2, beta=10))(logits, None, 1, index)
+    assert parts["ce"].item() == pytest.approx(F.cross_entropy(logits, torch.tensor([0, 1])).item())
+    soft = F.kl_div((logits / 2).log_softmax(1), (teacher[1, [3, 1]] / 2).softmax(1), reduction="batchmean")
+    assert parts["kd"].item() == pytest.approx(10 * 4 * soft.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("views_kept", [0, 1, 3])
+def test_fz_changes_the_last_layer_and_nothing_else(images, tmp_path, views_kept):
+    net = model()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    history = training.fit_head(net, images, Recipe(epochs=3, lr=0.1, views=views_kept), views_seed=1, seed=2, checkpoint=tmp_path / "c", title="FZ")
+    changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {k for k in before if k.startswith(models.head_prefix(net))}
+    assert any("running_mean" in k for k in before) and len(history) == 3
+
+
+def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(images, tmp_path, monkeypatch):
+    net = model()
+    monkeypatch.setattr(type(net), "features", lambda self, x: 1 + self.net.forward_head(self.net.forward_features(self.normalize(x)), pre_logits=True))
+    with pytest.raises(StudyError, match="more than its last layer.*use FT"):
+        training.fit_head(net, images, Recipe(epochs=1), views_seed=1, seed=2, checkpoint=tmp_path / "c", title="FZ")
+
+
+def test_training_on_images_sees_the_views_of_its_seed_and_epoch(images, tmp_path):
+    seen = {}
+
+    def objective(logits, x, epoch, index):
+        seen[epoch] = (x.clone(), index)
+        return training.cross_entropy(images.labels)(logits, x, epoch, index)
+
+    training.fit_images(model(), images, objective, Recipe(epochs=2, batch_size=32, lr=0.01), views_seed=7, seed=2, checkpoint=tmp_path / "c", title="FT")
+    for epoch, (x, index) in seen.items():
+        drawn = views.draw(20, seed=7, epoch=epoch, resize=36, crop=32)
+        assert torch.equal(x, views.cut(torch.from_numpy(np.array(images.split.images))[index], drawn[index], 32))
+    assert set(seen) == {0, 1}
+
+
+def test_images_too_large_for_memory_give_the_same_batches_from_the_disk(split, images):
+    huge = Split(split.images.view(Huge), split.labels, split.names)
+    mapped = training.Images(huge, SIZES, CPU)
+    assert mapped.resident is None and images.resident is not None
+    seen, index = images.epoch(3, 1), torch.tensor([19, 0, 7, 7])
+    assert torch.equal(mapped.batch(index, seen), images.batch(index, seen))
+    assert torch.equal(mapped.labels, images.labels) and len(mapped) == 20
+
+
+def test_an_image_files_pixels_survive_whatever_is_done_to_a_batch(images):
+    before = images.resident.clone()
+    images.batch(torch.arange(20), images.centre()).zero_()
+    assert torch.equal(images.resident, before)
+
+
+@pytest.mark.parametrize("name", ["test_byobnet", "test_vit3"])
+def test_predictions_do_not_depend_on_the_batch_size(images, monkeypatch, name):
+    net = model(name, **({"img_size": 32} if name == "test_vit3" else {}))
+    expected = training.predict(net, images)
+    assert expected.shape == (20, 4) and expected.dtype == torch.float32 and not net.training
+    for size in (1, 7):
+        monkeypatch.setattr(training, "EVAL_BATCH", size)
+        torch.testing.assert_close(training.predict(net, images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_predictions_go_through_centre_crops_unless_other_views_are_given(images):
+    net, index = model(), torch.arange(20)
+    with torch.inference_mode():
+        centre, other = (net.eval()(images.batch(index, seen)) for seen in (images.centre(), images.epoch(1, 0)))
+    torch.testing.assert_close(training.predict(net, images), centre)
+    torch.testing.assert_close(training.predict(net, images, images.epoch(1, 0)), other)
+
+
+def test_accuracy_is_that_of_the_logits_it_gives(images):
+    share, logits = training.accuracy(model(), images)
+    assert share == (logits.argmax(1) == images.labels).float().mean().item()
+
+
+def test_a_gpu_that_is_absent_is_an_error_and_auto_takes_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training.device("auto") == training.device("cpu") == CPU
+    with pytest.raises(StudyError, match="device is 'cuda'.*no GPU.*'device: cpu'"):
+        training.device("cuda")
+
+
+def test_a_gpu_that_is_there_is_taken_where_the_study_allows_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training.device("auto").type == training.device("cuda").type == "cuda"
+    assert training.device("cpu") == CPU
