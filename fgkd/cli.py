@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -58,8 +59,8 @@ def plan(study: Study, options) -> int:
 def run(study: Study, options) -> int:
     """Run what is left through Snakemake and papermill, then build the report and print the table that matters."""
     _check_models(study)
-    with _only_driver(study):
-        status = _engine(study, options.cores)
+    with _only_driver(study) as lock:
+        status = _engine(study, options.cores, lock)
     failed = [(c, s) for c in study.cells() if (s := state(study, c))["state"] == "failed"]
     for cell, found in failed:
         print(f"\nfailed: {cell.id}\n  {found['error']}\n  {found['log']}", file=sys.stderr)
@@ -124,19 +125,19 @@ def state(study: Study, cell: Cell) -> dict:
     return found | {"state": "failed", "seconds": meta.get("duration"), "error": _error(notebook)}
 
 
-def _engine(study: Study, cores: int) -> int:
-    """Snakemake as a process, a progress bar over its finished cells; returns its exit status."""
+def _engine(study: Study, cores: int, lock: int) -> int:
+    """Snakemake as a process group that holds the driver's lock too, a progress bar over its finished cells; its exit status."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(study.folder), "--cores", str(cores),
                "--config", f"study={study.file}", "--keep-going", "--nolock", "--rerun-incomplete", "--rerun-triggers", "params", "--quiet", "progress"]
     threads = str(study.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "FGKD_RUNS": str(study.folder.parent.resolve()),
                                 "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     with open(study.folder / "engine.log", "w") as log, kernel.warm(environment) as environment:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, pass_fds=[lock])
         try:
             _follow(study, process)
         except KeyboardInterrupt:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait()
             raise StudyError("interrupted: finished runs are kept, the same command continues") from None
     return process.returncode
@@ -181,7 +182,7 @@ def _only_driver(study: Study):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StudyError(f"study '{study.name}' is being run already: wait for it, or see 'fgkd status {study.file}'") from None
-        yield
+        yield lock.fileno()
 
 
 def _driven(study: Study) -> bool:

@@ -12,6 +12,7 @@ import array
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -119,6 +120,10 @@ def connect(address: str, *arguments: str) -> int:
     connection.sendall(message[sent:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: connection.send(bytes([n])))
+    parent = os.getppid()
+    while not select.select([connection], [], [], 1)[0]:
+        if os.getppid() != parent:  # papermill is gone, and with it all who would stop the kernel
+            return 1
     status = connection.recv(1)
     return status[0] if status else 1
 

@@ -12,12 +12,14 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import safetensors.torch
 import timm
 import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from fgkd.study import Model, StudyError
+from fgkd.tables import write_bytes
 
 
 class Classifier(nn.Module):
@@ -106,11 +108,7 @@ def load_plugins(files: tuple[str, ...]) -> None:
 
 def save(model: nn.Module, file: Path) -> None:
     """Write a model's weights as safetensors, atomically."""
-    from safetensors.torch import save_file
-
-    partial = file.with_name(f".{file.name}.partial")
-    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, partial)
-    partial.replace(file)
+    write_bytes(file, safetensors.torch.save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
 
 
 def restore(model: nn.Module, file: Path, *, skip: str = "") -> None:

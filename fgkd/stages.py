@@ -70,7 +70,7 @@ def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> Run:
             history = training.fit_images(model, train, training.cross_entropy(train.labels), how, **options)
         tac, logits = training.accuracy(model, test)
         models.save(model, folder / "model.safetensors")
-        np.save(folder / "test.npy", logits.numpy())
+        tables.write_array(folder / "test.npy", logits.numpy())
         row = {"dataset": dataset, "teacher": teacher, "recipe": recipe, "model": spec.model, "tac": tac,
                "train_accuracy": history[-1]["train_accuracy"], "parameters": models.parameters(model), "epochs": how.epochs}
         return {"rows": [row], "history": history}
@@ -117,21 +117,22 @@ def student_views(study: Study, dataset: str, *, image: int, epochs: int) -> np.
 def distill(study: Study, dataset: str, teacher: str, strategy: str) -> Run:
     """Train every student of the study from one teacher ('none' for the CE baseline) and measure it on the test split."""
     cell = Cell("distill", dataset, teacher, strategy)
+    loss = "ce" if strategy == "CE" else "kd"
 
     def compute(folder):
+        models.load_plugins(study.plugins)
         found, on = data(study, dataset), _device(study)
         train, test = (training.Images(s, study.views, on) for s in (found.train, found.test))
         objective, reference = _objective(study, cell, train)
         rows, history = [], []
         for key, spec in study.students.items():
-            loss = "ce" if strategy == "CE" else "kd"
             model = models.build(spec, len(found.classes), crop=study.views.crop, seed=study.seed_for("student", dataset, key)).to(on)
             # Neither the order of images nor the initial weights depend on the teacher: students differ in what they are taught.
             epochs = training.fit_images(
                 model, train, objective, study.recipe("student", spec), views_seed=study.seed_for("student views", dataset),
                 seed=study.seed_for("order", dataset, key), checkpoint=_checkpoint(study, cell, folder, key), title=f"{key} from {teacher} {strategy}")
             accuracy, logits = training.accuracy(model, test)
-            np.save(folder / f"test-{key}-{loss}.npy", logits.numpy())
+            tables.write_array(folder / f"test-{key}-{loss}.npy", logits.numpy())
             models.save(model, folder / f"{key}-{loss}.safetensors")
             agreement = None if reference is None else float((logits.numpy().argmax(1) == reference.argmax(1)).mean())
             rows.append({"dataset": dataset, "student": key, "strategy": strategy, "loss": loss, "teacher": teacher, "model": spec.model,
@@ -140,7 +141,7 @@ def distill(study: Study, dataset: str, teacher: str, strategy: str) -> Run:
             history += [{"student": key, "loss": loss} | e for e in epochs]
         return {"rows": rows, "history": history}
 
-    return _once(study, cell, compute)
+    return _once(study, cell, compute, files=tuple(f"test-{key}-{loss}.npy" for key in study.students))
 
 
 def everything(study: Study) -> dict[str, pd.DataFrame]:

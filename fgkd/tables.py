@@ -6,8 +6,10 @@ Each cell's folder holds `record.json` (what was computed: fingerprint, rows, pr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import io
 import json
 import os
 import platform
@@ -16,6 +18,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from fgkd import stats
@@ -26,19 +29,27 @@ PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
 STAGE_TABLES = {"teachers": "teacher", "metrics": "bank", "students": "distill"}
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a small file whole or not at all.  Raises OSError naming the file, and for a full disk how to go on."""
+def write_bytes(file: Path, data: bytes) -> None:
+    """Write a file whole or not at all.  Raises OSError naming the file, and for a full disk how to go on."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w") as out:
-            out.write(text)
+        with open(partial, "wb") as out:
+            out.write(data)
             out.flush()
             os.fsync(out.fileno())
         os.replace(partial, file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise disk_error(error, file) from error
+
+
+def write_array(file: Path, array: np.ndarray) -> None:
+    """An array as .npy, atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_bytes(file, buffer.getvalue())
 
 
 def disk_error(error: OSError, file: Path) -> OSError:
@@ -49,20 +60,20 @@ def disk_error(error: OSError, file: Path) -> OSError:
 
 
 def write_json(file: Path, value) -> None:
-    write_text(file, json.dumps(value, indent=1, default=_plain))
+    write_bytes(file, json.dumps(value, indent=1, default=_plain).encode())
 
 
 def read_json(file: Path) -> dict | None:
     """The file's value, or None where it is absent or was not written whole."""
     try:
         return json.loads(file.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None
 
 
 def write_table(frame: pd.DataFrame, file: Path) -> None:
     """A CSV with floats at 10 significant digits, so that the same study gives the same bytes."""
-    write_text(file, frame.to_csv(index=False, float_format="%.10g"))
+    write_bytes(file, frame.to_csv(index=False, float_format="%.10g").encode())
 
 
 def record(study: Study, cell: Cell) -> dict | None:
@@ -100,7 +111,7 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
             rows[name] += [row | extra for row in found["rows"]]
             epochs += [{"dataset": cell.dataset, "strategy": cell.strategy, "teacher": cell.teacher} | e for e in found.get("epochs", [])]
     frames = {name: pd.DataFrame(r) for name, r in rows.items()}
-    if not frames["metrics"].empty and not frames["students"].empty:
+    if not any(frame.empty for frame in frames.values()):
         frames["correlations"] = stats.correlations(frames["students"], with_tac(frames["metrics"], frames["teachers"]))
         frames["headline"] = stats.headline(frames["correlations"])
     return frames | {"epochs": pd.DataFrame(epochs)}

@@ -6,6 +6,7 @@ from its checkpoint and ends with the very numbers of one that was not.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from fgkd import losses, metrics, views
 from fgkd.datasets import Split
 from fgkd.models import Classifier, Head
 from fgkd.study import Distillation, Recipe, StudyError, Views
+from fgkd.tables import write_bytes
 
 CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 256
@@ -201,9 +203,9 @@ def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, *, step: int, st
 
 
 def _save(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}, partial)
-    partial.replace(file)
+    buffer = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}, buffer)
+    write_bytes(file, buffer.getvalue())
 
 
 def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:

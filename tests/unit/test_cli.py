@@ -1,0 +1,167 @@
+"""The command line: counts, states from files alone, one driver, and mistakes in one line."""
+
+import json
+
+import pytest
+
+from fgkd import cli, tables
+from fgkd import study as studies
+from fgkd.study import Cell
+
+CELL = Cell("teacher", "birds", "resnet", "FT")
+ERROR = {"cell_type": "code", "outputs": [{"output_type": "stream", "text": "..."}, {"output_type": "error", "ename": "ValueError", "evalue": "no bank"}]}
+
+
+def notebook(study, cell, *cells, **meta):
+    """The notebook that papermill left behind."""
+    file = study.path(cell) / f"{cell.notebook}.ipynb"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"cells": list(cells), "metadata": {"papermill": meta}}))
+    return str(file)
+
+
+def result(study, cell):
+    tables.write_json(study.path(cell) / "result.json", {"cell": cell.id, "fingerprint": study.fingerprint(cell), "rows": 1})
+
+
+def test_the_counts_of_smoke(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
+    assert cli.main(["plan", "--json", str(studies.PROJECT / "runs" / "smoke.yaml")]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    expected = {"pretext_trainings": 3, "teacher_trainings": 6, "banks": 6, "distillations": 6, "ce_baselines": 1, "groups": 2, "notebooks": 27}
+    assert {name: counts[name] for name in expected} == expected
+    assert counts["largest_bank_bytes"] == studies.load("smoke").bank_epochs * 6 * 16 * 6 * 2 and counts["bank_bytes"] == 6 * counts["largest_bank_bytes"]
+
+
+def test_a_group_is_a_data_set_a_student_and_a_strategy(make_study):
+    study = make_study({
+        "datasets": {f"d{i}": {"species": 4} for i in range(8)}, "teachers": {f"t{i}": {"model": "test_resnet"} for i in range(8)},
+        "students": {f"s{i}": {"model": "test_resnet"} for i in range(4)}})
+    counts = cli.counted(study)
+    assert (counts["teacher_trainings"], counts["distillations"], counts["groups"], counts["ce_baselines"]) == (128, 512, 64, 32)
+
+
+def test_the_bytes_of_a_bank_are_those_on_disk(finished):
+    sizes = [f.stat().st_size for f in finished.folder.rglob("logits.npy")]
+    counts = cli.counted(finished)
+    assert len(sizes) == counts["banks"] and 0 < sum(sizes) - counts["bank_bytes"] <= 128 * len(sizes)
+
+
+def test_a_plan_writes_nothing_and_says_what_is_left(tiny, capsys):
+    assert cli.main(["plan", tiny.file]) == 0
+    shown = capsys.readouterr().out
+    assert "0 of 25 notebooks are done; left to run:" in shown and "7 x 05_distillation" in shown
+    assert not tiny.folder.exists()
+
+
+def test_status_of_a_study_that_never_ran(tiny, capsys):
+    assert cli.main(["status", tiny.file]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 26 and lines[-1] == "25 waiting" and all(line.startswith("waiting") for line in lines[:-1])
+    assert not tiny.folder.exists()
+
+
+@pytest.mark.parametrize("words, message", [
+    (["status", "smok"], "study 'smok' is unknown (did you mean 'smoke'?)"), (["plan", "absent.yaml"], "study file 'absent.yaml' does not exist"),
+    (["run", "broken.yaml"], "broken.yaml is not YAML"), (["plan", "."], "study '.' is unknown")])
+def test_a_study_that_cannot_be_read_ends_with_status_2_and_one_line(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text("a: [")
+    assert cli.main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and len(shown.err.splitlines()) == 1
+    assert shown.err.startswith("fgkd: ") and message in shown.err and "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_mistyped_model_or_plugin_is_found_before_anything_runs(write_study, tmp_path, capsys, command):
+    (tmp_path / "bad.py").write_text("import no_such_module")
+    for change, message in (({"students.small.model": "test_resnte"}, "did you mean test_resnet"), ({"plugins": ["bad.py"]}, "no_such_module")):
+        assert cli.main([command, str(write_study(change))]) == 2
+        error = capsys.readouterr().err
+        assert message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["fly", "smoke"], ["plan"], ["run", "smoke", "--cores", "many"]])
+def test_words_that_are_no_command_end_with_status_2_and_the_usage(capsys, words):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2 and "usage: fgkd" in capsys.readouterr().err
+
+
+def test_a_cell_that_never_ran_waits(tiny):
+    assert cli.state(tiny, CELL) == {"state": "waiting", "seconds": None, "log": None, "error": None}
+
+
+def test_a_cell_with_its_result_is_done(tiny):
+    log = notebook(tiny, CELL, duration=12.5, end_time="2026-01-01T00:00:12")
+    result(tiny, CELL)
+    assert cli.state(tiny, CELL) == {"state": "done", "seconds": 12.5, "log": log, "error": None}
+
+
+def test_a_result_of_other_values_is_stale(tiny, make_study):
+    result(tiny, CELL)
+    assert cli.state(tiny, CELL)["state"] == "done"
+    assert cli.state(make_study({"recipes.FT.lr": 0.5}), CELL)["state"] == "stale"
+    assert cli.state(make_study({"recipes.FZ.lr": 0.5}), CELL)["state"] == "done"
+
+
+def test_a_notebook_that_raised_is_failed_with_its_error(tiny):
+    log = notebook(tiny, CELL, {"cell_type": "markdown"}, ERROR, duration=3.0, end_time="2026-01-01T00:00:03", exception=True)
+    assert cli.state(tiny, CELL) == {"state": "failed", "seconds": 3.0, "log": log, "error": "ValueError: no bank"}
+
+
+def test_a_notebook_that_ended_without_result_or_error_lost_its_kernel(tiny):
+    notebook(tiny, CELL, duration=3.0, end_time="2026-01-01T00:00:03", exception=None)
+    found = cli.state(tiny, CELL)
+    assert found["state"] == "failed" and "killed, or ran out of memory" in found["error"]
+
+
+def test_a_notebook_without_an_end_is_running_under_a_driver_and_interrupted_without(tiny):
+    notebook(tiny, CELL, duration=None, end_time=None, exception=None)
+    assert cli.state(tiny, CELL)["state"] == "interrupted"
+    with cli._only_driver(tiny):
+        assert cli.state(tiny, CELL)["state"] == "running"
+    assert cli.state(tiny, CELL)["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("name, content", [("03_teacher.ipynb", "{"), ("03_teacher.ipynb", "{}"), ("result.json", "{"), ("result.json", "")])
+def test_files_that_are_being_written_are_no_state(tiny, name, content):
+    tiny.path(CELL).mkdir(parents=True)
+    (tiny.path(CELL) / name).write_text(content)
+    assert cli.state(tiny, CELL)["state"] == "waiting"
+
+
+def test_status_shows_failures_with_their_log_and_ends_with_status_1(tiny, capsys):
+    log = notebook(tiny, CELL, ERROR, duration=3.0, end_time="2026-01-01T00:00:03", exception=True)
+    result(tiny, done := Cell("data", "birds"))
+    assert cli.main(["status", tiny.file]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    position = next(i for i, line in enumerate(lines) if CELL.id in line)
+    assert lines[position].startswith("failed") and "3.0 s" in lines[position] and lines[position].endswith(log)
+    assert lines[position + 1].strip() == "ValueError: no bank"
+    assert next(line for line in lines if done.id in line).startswith("done")
+    assert {"1 done", "1 failed", "23 waiting"} == set(lines[-1].split(", "))
+
+
+def test_a_second_driver_is_refused_and_the_lock_ends_with_the_first(tiny, capsys):
+    with cli._only_driver(tiny):
+        assert cli.main(["run", tiny.file]) == 2
+        error = capsys.readouterr().err
+        assert "study 'tiny' is being run already: wait for it" in error and len(error.splitlines()) == 1
+    with cli._only_driver(tiny):
+        pass
+
+
+def test_the_driver_of_another_study_is_no_hindrance(tiny, make_study):
+    with cli._only_driver(tiny), cli._only_driver(make_study(name="other")):
+        pass
+
+
+def test_asking_for_the_state_does_not_keep_a_driver_out(tiny):
+    notebook(tiny, CELL, duration=None, end_time=None, exception=None)
+    for _ in range(3):
+        cli.state(tiny, CELL)
+        with cli._only_driver(tiny):
+            pass

@@ -1,0 +1,230 @@
+"""Stages: computed once, the same numbers anywhere, and whole again after files are lost or a run is killed."""
+
+import dataclasses
+import os
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fgkd import stages, tables, training
+from fgkd.study import Cell, StudyError
+
+TIMES = ["seconds", "peak_memory_mb", "commit"]
+PLUGIN = """
+import timm
+from timm.models import register_model
+
+@register_model
+def fgkd_student_net(pretrained=False, **options):
+    return timm.create_model("test_byobnet", **options)
+"""
+
+
+def stamps(study):
+    return {f: f.stat().st_mtime_ns for f in study.folder.rglob("*") if f.is_file() and f.name != ".lock"}
+
+
+def test_a_second_call_computes_and_writes_nothing(finished):
+    before = stamps(finished)
+    stages.everything(finished)
+    stages.load_teacher(finished, "birds", "byobnet", "FZ")
+    assert stamps(finished) == before
+
+
+def test_the_same_study_in_another_folder_gives_the_same_tables(finished_folder, make_study, monkeypatch, tmp_path):
+    study = make_study({"name": "elsewhere"})
+    here = stages.everything(study)
+    monkeypatch.setenv("FGKD_RUNS", str(finished_folder))
+    there = tables.collect(dataclasses.replace(study, name="tiny"))
+    assert here.keys() == there.keys() and len(here) == 6
+    for name, frame in here.items():
+        pd.testing.assert_frame_equal(frame.drop(columns=TIMES, errors="ignore"), there[name].drop(columns=TIMES, errors="ignore"), check_exact=True)
+
+
+def test_calling_the_last_stage_computes_what_it_needs_and_no_more(make_study):
+    study = make_study({"recipes.FT.epochs": 1})
+    run = stages.distill(study, "birds", "byobnet", "FT")
+    done = {c.id for c in study.cells() if tables.record(study, c)}
+    assert done == {"data/birds", "data/pretext", "teacher/pretext/pretext/byobnet", "teacher/birds/FT/byobnet", "bank/birds/FT/byobnet", "distill/birds/FT/byobnet"}
+    assert run.logits("test-small-kd").shape == (16, 4) and len(run.table("history")) == 2
+
+
+def test_rows_say_what_the_files_hold(finished):
+    labels = stages.data(finished, "birds").test.labels
+    for stage, call in {"teacher": stages.teacher, "distill": stages.distill}.items():
+        run = call(finished, "birds", "resnet", "FT")
+        logits = run.logits("test" if stage == "teacher" else "test-small-kd")
+        assert run.rows["tac" if stage == "teacher" else "accuracy"].item() == (logits.argmax(1) == labels).mean()
+    agreement = (logits.argmax(1) == stages.teacher(finished, "birds", "resnet", "FT").logits("test").argmax(1)).mean()
+    assert run.rows.agreement.item() == agreement
+
+
+def test_a_loaded_teacher_is_frozen_and_gives_the_logits_of_its_row(finished):
+    model = stages.load_teacher(finished, "birds", "byobnet", "FT")
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    test = training.Images(stages.data(finished, "birds").test, finished.views, torch.device("cpu"))
+    assert np.array_equal(training.predict(model, test), stages.teacher(finished, "birds", "byobnet", "FT").logits("test"))
+
+
+def test_a_pretext_teacher_starts_from_its_pretext_backbone(finished):
+    before = load_file(finished.path(Cell("teacher", "pretext", "byobnet", "pretext")) / "model.safetensors")
+    after = load_file(finished.path(Cell("teacher", "birds", "byobnet", "FZ")) / "model.safetensors")
+    differ = {k for k in before if before[k].shape != after[k].shape or not torch.equal(before[k], after[k])}
+    assert differ == {"net.head.fc.weight", "net.head.fc.bias"}
+
+
+def test_students_differ_in_their_teacher_and_in_nothing_else(finished, monkeypatch):
+    """Same first weights, order and views: with a KD term of no weight, two teachers give one student."""
+    study = dataclasses.replace(finished, distillation=dataclasses.replace(finished.distillation, beta=0.0))
+    a, b = (load_file(stages.distill(study, "birds", t, "FT").folder / "small-kd.safetensors") for t in ("resnet", "efficientnet"))
+    alone = load_file(finished.path(Cell("distill", "birds", "none", "CE")) / "small-ce.safetensors")
+    assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], alone[k]) for k in a)
+
+
+def test_teachers_and_students_see_different_crops(tiny):
+    assert tiny.seed_for("teacher views", "birds") != tiny.seed_for("student views", "birds")
+    first, second = stages.student_views(tiny, "birds", image=3, epochs=2)
+    assert first.shape == (32, 32, 3) and first.dtype == np.uint8 and not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "test.npy", "record.json"])
+def test_a_teacher_that_lost_a_file_is_trained_again_to_the_same_weights(finished, file):
+    folder = finished.path(Cell("teacher", "birds", "resnet", "FT"))
+    before = load_file(folder / "model.safetensors")
+    (folder / file).unlink()
+    stages.teacher(finished, "birds", "resnet", "FT")
+    after = load_file(folder / "model.safetensors")
+    assert (folder / file).exists() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_teachers_spoilt_weights_are_an_error_that_names_the_file_and_the_remedy(finished):
+    file = finished.path(Cell("teacher", "birds", "resnet", "FT")) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(StudyError, match="model.safetensors' cannot be read.*Delete the file to train it anew"):
+        stages.load_teacher(finished, "birds", "resnet", "FT")
+    file.unlink()
+    stages.load_teacher(finished, "birds", "resnet", "FT")
+
+
+def test_a_student_that_lost_its_logits_is_trained_again(finished):
+    file = finished.path(Cell("distill", "birds", "none", "CE")) / "test-small-ce.npy"
+    before = file.read_bytes()
+    file.unlink()
+    assert stages.distill(finished, "birds", "none", "CE").logits("test-small-ce").shape == (16, 4)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("spoil", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-1])], ids=["lost", "cut short"])
+def test_a_bank_that_is_not_whole_is_written_again(finished, spoil):
+    file = finished.path(Cell("bank", "birds", "resnet", "FT")) / "logits.npy"
+    before = file.read_bytes()
+    spoil(file)
+    assert stages.bank(finished, "birds", "resnet", "FT")[1] is not None
+    assert file.read_bytes() == before
+
+
+def test_a_changed_value_is_computed_anew_and_its_neighbours_are_not(finished, make_study):
+    before = stamps(finished)
+    study = make_study({"students.small.recipe": {"lr": 0.5}})
+    stages.distill(study, "birds", "resnet", "FT")
+    touched = {f.parent for f, stamp in stamps(study).items() if before.get(f) != stamp}
+    assert touched == {study.path(Cell("distill", "birds", "resnet", "FT"))}
+
+
+def test_a_killed_teacher_goes_on_from_its_checkpoint_to_the_same_weights(make_study, monkeypatch):
+    whole, broken = (make_study({"name": name, "recipes.FT.epochs": 4}) for name in ("whole", "broken"))
+    stages.teacher(whole, "birds", "resnet", "FT")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    drawn, epoch = [], training.Images.epoch
+
+    def killed(self, seed, number):
+        drawn.append(number)
+        if drawn == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return epoch(self, seed, number)
+
+    monkeypatch.setattr(training.Images, "epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stages.teacher(broken, "birds", "resnet", "FT")
+    assert tables.record(broken, Cell("teacher", "birds", "resnet", "FT")) is None
+    folder = stages.teacher(broken, "birds", "resnet", "FT").folder
+    assert drawn == [0, 1, 2, 2, 3] and not list(folder.glob("checkpoint-*"))
+    files = [study.path(Cell("teacher", "birds", "resnet", "FT")) / "model.safetensors" for study in (whole, broken)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_checkpoint_of_other_values_is_not_continued(make_study, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(training, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        stages.teacher(make_study(), "birds", "resnet", "FT")
+    monkeypatch.undo()
+    study = make_study({"recipes.FT.lr": 0.02})
+    monkeypatch.setenv("FGKD_RUNS", str(study.file.rpartition("/")[0]))
+    history = stages.teacher(study, "birds", "resnet", "FT").table("history")
+    assert list(history.epoch) == [0, 1]
+    assert not list(study.folder.rglob("checkpoint-*"))
+
+
+def test_two_processes_at_once_compute_once(tiny, tmp_path, monkeypatch):
+    stages.data(tiny, "birds")
+
+    def slow(model, train, objective, how, **options):
+        with open(tmp_path / "log", "a") as log:
+            log.write(f"{os.getpid()}\n")
+        time.sleep(0.5)
+        return [{"epoch": 0, "train_accuracy": 0.0}]
+
+    monkeypatch.setattr(training, "fit_images", slow)
+    children = []
+    for _ in range(2):
+        if (pid := os.fork()) == 0:
+            try:
+                os._exit(len(stages.teacher(tiny, "birds", "resnet", "FT").rows) - 1)
+            finally:
+                os._exit(9)
+        children.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0]
+    assert len((tmp_path / "log").read_text().split()) == 1
+
+
+def test_the_lock_of_a_process_that_died_does_not_last(tiny, in_child):
+    cell = Cell("data", "birds")
+
+    def die():
+        with stages._locked(tiny.path(cell)):
+            os._exit(7)
+
+    tiny.path(cell).mkdir(parents=True)
+    assert in_child(die) == 7
+    stages.data(tiny, "birds")
+
+
+def test_a_plugins_model_can_be_a_student_without_a_teacher(make_study, tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    study = make_study({"plugins": ["mine.py"], "students": {"mine": {"model": "fgkd_student_net"}}, "recipes.student.epochs": 1})
+    assert stages.distill(study, "birds", "none", "CE").rows.model.item() == "fgkd_student_net"
+
+
+def test_the_conclusion_writes_every_table_and_its_own_record(finished):
+    frames = tables.collect(finished)
+    run = stages.conclude(finished, "report", frames)
+    assert dict(zip(run.rows.table, run.rows.rows)) == {name: len(frame) for name, frame in frames.items()}
+    for name, frame in frames.items():
+        assert len(pd.read_csv(finished.folder / "tables" / f"{name}.csv")) == len(frame)
+
+
+def test_concluding_twice_writes_the_same_bytes(finished):
+    before = {f.name: f.read_bytes() for f in (finished.folder / "tables").iterdir()}
+    stages.conclude(finished, "correlation", tables.collect(finished))
+    assert before == {f.name: f.read_bytes() for f in (finished.folder / "tables").iterdir()} and len(before) == 6
+
+
+def test_a_teacher_that_is_not_in_the_study_is_refused_before_anything_is_written(tiny):
+    with pytest.raises(StudyError, match="teacher 'resnt' is not in the study"):
+        stages.teacher(tiny, "birds", "resnt", "FT")
+    assert not tiny.folder.exists()

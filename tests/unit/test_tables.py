@@ -1,0 +1,151 @@
+"""Records and tables: files whole or not at all, a record only for the values it was made with, the same study the same bytes."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fgkd import models, tables
+from fgkd.metrics import METRICS
+from fgkd.study import Cell
+
+BANK = Cell("bank", "birds", "resnet", "FT")
+WRITERS = {
+    "bytes": lambda f: tables.write_bytes(f, b"new"), "array": lambda f: tables.write_array(f, np.zeros(3)), "json": lambda f: tables.write_json(f, {}),
+    "table": lambda f: tables.write_table(pd.DataFrame({"a": [1]}), f), "weights": lambda f: models.save(torch.nn.Linear(2, 2), f)}
+WRITERS = [pytest.param(write, id=name) for name, write in WRITERS.items()]
+full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
+
+
+def test_a_file_is_written_with_its_folders_and_nothing_beside_it(tmp_path):
+    tables.write_bytes(tmp_path / "a" / "b" / "file.txt", b"one")
+    tables.write_bytes(tmp_path / "a" / "b" / "file.txt", b"two")
+    assert [f.read_text() for f in (tmp_path / "a" / "b").iterdir()] == ["two"]
+
+
+def test_an_array_reads_back(tmp_path):
+    tables.write_array(tmp_path / "a.npy", array := np.arange(6.0).reshape(2, 3))
+    assert np.array_equal(np.load(tmp_path / "a.npy"), array)
+
+
+@full_disk
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_full_disk_leaves_the_old_file_and_says_how_to_go_on(tmp_path, write):
+    (file := tmp_path / "file.txt").write_text("old")
+    (tmp_path / f".file.txt.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="could not write '.*file.txt' .No space left.*free some space and start again, finished runs are kept"):
+        write(file)
+    assert [f.name for f in tmp_path.iterdir()] == ["file.txt"] and file.read_text() == "old"
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_failure_at_the_last_step_leaves_the_old_file(tmp_path, monkeypatch, write):
+    (file := tmp_path / "file.txt").write_text("old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionError, match="file.txt' .Permission denied.: check that the folder can be written"):
+        write(file)
+    assert [f.name for f in tmp_path.iterdir()] == ["file.txt"] and file.read_text() == "old"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(OSError, match="could not write '.*a/b/file.txt'"):
+        tables.write_bytes(tmp_path / "a" / "b" / "file.txt", b"x")
+
+
+def test_values_of_numpy_and_paths_become_json(tmp_path):
+    value = {"a": np.float64(0.1), "b": np.int64(3), "c": Path("x"), "d": (1, 2), "e": None, "f": float("inf")}
+    tables.write_json(tmp_path / "v.json", value)
+    assert tables.read_json(tmp_path / "v.json") == {"a": 0.1, "b": 3, "c": "x", "d": [1, 2], "e": None, "f": float("inf")}
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"\x00\xff\xfe"])
+def test_json_that_is_absent_or_not_whole_is_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "v.json").write_bytes(content)
+    assert tables.read_json(tmp_path / "v.json") is None
+
+
+def test_a_table_has_ten_digits_and_the_same_bytes_each_time(tmp_path):
+    frame = pd.DataFrame({"x": [1 / 3, 1e-12, 2.0, float("nan"), 0.1 + 0.2], "n": [1, 2, 3, 4, 5], "s": ["a", "b,c", "", None, "e"]})
+    tables.write_table(frame, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text() == 'x,n,s\n0.3333333333,1,a\n1e-12,2,"b,c"\n2,3,\n,4,\n0.3,5,e\n'
+
+
+def test_a_record_counts_only_for_the_values_it_was_made_with(finished, make_study):
+    assert tables.record(finished, BANK)["cell"] == BANK.id
+    assert tables.record(make_study({"question": "Another?"}), BANK)
+    assert tables.record(make_study({"recipes.FT.lr": 0.5}), BANK) is None
+    assert tables.record(make_study({"recipes.FZ.lr": 0.5}), BANK)
+
+
+def test_a_record_that_was_cut_short_counts_as_none(finished):
+    file = finished.path(BANK) / "record.json"
+    file.write_text(file.read_text()[:-20])
+    assert tables.record(finished, BANK) is None
+
+
+def test_finishing_writes_a_result_of_the_records_fingerprint(finished):
+    tables.finish(finished, BANK)
+    assert json.loads((finished.path(BANK) / "result.json").read_text()) == {"cell": BANK.id, "fingerprint": finished.fingerprint(BANK), "rows": 1}
+
+
+def test_finishing_what_computed_nothing_is_an_error(tiny):
+    with pytest.raises(RuntimeError, match="bank/birds/FT/resnet computed nothing"):
+        tables.finish(tiny, BANK)
+    assert not tiny.path(BANK).exists()
+
+
+def test_provenance_says_what_a_result_came_from(finished):
+    found = tables.record(finished, BANK)["provenance"]
+    assert set(tables.PROVENANCE) <= set(found) and found["run"] == BANK.id and found["device"] == "cpu"
+    assert found["parameters"] == json.loads(json.dumps(finished.values(BANK)))
+    assert found["packages"]["torch"] and found["peak_memory_mb"] > 0 and found["seconds"] >= 0
+
+
+def test_a_finished_study_fills_every_table(finished):
+    frames = tables.collect(finished)
+    rows = {"teachers": 7, "metrics": 6, "students": 7, "correlations": 2 * len(METRICS), "headline": len(METRICS), "epochs": 12}
+    assert {name: len(frame) for name, frame in frames.items()} == rows
+    assert tables.missing(finished) == []
+    for name in ("teachers", "metrics", "students"):
+        assert frames[name][tables.PROVENANCE].notna().all(axis=None)
+    assert frames["metrics"][[m for m in METRICS if m != "tac"]].notna().all(axis=None)
+    assert set(frames["correlations"].n) == {3}
+    assert frames["students"][frames["students"].strategy == "CE"].teacher.to_list() == ["none"]
+
+
+def test_a_banks_row_is_the_mean_of_its_epochs(finished):
+    frames = tables.collect(finished)
+    keys = ["dataset", "strategy", "teacher"]
+    means = frames["epochs"].groupby(keys).ratio13.mean()
+    pd.testing.assert_series_equal(frames["metrics"].set_index(keys).ratio13.sort_index(), means.sort_index(), rtol=1e-9)
+
+
+def test_tac_is_that_of_the_strategys_own_teacher(finished):
+    frames = tables.collect(finished)
+    found = tables.with_tac(frames["metrics"], frames["teachers"]).set_index(["strategy", "teacher"]).tac
+    expected = frames["teachers"].set_index(["recipe", "teacher"]).tac
+    assert found.to_dict() == {key: value for key, value in expected.to_dict().items() if key[0] != "pretext"}
+
+
+def test_missing_names_the_cells_without_a_record(tiny, finished):
+    (finished.path(BANK) / "record.json").unlink()
+    assert tables.missing(finished) == [BANK.id]
+    fresh = dataclasses.replace(tiny, name="fresh")
+    assert len(tables.missing(fresh)) == 7 + 6 + 7
+
+
+@pytest.mark.parametrize("kept", [(), ("teacher",), ("bank",), ("teacher", "bank"), ("distill",), ("bank", "distill")])
+def test_a_study_under_way_has_the_tables_of_what_is_done(finished, kept):
+    for cell in finished.cells():
+        if cell.stage not in kept:
+            (finished.path(cell) / "record.json").unlink(missing_ok=True)
+    frames = tables.collect(finished)
+    assert {name for name in tables.STAGE_TABLES if not frames[name].empty} == {n for n, stage in tables.STAGE_TABLES.items() if stage in kept}
+    assert "correlations" not in frames
