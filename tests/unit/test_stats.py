@@ -76,7 +76,7 @@ def test_values_of_unequal_length_are_refused(x, y):
 
 
 @pytest.mark.parametrize("ties", [False, True], ids=["no ties", "ties"])
-@pytest.mark.parametrize("n", [4, 6])
+@pytest.mark.parametrize("n", [4, 5])
 def test_p_equals_a_count_of_all_orders_by_scipy(n, ties):
     x, y = pair(n, ties=ties, seed=4)
     rhos = [abs(scipy.stats.spearmanr(x, order).statistic) for order in itertools.permutations(y)]
