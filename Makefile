@@ -40,9 +40,10 @@ lab: env
 
 # Resolve pyproject.toml anew (needs the registry; the three torch packages move together).
 lock: env
-	$(BIN)/python -m pip install --quiet uv
+	mkdir -p build && $(BIN)/python -m pip install --quiet uv
 	printf 'torch==2.15.0\ntorchvision==0.29.2\ntimm==1.0.31\nsetuptools\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-	  --all-extras --no-annotate --no-header --upgrade pyproject.toml - -o requirements.lock
+	  --all-extras --no-annotate --no-header --upgrade pyproject.toml - -o build/lock
+	{ head -1 requirements.lock; cat build/lock; } > build/new && mv build/new requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info

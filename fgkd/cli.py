@@ -116,7 +116,7 @@ def state(study: Study, cell: Cell) -> dict:
     meta = notebook.get("metadata", {}).get("papermill", {})
     result = tables.read_json(folder / "result.json")
     if result:
-        fresh = result["fingerprint"] == study.fingerprint(cell)
+        fresh = result.get("fingerprint") == study.fingerprint(cell)
         return found | {"state": "done" if fresh else "stale", "seconds": meta.get("duration")}
     if not meta:
         return found
@@ -188,7 +188,7 @@ def _only_driver(study: Study):
 def _driven(study: Study) -> bool:
     try:
         with open(study.folder / ".driver") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except FileNotFoundError:

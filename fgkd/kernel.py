@@ -32,7 +32,9 @@ def warm(environment: dict[str, str]):
         (spec / "kernel.json").write_text(json.dumps({
             "argv": [sys.executable, "-I", "-S", __file__, address, "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}))
         server = subprocess.Popen([sys.executable, "-m", "fgkd.kernel", address], stdin=subprocess.PIPE, env=environment)
-        while not os.path.exists(address) and server.poll() is None:
+        while not os.path.exists(address):
+            if server.poll() is not None:
+                raise OSError(f"the process that notebooks start from ended at once (exit status {server.returncode}): see its message above")
             time.sleep(0.01)
         try:
             yield environment | {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, environment.get("JUPYTER_PATH")]))}

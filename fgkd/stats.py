@@ -125,7 +125,8 @@ def answer(picks: pd.DataFrame) -> str:
 
 def headline(correlations: pd.DataFrame) -> pd.DataFrame:
     """One row a metric over all groups: groups, mean signed and absolute rho, share of strong groups; best signed first."""
-    table = correlations.assign(strong=correlations.strength == "strong").groupby("metric").agg(
+    strong = (correlations.strength == "strong").astype(float).where(correlations.rho.notna())
+    table = correlations.assign(strong=strong).groupby("metric").agg(
         groups=("rho", "count"), teachers=("n", "max"), mean_rho=("rho", "mean"), mean_abs_rho=("abs_rho", "mean"),
         agrees=("agrees", "mean"), strong=("strong", "mean"))
     return table.sort_values("agrees", ascending=False).reset_index()

@@ -303,7 +303,7 @@ def _build(raw: dict, file: Path) -> Study:
         plugins=tuple(_beside(file, p, "plugins") for p in _typed(raw.get("plugins") or [], list, "plugins")), views=views, datasets=data, pretext=pretext,
         teachers={k: _model(k, v, "teachers", file) for k, v in _section(raw, "teachers").items()},
         students={k: _model(k, v, "students", file) for k, v in _section(raw, "students").items()},
-        strategies=tuple(_choice(s, STRATEGIES, "strategies") for s in _typed(raw.get("strategies") or list(STRATEGIES), list, "strategies")),
+        strategies=tuple(_choice(s, STRATEGIES, "strategies") for s in _typed(raw.get("strategies", list(STRATEGIES)), list, "strategies")),
         baseline=_typed(raw.get("baseline", True), bool, "baseline"), recipes=recipes,
         distillation=_make(Distillation, _section(raw, "distillation"), "distillation"))
     _check(study)
@@ -311,6 +311,8 @@ def _build(raw: dict, file: Path) -> Study:
 
 
 def _check(study: Study) -> None:
+    if not study.strategies:
+        raise StudyError(f"strategies is empty: expected one or more of {', '.join(STRATEGIES)}")
     pretext = [t for t, m in study.teachers.items() if m.weights == "pretext"]
     if pretext and study.pretext is None:
         raise StudyError(f"teacher '{pretext[0]}' has weights 'pretext', but the study has no 'pretext:' data set: add one, or name other weights")
