@@ -1,0 +1,31 @@
+"""What holds on a GPU; `python -m pytest tests/unit/test_gpu.py` on a machine that has one, skipped elsewhere."""
+
+import pandas as pd
+import pytest
+import torch
+
+from fgkd import stages
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+
+
+def test_the_tiny_study_runs_on_a_gpu_and_says_so(make_study):
+    tables = stages.everything(make_study({"device": "cuda"}))
+    assert set(tables["students"].device) == {"cuda"} and tables["students"].accuracy.between(0, 1).all()
+    assert (tables["teachers"].peak_memory_mb > 0).all()
+
+
+def test_the_bank_of_a_teacher_is_the_same_on_a_gpu_but_for_bf16(make_study):
+    cpu, gpu = make_study({"device": "cpu"}, "one"), make_study({"device": "cuda"}, "two")
+    trained = stages.teacher(cpu, "birds", "resnet", "FT")
+    stages.teacher(gpu, "birds", "resnet", "FT")
+    weights = (trained.folder / "model.safetensors").read_bytes()
+    (gpu.path(trained.cell) / "model.safetensors").write_bytes(weights)
+    logits = [torch.tensor(stages.bank(study, "birds", "resnet", "FT")[1].stored[:].astype("float32")) for study in (cpu, gpu)]
+    assert (logits[0] - logits[1]).abs().max() < 0.05 * logits[0].abs().max()
+
+
+def test_students_learn_the_same_from_the_bank_and_online(make_study):
+    stored, online = make_study({"device": "cuda"}, "stored"), make_study({"device": "cuda", "online": True}, "online")
+    histories = [pd.DataFrame(stages.distill(s, "birds", "resnet", "FT").table("history")) for s in (stored, online)]
+    assert (histories[0].kd / histories[1].kd - 1).abs().max() < 0.05
