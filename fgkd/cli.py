@@ -58,9 +58,11 @@ def plan(study: Study, options) -> int:
 
 def run(study: Study, options) -> int:
     """Run what is left through Snakemake and papermill, then build the report and print the table that matters."""
-    _check_models(study)
-    with _only_driver(study) as lock:
-        status = _engine(study, options.cores, lock)
+    status = 0
+    if any(state(study, c)["state"] != "done" for c in study.cells()):
+        _check_models(study)
+        with _only_driver(study) as lock:
+            status = _engine(study, options.cores, lock)
     failed = [(c, s) for c in study.cells() if (s := state(study, c))["state"] == "failed"]
     for cell, found in failed:
         print(f"\nfailed: {cell.id}\n  {found['error']}\n  {found['log']}", file=sys.stderr)
@@ -132,6 +134,9 @@ def _engine(study: Study, cores: int, lock: int) -> int:
     threads = str(study.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "FGKD_RUNS": str(study.folder.parent.resolve()),
                                 "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    for cell in study.cells():
+        if state(study, cell)["state"] == "stale":  # made with other values: Snakemake is to make it anew
+            (study.path(cell) / "result.json").unlink()
     with open(study.folder / "engine.log", "w") as log, kernel.warm(environment) as environment:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, pass_fds=[lock])
         try:

@@ -1,6 +1,6 @@
 """Warm kernels: notebooks of a batch start from a process that has torch, timm and the figures imported already.
 
-A batch of small runs spends most of its time on imports (about 7 of 10 CPU seconds a notebook).  `fgkd run` therefore starts one
+A batch of small runs would spend most of its time on imports (about 5 CPU seconds a notebook).  `fgkd run` therefore starts one
 *warm* process, which imports once and forks a kernel for each notebook.  It stands in for the kernelspec `python3` through
 JUPYTER_PATH alone: papermill's command line, the notebooks and their results are the same with and without it.
 

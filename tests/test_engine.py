@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -65,6 +66,19 @@ def test_status_and_plan_say_that_all_is_done(smoke):
     cells = len(studies.load("smoke").cells())
     assert fgkd("status", "smoke", runs=runs).stdout.splitlines()[-1] == f"{cells} done"
     assert f"{cells} of {cells} notebooks are done" in fgkd("plan", "smoke", runs=runs).stdout
+
+
+def test_another_learning_rate_for_the_student_repeats_students_and_no_teacher(smoke, tmp_path):
+    shutil.copytree(smoke[0] / "smoke", tmp_path / "smoke")
+    text = (studies.PROJECT / "runs" / "smoke.yaml").read_text()
+    changed = text.replace("student: {epochs: 4, batch_size: 16, lr: 0.2}", "student: {epochs: 1, batch_size: 16, lr: 0.1}")
+    assert changed != text
+    (tmp_path / "smoke.yaml").write_text(changed)
+    before = {f: f.read_text() for f in (tmp_path / "smoke").rglob("record.json")}
+    done = fgkd("run", str(tmp_path / "smoke.yaml"), runs=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    touched = {f.relative_to(tmp_path / "smoke").parts[0] for f, old in before.items() if f.read_text() != old}
+    assert touched == {"distill", "bank", "study"}
 
 
 def test_the_report_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(smoke):
