@@ -26,7 +26,7 @@ unit: env
 	$(BIN)/python -m pytest tests/unit
 
 notebooks: env
-	$(BIN)/python -m pytest tests/test_notebooks.py
+	$(BIN)/python -m pytest tests/test_notebooks.py notebooks
 
 # Run the notebooks in their order at their defaults and store their outputs without times and paths, as they are committed.
 stored: env

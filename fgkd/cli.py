@@ -18,9 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import pandas as pd
 from tqdm import tqdm
 
 from fgkd import kernel, tables
@@ -89,9 +87,9 @@ def report(study: Study, options) -> int:
     from fgkd import report as pages
 
     index = pages.build(study, {c: state(study, c) for c in study.cells()})
-    headline = study.folder / "tables" / "headline.csv"
-    if headline.exists():
-        print("\n" + pd.read_csv(headline).round(3).to_string(index=False))
+    headline = tables.collect(study).get("headline")
+    if headline is not None:
+        print("\n" + headline.round(3).to_string(index=False))
     print(f"\nreport: {index}")
     return 0
 
