@@ -15,7 +15,7 @@ def result(cell):
 
 def inputs(wildcards):
     cell = cells[wildcards.id]
-    banks = [str(study.path(c) / "logits.npy") for c in study.inputs(cell) if c.stage == "bank"]
+    banks = [str(study.path(c) / "views") for c in study.inputs(cell) if c.stage == "bank"]
     return [result(c) for c in study.inputs(cell)] + banks
 
 
@@ -33,7 +33,7 @@ for stage, notebook in studies.STAGES.items():
         name: stage
         input: inputs
         output:
-            [f"{study.folder}/{{id}}/result.json"] + ([temp(f"{study.folder}/{{id}}/logits.npy")] if stage == "bank" else [])
+            [f"{study.folder}/{{id}}/result.json"] + ([temp(directory(f"{study.folder}/{{id}}/views"))] if stage == "bank" else [])
         log: notebook=f"{study.folder}/{{id}}/{notebook}.ipynb"
         wildcard_constraints: id=f"{stage}/.*|study/{stage}"
         threads: study.threads

@@ -96,12 +96,13 @@ def report(study: Study, options) -> int:
 
 def counted(study: Study) -> dict[str, int]:
     """How many runs and groups the study has, and the bytes of its banks."""
-    cells, students = study.cells(), len(study.students)
+    cells = study.cells()
     per = collections.Counter(c.stage for c in cells)
     pretext = sum(c.dataset == studies.PRETEXT and c.stage == "teacher" for c in cells)
-    baselines = sum(c.strategy == "CE" for c in cells) * students
-    distillations = per["distill"] * students - baselines
-    sizes = [study.bank_epochs * images * classes * 2 for images, classes in (_size(study, c.dataset) for c in cells if c.stage == "bank") if images]
+    trainings = {c: sum(len(study.losses_of(k, c.strategy)) for k in study.students) for c in cells if c.stage == "distill"}
+    baselines = sum(n for c, n in trainings.items() if c.strategy == "CE")
+    distillations = sum(trainings.values()) - baselines
+    sizes = [_bank_bytes(study, c) for c in cells if c.stage == "bank"]
     return {"pretext_trainings": pretext, "teacher_trainings": per["teacher"] - pretext, "banks": per["bank"], "distillations": distillations,
             "ce_baselines": baselines, "groups": distillations // len(study.teachers), "notebooks": len(cells),
             "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
@@ -215,6 +216,13 @@ def _size(study: Study, dataset: str) -> tuple[int, int]:
         return spec.species * spec.train, spec.species
     found = tables.record(study, Cell("data", dataset))
     return (found["rows"][0]["train"], found["rows"][0]["classes"]) if found else (0, 0)
+
+
+def _bank_bytes(study: Study, cell: Cell) -> int:
+    """fp16 logits of all views; a TGDA bank has three of them, boxes, and drop maps of at most a 16th of the view's side; features are not counted."""
+    images, classes = _size(study, cell.dataset)
+    view = 3 * classes + 4 + (study.views.crop // 16) ** 2 if study.banked(cell.strategy)["augmented"] else classes
+    return study.bank_epochs * images * view * 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from fgkd.tables import write_bytes
 
 
 class Classifier(nn.Module):
-    """A timm network with its normalisation: uint8 images (N, 3, S, S) -> logits (N, C)."""
+    """A timm network with its normalisation: images (N, 3, S, S), 0 to 255 -> fp32 logits (N, C)."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -35,12 +35,26 @@ class Classifier(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(self.normalize(images))
+    @staticmethod
+    def autocast(images: Tensor) -> torch.autocast:
+        """bf16 on a GPU, fp32 on a CPU."""
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda")
 
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled features before the last layer: uint8 (N, 3, S, S) -> (N, D)."""
-        return self.net.forward_head(self.net.forward_features(self.normalize(images)), pre_logits=True)
+    def forward(self, images: Tensor) -> Tensor:
+        with self.autocast(images):
+            logits = self.net(self.normalize(images))
+        return logits.float()
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The logits that a test looks at."""
+        return self(images)
+
+    def parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features before the last layer, fp32 (N, D), and the logits (N, C) that it makes of them."""
+        with self.autocast(images):
+            features = self.net.forward_head(self.net.forward_features(self.normalize(images)), pre_logits=True)
+        features = features.float()
+        return features, Head(self.head)(features)
 
     @property
     def head(self) -> nn.Module:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ import pandas as pd
 import torch
 
 from fgkd import bank as banks
-from fgkd import datasets, models, tables, training
-from fgkd.study import PRETEXT, Cell, Study
+from fgkd import cal, datasets, metrics, models, tables, training, views
+from fgkd.study import PRETEXT, RECIPES, Cell, Loss, Study
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def data(study: Study, dataset: str) -> datasets.Dataset:
 
 
 def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> Run:
-    """Train a teacher (FZ: its last layer on a frozen backbone; FT and pretext: all of it) and measure TAC on the test split."""
+    """Train a teacher (FZ: its last layer on a frozen backbone; FT and pretext: all of it; CAL: with attention) and measure TAC on the test split."""
     cell = Cell("teacher", dataset, teacher, recipe)
     spec = study.teacher(teacher)
 
@@ -67,11 +68,13 @@ def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> Run:
         if recipe == "FZ":
             history = training.fit_head(model, train, how, **options)
         else:
-            history = training.fit_images(model, train, training.cross_entropy(train.labels), how, **options)
+            objective = training.attention(train.labels, options["seed"]) if recipe == "CAL" else training.cross_entropy(train.labels)
+            history = training.fit_images(model, train, objective, how, **options)
         tac, logits = training.accuracy(model, test)
+        single = metrics.accuracy(training.predict(model, test), found.test.labels) if recipe == "CAL" else tac
         models.save(model, folder / "model.safetensors")
         tables.write_array(folder / "test.npy", logits.numpy())
-        row = {"dataset": dataset, "teacher": teacher, "recipe": recipe, "model": spec.model, "tac": tac,
+        row = {"dataset": dataset, "teacher": teacher, "recipe": recipe, "model": spec.model, "tac": tac, "tac_single": single,
                "train_accuracy": history[-1]["train_accuracy"], "parameters": models.parameters(model), "epochs": how.epochs}
         return {"rows": [row], "history": history}
 
@@ -86,22 +89,24 @@ def load_teacher(study: Study, dataset: str, teacher_: str, recipe: str) -> mode
     return model.to(_device(study)).eval().requires_grad_(False)
 
 
-def bank(study: Study, dataset: str, teacher: str, strategy: str) -> tuple[Run, banks.Bank]:
-    """A teacher's metrics over all views of all training images, and the bank that its students learn from."""
-    cell = Cell("bank", dataset, teacher, strategy)
-    file = study.path(cell) / "logits.npy"
+def bank(study: Study, dataset: str, teacher: str, recipe: str) -> tuple[Run, banks.Bank]:
+    """A teacher's metrics over all views of all training images, a row for each strategy that reads them, and the bank that its students learn from."""
+    cell = Cell("bank", dataset, teacher, recipe)
+    folder, holds = study.path(cell) / "views", study.banked(recipe)
 
     def compute(_):
         found, on = data(study, dataset), _device(study)
         images = training.Images(found.train, study.views, on)
-        summary, epochs = banks.write(file, load_teacher(study, dataset, teacher, strategy), images, epochs=study.bank_epochs,
-                                      views_seed=study.seed_for("student views", dataset), classes=len(found.classes))
-        row = {"dataset": dataset, "teacher": teacher, "strategy": strategy, "samples": len(images), "views": study.bank_epochs}
-        return {"rows": [row | summary], "epochs": epochs}
+        summary, epochs = banks.write(folder, load_teacher(study, dataset, teacher, recipe), images, epochs=study.bank_epochs,
+                                      views_seed=study.seed_for("student views", dataset), **holds)
+        common = {"samples": len(images), "views": study.bank_epochs}
+        return {"rows": [{"dataset": dataset, "teacher": teacher, "strategy": s} | common | summary for s in study.readers(recipe)], "epochs": epochs}
 
     def read():
         found = data(study, dataset)
-        return banks.read(file, epochs=study.bank_epochs, samples=len(found.train), classes=len(found.classes), device=_device(study))
+        shape = (study.bank_epochs, len(found.train))
+        shapes = {name: shape for name in banks.names(**holds)} | {"logits": (*shape, len(found.classes))}
+        return banks.read(folder, shapes, _device(study))
 
     run = _once(study, cell, compute, valid=lambda: read() is not None)
     return run, read()
@@ -114,34 +119,51 @@ def student_views(study: Study, dataset: str, *, image: int, epochs: int) -> np.
     return torch.cat([images.batch(index, images.epoch(seed, e)) for e in range(epochs)]).permute(0, 2, 3, 1).numpy()
 
 
+def look(study: Study, dataset: str, teacher: str) -> tuple[np.ndarray, cal.Attended]:
+    """The test images through their centre crops (N, S, S, 3) uint8, and what a CAL teacher's attention makes of them, on the CPU."""
+    images = training.Images(data(study, dataset).test, study.views, _device(study))
+    model = load_teacher(study, dataset, teacher, "CAL")
+    with torch.inference_mode():
+        seen = [(x.cpu(), cal.Attended(*(v.cpu() for v in model.attend(x)))) for _, x in training.batches(images, images.centre())]
+    pixels = torch.cat([x for x, _ in seen]).permute(0, 2, 3, 1).numpy()
+    return pixels, cal.Attended(*(torch.cat(values) for values in zip(*(a for _, a in seen))))
+
+
 def distill(study: Study, dataset: str, teacher: str, strategy: str) -> Run:
-    """Train every student of the study from one teacher ('none' for the CE baseline) and measure it on the test split."""
+    """Train every student of the study with each of its losses from one teacher ('none' for the CE baseline) and measure it on the test split."""
     cell = Cell("distill", dataset, teacher, strategy)
-    loss = "ce" if strategy == "CE" else "kd"
+    trainings = [(key, name, loss) for key in study.students for name, loss in study.losses_of(key, strategy).items()]
 
     def compute(folder):
         models.load_plugins(study.plugins)
         found, on = data(study, dataset), _device(study)
         train, test = (training.Images(s, study.views, on) for s in (found.train, found.test))
-        objective, reference = _objective(study, cell, train)
+        said, reference = _said(study, cell, train)
         rows, history = [], []
-        for key, spec in study.students.items():
+        for key, name, loss in trainings:
+            spec = study.student(key)
             model = models.build(spec, len(found.classes), crop=study.views.crop, seed=study.seed_for("student", dataset, key)).to(on)
-            # Neither the order of images nor the initial weights depend on the teacher: students differ in what they are taught.
-            epochs = training.fit_images(
-                model, train, objective, study.recipe("student", spec), views_seed=study.seed_for("student views", dataset),
-                seed=study.seed_for("order", dataset, key), checkpoint=_checkpoint(study, cell, folder, key), title=f"{key} from {teacher} {strategy}")
+            # Neither the order of images nor the initial weights depend on teacher and loss: students differ in what they are taught.
+            options = {"views_seed": study.seed_for("student views", dataset), "seed": study.seed_for("order", dataset, key)}
+            extra = None if loss is None else _further(study, cell, loss, model, said, train)
+            if said is None:
+                objective = training.cross_entropy(train.labels)
+            else:
+                objective = training.distillation(train.labels, said, study.distillation, augmented=strategy == "TGDA", further=extra,
+                                                  features=loss is not None and loss.on == "features")
+            epochs = training.fit_images(model, train, objective, study.recipe("student", spec), extra=extra, **options,
+                                         checkpoint=_checkpoint(study, cell, folder, f"{key}-{name}"), title=f"{key} from {teacher} {strategy} {name}")
             accuracy, logits = training.accuracy(model, test)
-            tables.write_array(folder / f"test-{key}-{loss}.npy", logits.numpy())
-            models.save(model, folder / f"{key}-{loss}.safetensors")
+            tables.write_array(folder / f"test-{key}-{name}.npy", logits.numpy())
+            models.save(model, folder / f"{key}-{name}.safetensors")
             agreement = None if reference is None else float((logits.numpy().argmax(1) == reference.argmax(1)).mean())
-            rows.append({"dataset": dataset, "student": key, "strategy": strategy, "loss": loss, "teacher": teacher, "model": spec.model,
+            rows.append({"dataset": dataset, "student": key, "strategy": strategy, "loss": name, "teacher": teacher, "model": spec.model,
                          "accuracy": accuracy, "train_accuracy": epochs[-1]["train_accuracy"], "agreement": agreement,
                          "parameters": models.parameters(model)})
-            history += [{"student": key, "loss": loss} | e for e in epochs]
+            history += [{"student": key, "loss": name} | e for e in epochs]
         return {"rows": rows, "history": history}
 
-    return _once(study, cell, compute, files=tuple(f"test-{key}-{loss}.npy" for key in study.students))
+    return _once(study, cell, compute, files=tuple(f"test-{key}-{name}.npy" for key, name, _ in trainings))
 
 
 def everything(study: Study) -> dict[str, pd.DataFrame]:
@@ -161,35 +183,47 @@ def conclude(study: Study, stage: str, frames: dict[str, pd.DataFrame]) -> Run:
     return _once(study, cell, lambda _: {"rows": [{"table": n, "rows": len(f)} for n, f in frames.items()]})
 
 
-def _objective(study: Study, cell: Cell, train: training.Images):
-    """The students' loss, and the teacher's test logits for agreement (None for the CE baseline)."""
+def _said(study: Study, cell: Cell, train: training.Images):
+    """What the teacher says, (images, epoch, index) -> `bank.answer`, and its test logits for agreement; None and None for the CE baseline."""
     if cell.strategy == "CE":
-        return training.cross_entropy(train.labels), None
-    source = (cell.dataset, cell.teacher, cell.strategy)
+        return None, None
+    source = (cell.dataset, cell.teacher, RECIPES[cell.strategy])
     reference = teacher(study, *source).logits("test")
-    if study.online:
-        model = load_teacher(study, *source)
-
-        @torch.no_grad()
-        def logits(images, epoch, index):
-            with torch.autocast(train.device.type, torch.bfloat16, enabled=train.device.type == "cuda"):
-                return model(images).float()
-    else:
+    if not study.online:
         stored = bank(study, *source)[1]
+        return lambda x, epoch, index: stored.answer(epoch, index), reference
+    model, seed = load_teacher(study, *source), study.seed_for("student views", cell.dataset)
+    draws = functools.lru_cache(1)(lambda epoch: views.draw_attention(len(train), seed=seed, epoch=epoch))
+    return lambda x, epoch, index: banks.answer(model, x, draws(epoch)[index].to(x.device), **study.banked(source[2])), reference
 
-        def logits(images, epoch, index):
-            return stored.logits(epoch, index)
-    return training.distillation(train.labels, logits, study.distillation), reference
+
+def _further(study: Study, cell: Cell, loss: Loss, model: models.Classifier, said: Callable, train: training.Images) -> torch.nn.Module:
+    """The loss as a module with weights of its own, made for the widths of what it compares."""
+    index = torch.arange(min(2, len(train)))
+    x = train.batch(index, train.epoch(study.seed_for("student views", cell.dataset), 0))
+    if loss.on == "features":
+        training.check_head(model, train)
+    with torch.no_grad():
+        ours = model.eval().parts(x)[loss.on == "logits"].shape[1]
+    theirs = said(x, 0, index)[loss.on].shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(study.seed_for("loss", cell.dataset, loss.key))
+        return training.Further(loss, ours, theirs, train.labels.cpu()).to(train.device)
 
 
 def _teacher_model(study: Study, cell: Cell, classes: int, *, pretext: bool = True) -> models.Classifier:
     """A teacher before its training: the pretext set's backbone where the study says so, or other weights, and a new head."""
     models.load_plugins(study.plugins)
     spec = study.teacher(cell.teacher)
-    model = models.build(spec, classes, crop=study.views.crop, seed=study.seed_for("teacher", cell.teacher))
+    seed = study.seed_for("teacher", cell.teacher)
+    model = models.build(spec, classes, crop=study.views.crop, seed=seed)
     if pretext and spec.weights == "pretext" and cell.dataset != PRETEXT:
         before = teacher(study, PRETEXT, cell.teacher, PRETEXT)
         models.restore(model, before.folder / "model.safetensors", skip=models.head_prefix(model))
+    if cell.strategy == "CAL":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cal.CAL(model.net, classes, study.recipe("CAL", spec).maps)
     return model
 
 

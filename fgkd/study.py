@@ -5,7 +5,7 @@ A *cell* is one notebook run.  The stages and what a cell of each stands for:
     intro        the study                        01_what_is_ratio12
     data         a data set                       02_data
     teacher      data set, teacher, recipe        03_teacher
-    bank         data set, teacher, strategy      04_ratio12
+    bank         data set, teacher, recipe        04_ratio12        (TGDA students learn from the bank of the CAL teacher)
     distill      data set, teacher, strategy      05_distillation   (all students and losses of that teacher; CE has teacher 'none')
     correlation  the study                        06_correlation
     report       the study                        07_report
@@ -39,7 +39,11 @@ STAGES = {
     "correlation": "06_correlation",
     "report": "07_report",
 }
-STRATEGIES = ("FZ", "FT")
+STRATEGIES = ("FZ", "FT", "CAL", "TGDA")
+RECIPES = {"FZ": "FZ", "FT": "FT", "CAL": "CAL", "TGDA": "CAL"}  # how the teacher of each strategy is trained
+LOSSES = {  # further losses and their options; the defaults are the released code's
+    "dkd": {"alpha": 1.0, "beta": 0.5, "temperature": 1.0}, "rkd": {"distance_weight": 25.0, "angle_weight": 50.0}, "pkt": {}, "hint": {},
+    "crd": {"width": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5}}
 PRETEXT = "pretext"
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -79,6 +83,7 @@ class Recipe:
     min_lr: float = 1e-5               # where the cosine ends
     clip: float = 1.0                  # largest gradient norm
     views: int = 0                     # FZ only: views of each image whose features are kept; 0 means one an epoch
+    maps: int = 32                     # CAL only: attention maps
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,19 @@ class Distillation:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """A further loss, added to CE + beta * KD of some students."""
+
+    key: str
+    loss: str = ""                     # dkd | rkd | pkt | hint | crd; empty: that of its key
+    weight: float = 1.0
+    on: str = "logits"                 # logits | features: the pooled ones before the last layer
+    students: tuple[str, ...] = ()     # empty: all
+    strategies: tuple[str, ...] = ()   # empty: all
+    options: dict = field(default_factory=dict)  # keyword arguments of the function in `losses`
+
+
+@dataclass(frozen=True)
 class Cell:
     """One notebook run; `teacher` and `strategy` are empty where the stage has none."""
 
@@ -123,7 +141,7 @@ class Cell:
 
     def parameters(self, study: "Study") -> dict[str, str]:
         """What papermill hands to the notebook."""
-        names = {"dataset": self.dataset, "teacher": self.teacher, "recipe" if self.stage == "teacher" else "strategy": self.strategy}
+        names = {"dataset": self.dataset, "teacher": self.teacher, "recipe" if self.stage in ("teacher", "bank") else "strategy": self.strategy}
         return {"study": study.file, **{k: v for k, v in names.items() if v}}
 
 
@@ -146,6 +164,7 @@ class Study:
     baseline: bool                     # also train every student without a teacher (CE)
     recipes: dict[str, Recipe]
     distillation: Distillation
+    losses: dict[str, Loss]
 
     @property
     def folder(self) -> Path:
@@ -175,6 +194,21 @@ class Study:
         """Views of each image that a bank holds: as many as the longest training of a student has epochs."""
         return max(self.recipe("student", s).epochs for s in self.students.values())
 
+    def losses_of(self, student: str, strategy: str) -> dict[str, Loss | None]:
+        """The losses that a student is trained with, one training each: 'ce', or 'kd' and the further ones, which are added to it."""
+        if strategy == "CE":
+            return {"ce": None}
+        return {"kd": None} | {k: v for k, v in self.losses.items() if student in (v.students or self.students) and strategy in (v.strategies or self.strategies)}
+
+    def readers(self, recipe: str) -> tuple[str, ...]:
+        """The strategies whose students learn from the bank of a teacher of this recipe."""
+        return tuple(s for s in self.strategies if RECIPES[s] == recipe)
+
+    def banked(self, recipe: str) -> dict[str, bool]:
+        """What such a bank holds beside logits: crop and drop views where TGDA reads it, pooled features where a loss asks for them."""
+        asked = [loss for strategy in self.readers(recipe) for k in self.students for loss in self.losses_of(k, strategy).values() if loss]
+        return {"augmented": "TGDA" in self.readers(recipe), "features": any(loss.on == "features" for loss in asked)}
+
     def seed_for(self, *names: str) -> int:
         """A seed of 63 bits for one use, independent of all others: a hash of the study's seed and the names."""
         text = json.dumps([self.seed, *names])
@@ -196,7 +230,7 @@ class Study:
             case "bank":
                 return (Cell("teacher", d, t, s),)
             case "distill":
-                return (Cell("data", d),) if s == "CE" else (Cell("bank", d, t, s),)
+                return (Cell("data", d),) if s == "CE" else (Cell("bank", d, t, RECIPES[s]),)
             case "correlation":
                 return tuple(Cell("distill", d, *pair) for d in self.datasets for pair in self._pairs())
             case "report":
@@ -223,11 +257,12 @@ class Study:
                 model = self.teacher(cell.teacher)
                 return common | {"model": as_dict(model), "plugins": _digests(self.plugins), "recipe": as_dict(self.recipe(cell.strategy, model)), "weights": _stamp(model.weights)}
             case "bank":
-                return common | {"epochs": self.bank_epochs}
+                return common | {"epochs": self.bank_epochs, "strategies": self.readers(cell.strategy), "arrays": self.banked(cell.strategy)}
             case "distill":
                 students = {k: as_dict(m) | {"recipe": as_dict(self.recipe("student", m)), "weights": _stamp(m.weights)} for k, m in self.students.items()}
                 kd = {} if cell.strategy == "CE" else as_dict(self.distillation) | {"online": self.online}
-                return common | {"students": students, "kd": kd, "plugins": _digests(self.plugins)}
+                losses = {k: {name: loss and (loss.loss, loss.weight, loss.on, loss.options) for name, loss in self.losses_of(k, cell.strategy).items()} for k in self.students}
+                return common | {"students": students, "kd": kd, "losses": losses, "plugins": _digests(self.plugins)}
         return {"question": self.question}
 
 
@@ -262,13 +297,19 @@ def check_parameters(namespace: dict, **types_: type) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which it would keep the last."""
+    """YAML that refuses a key given twice, of which it would keep the last, and to which `on` is a word, as in YAML 1.2."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, regex) for tag, regex in found if tag != "tag:yaml.org,2002:bool"] for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
         if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
             raise StudyError(f"key '{twice[-1].value}' is there twice, again in line {twice[-1].start_mark.line + 1}: remove or rename one")
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
 
 
 def _find(study: str) -> Path:
@@ -305,7 +346,8 @@ def _build(raw: dict, file: Path) -> Study:
         students={k: _model(k, v, "students", file) for k, v in _section(raw, "students").items()},
         strategies=tuple(_choice(s, STRATEGIES, "strategies") for s in _typed(raw.get("strategies", list(STRATEGIES)), list, "strategies")),
         baseline=_typed(raw.get("baseline", True), bool, "baseline"), recipes=recipes,
-        distillation=_make(Distillation, _section(raw, "distillation"), "distillation"))
+        distillation=_make(Distillation, _section(raw, "distillation"), "distillation"),
+        losses={k: _loss(k, v) for k, v in _section(raw, "losses").items()})
     _check(study)
     return study
 
@@ -322,8 +364,13 @@ def _check(study: Study) -> None:
         raise StudyError(f"student '{students[0]}' has weights 'pretext': only teachers are trained on the pretext set; expected none, timm or a file")
     _positive(study.distillation, "distillation", "temperature")
     _at_least(0, study.distillation.beta, "distillation.beta")
-    needed = {"student", *study.strategies, *([PRETEXT] if pretext else [])}
-    _check_keys(set(study.recipes), needed | {PRETEXT, *STRATEGIES}, "recipe", "recipes")
+    for loss in study.losses.values():
+        for s in loss.students:
+            _choice(s, study.students, f"losses.{loss.key}.students")
+        for s in loss.strategies:
+            _choice(s, study.strategies, f"losses.{loss.key}.strategies")
+    needed = {"student", *(RECIPES[s] for s in study.strategies), *([PRETEXT] if pretext else [])}
+    _check_keys(set(study.recipes), needed | {PRETEXT, *RECIPES.values()}, "recipe", "recipes")
     if missing := needed - set(study.recipes):
         raise StudyError(f"recipes lacks {', '.join(sorted(missing))}: add each with its epochs, batch_size, optimizer and lr")
 
@@ -353,10 +400,26 @@ def _model(key: str, raw, where: str, file: Path) -> Model:
     return dataclasses.replace(model, weights=_beside(file, model.weights, f"{where}.{key}.weights"))
 
 
+def _loss(key: str, raw) -> Loss:
+    where = f"losses.{key}"
+    loss = _make(Loss, _typed({} if raw is None else raw, dict, where), where, key=_name(key, "loss"))
+    defaults = LOSSES[_choice(loss.loss or key, LOSSES, f"{where}.loss")]
+    _check_keys(set(loss.options), set(defaults), "option", f"{where}.options")
+    given = {k: _typed(v, type(defaults[k]), f"{where}.options.{k}") for k, v in loss.options.items()}
+    loss = dataclasses.replace(loss, loss=loss.loss or key, options=defaults | given)
+    if key in ("ce", "kd"):
+        raise StudyError(f"losses: '{key}' is taken, every study has it: give the further loss another name")
+    if loss.on == "features" and loss.loss == "dkd":
+        raise StudyError(f"{where}.on is 'features': DKD is defined on logits; expected logits")
+    _choice(loss.on, ("logits", "features"), f"{where}.on")
+    _at_least(0, loss.weight, f"{where}.weight")
+    return loss
+
+
 def _recipe(raw, where: str) -> Recipe:
     recipe = _make(Recipe, _typed(raw, dict, where), where)
     _choice(recipe.optimizer, ("sgd", "adamw"), f"{where}.optimizer")
-    _positive(recipe, where, "epochs", "batch_size", "lr", "clip")
+    _positive(recipe, where, "epochs", "batch_size", "lr", "clip", "maps")
     for name in ("weight_decay", "momentum", "warmup_steps", "min_lr", "views"):
         _at_least(0, getattr(recipe, name), f"{where}.{name}")
     return recipe

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from fgkd import stats
-from fgkd.study import PROJECT, Cell, Study
+from fgkd.study import PROJECT, RECIPES, Cell, Study
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
 PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
@@ -118,9 +118,9 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
-    """The banks' metrics with each teacher's test accuracy beside them; a strategy's teacher has the recipe of that name."""
-    tac = teachers[["dataset", "teacher", "recipe", "tac", "parameters"]].rename(columns={"recipe": "strategy"})
-    return metrics.merge(tac, on=["dataset", "teacher", "strategy"], how="left", validate="one_to_one")
+    """The banks' metrics with the test accuracy of the teacher that each strategy learns from beside them."""
+    tac = teachers[["dataset", "teacher", "recipe", "tac", "parameters"]]
+    return metrics.assign(recipe=metrics.strategy.map(RECIPES)).merge(tac, on=["dataset", "teacher", "recipe"], how="left", validate="many_to_one").drop(columns="recipe")
 
 
 def missing(study: Study) -> list[str]:

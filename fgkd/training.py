@@ -6,6 +6,7 @@ from its checkpoint and ends with the very numbers of one that was not.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import time
@@ -18,17 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fgkd import losses, metrics, views
+from fgkd import cal, losses, metrics, views
 from fgkd.datasets import Split
 from fgkd.models import Classifier, Head
-from fgkd.study import Distillation, Recipe, StudyError, Views
+from fgkd.study import Distillation, Loss, Recipe, StudyError, Views
 from fgkd.tables import write_bytes
 
 CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 256
 
-Objective = Callable[[Tensor, Tensor, int, Tensor], dict[str, Tensor]]
-"""(logits (B, C), inputs (B, ...), epoch, index (B,)) -> named parts of the loss, to be added up."""
+Objective = Callable[[nn.Module, Tensor, int, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""(model, inputs (B, ...), epoch, index (B,)) -> the model's logits (B, C) and the named parts of the loss, to be added up."""
 
 
 def device(name: str) -> torch.device:
@@ -67,32 +68,31 @@ class Images:
 
 
 def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tensor, objective: Objective, recipe: Recipe, *,
-        seed: int, checkpoint: Path, title: str = "training") -> list[dict]:
+        seed: int, checkpoint: Path, title: str = "training", extra: nn.Module | None = None) -> list[dict]:
     """Train `model` in place and return one row an epoch: the mean of each part of the loss, and the training accuracy.
 
     inputs: (epoch, index (B,)) -> what the model takes; labels: (N,) on the model's device; checkpoint: file to continue from,
-    written every 30 seconds and left to the caller to delete.  Raises FloatingPointError where the loss is no longer finite.
+    written every 30 seconds and left to the caller to delete; extra: weights of the loss itself, trained along.
+    Raises FloatingPointError where the loss is no longer finite.
     """
     on = labels.device
-    optimizer = _optimizer(model, recipe)
-    start, history = _resume(checkpoint, model, optimizer)
+    trained = model if extra is None else nn.ModuleList([model, extra])
+    optimizer = _optimizer(trained, recipe)
+    start, history = _resume(checkpoint, trained, optimizer)
     steps = math.ceil(len(labels) / recipe.batch_size)
     saved = time.monotonic()
     for epoch in tqdm(range(start, recipe.epochs), desc=title, unit="epoch", disable=None):
-        model.train()
-        torch.manual_seed(seed + epoch)  # what dropout draws from
+        trained.train()
+        torch.manual_seed(seed + epoch)  # what dropout and a counterfactual draw from
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(labels)))
         totals, hits = {}, torch.zeros((), device=on)
         for step, index in enumerate(order.tensor_split(steps)):
             _set_rate(optimizer, recipe, step=epoch * steps + step, steps=steps * recipe.epochs)
-            x = inputs(epoch, index)
-            with torch.autocast(on.type, torch.bfloat16, enabled=on.type == "cuda"):
-                logits = model(x)
-            parts = objective(logits.float(), x, epoch, index)
+            logits, parts = objective(model, inputs(epoch, index), epoch, index)
             loss = sum(parts.values())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            nn.utils.clip_grad_norm_(trained.parameters(), recipe.clip)
             optimizer.step()
             for name, part in parts.items():
                 totals[name] = totals.get(name, 0) + part.detach() * len(index)
@@ -102,52 +102,108 @@ def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tenso
             raise FloatingPointError(f"{title} diverged in epoch {epoch}: {row}. Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})")
         history.append(row)
         if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < recipe.epochs:
-            _save(checkpoint, model, optimizer, history)
+            _save(checkpoint, trained, optimizer, history)
             saved = time.monotonic()
     return history
 
 
 def cross_entropy(labels: Tensor) -> Objective:
-    """Plain cross-entropy with labels (N,): what teachers and the CE baseline minimise."""
-    return lambda logits, _, epoch, index: {"ce": F.cross_entropy(logits, labels[index.to(labels.device)])}
+    """Plain cross-entropy with labels (N,): what FZ and FT teachers and the CE baseline minimise."""
 
-
-def distillation(labels: Tensor, teacher: Callable[[Tensor, int, Tensor], Tensor], how: Distillation) -> Objective:
-    """CE + beta * KD.  teacher: (images, epoch, index) -> its logits (B, C), from a bank or from the teacher itself."""
-    hard = cross_entropy(labels)
-
-    def objective(logits, images, epoch, index):
-        soft = losses.kd(logits, teacher(images, epoch, index), how.temperature)
-        return hard(logits, images, epoch, index) | {"kd": how.beta * soft}
+    def objective(model, x, epoch, index):
+        logits = model(x)
+        return logits, {"ce": F.cross_entropy(logits, labels[index.to(labels.device)])}
 
     return objective
 
 
-@torch.inference_mode()
-def predict(model: Classifier, images: Images, seen: views.Views | None = None) -> Tensor:
-    """Logits of all images in eval mode, fp32 on the CPU (N, C); through their centre crops unless other views are given."""
-    return torch.cat([logits.cpu() for _, logits in batches(model, images, images.centre() if seen is None else seen)])
+def attention(labels: Tensor, seed: int) -> Objective:
+    """What a CAL teacher minimises on a view, its attention crop and its attention drop; seed: of which maps and thresholds."""
+    draws = functools.lru_cache(1)(lambda epoch: views.draw_attention(len(labels), seed=seed, epoch=epoch))
+
+    def objective(model, x, epoch, index):
+        y, raw = labels[index.to(labels.device)], model.attend(x)
+        boxes, maps = cal.plan(raw.maps.detach(), draws(epoch)[index].to(x.device), x.shape[-1])
+        augmented = model.attend(torch.cat([views.crop(x, boxes), views.drop(x, maps)]))
+        parts = cal.loss(raw.logits, augmented.logits, torch.cat([raw.effects, augmented.effects]), y, raw.features, model.attention.nearest(y))
+        model.attention.step(raw.features.detach(), y)
+        return raw.logits, parts
+
+    return objective
+
+
+def distillation(labels: Tensor, teacher: Callable[[Tensor, int, Tensor], dict[str, Tensor]], how: Distillation, *,
+                 augmented: bool = False, further: Callable | None = None, features: bool = False) -> Objective:
+    """CE + beta * KD, what students minimise.  teacher: (images, epoch, index) -> what `bank.answer` says, from a bank or by itself.
+
+    augmented: TGDA, also on the crop and drop views of a CAL teacher, CE + beta (KD(raw) / 2 + KD(crop and drop)).
+    further: a loss beside it, (student, teacher, labels, index) of logits, or of pooled features, -> scalar.
+    """
+
+    def objective(model, x, epoch, index):
+        said, y = teacher(x, epoch, index), labels[index.to(labels.device)]
+        pooled, logits = model.parts(x) if features else (None, model(x))
+        soft = losses.kd(logits, said["logits"], how.temperature)
+        parts = {"ce": F.cross_entropy(logits, y), "kd": how.beta * soft}
+        if augmented:
+            more = model(torch.cat([views.crop(x, said["boxes"]), views.drop(x, said["maps"])]))
+            parts |= {"kd": how.beta * soft / 2, "views": how.beta * losses.kd(more, torch.cat([said["crop"], said["drop"]]), how.temperature)}
+        if further is not None:
+            pair = (pooled, said["features"]) if features else (logits, said["logits"])
+            parts["further"] = further(*pair, y, index.to(x.device))
+        return logits, parts
+
+    return objective
+
+
+class Further(nn.Module):
+    """A further loss and the weights that it needs: student (B, Ds), teacher (B, Dt), labels (B,), index (B,) -> scalar.
+
+    widths Ds and Dt; labels: (N,) of all training images.  A hint is projected to the teacher's width where the two differ (Romero et al. 2015).
+    """
+
+    def __init__(self, spec: Loss, student: int, teacher: int, labels: Tensor):
+        super().__init__()
+        self.spec = spec
+        if spec.loss == "crd":
+            self.crd = losses.CRD(student, teacher, labels, **spec.options)
+        self.projection = nn.Linear(student, teacher) if spec.loss == "hint" and student != teacher else nn.Identity()
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        match self.spec.loss:
+            case "crd":
+                found = self.crd(student, teacher, index)
+            case "hint":
+                found = losses.hint(self.projection(student), teacher)
+            case "dkd":
+                found = losses.dkd(student, teacher, labels, **self.spec.options)
+            case "rkd" | "pkt" as name:
+                found = getattr(losses, name)(student, teacher, **self.spec.options)
+        return self.spec.weight * found
 
 
 @torch.inference_mode()
-def batches(model: Classifier, images: Images, seen: views.Views, *, features: bool = False):
-    """Yield (index (B,), fp32 logits (B, C) or pooled features (B, D)) of all images in order, in eval mode."""
-    model.eval()
-    run = model.features if features else model
+def predict(run: Callable[[Tensor], Tensor], images: Images, seen: views.Views | None = None) -> Tensor:
+    """What `run`, a model in eval mode or a method of one, says of all images, (N, ...) on the CPU; through their centre crops unless other views are given."""
+    return torch.cat([run(x).cpu() for _, x in batches(images, images.centre() if seen is None else seen)])
+
+
+def batches(images: Images, seen: views.Views):
+    """(index (B,), views (B, 3, S, S)) of all images, in order."""
     for index in torch.arange(len(images)).split(EVAL_BATCH):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
-            out = run(images.batch(index, seen))
-        yield index, out.float()
+        yield index, images.batch(index, seen)
 
 
 def fit_head(model: Classifier, images: Images, recipe: Recipe, *, views_seed: int, seed: int, checkpoint: Path, title: str) -> list[dict]:
     """Train only the last layer, on features of the frozen backbone that are computed once a view and used in turn."""
     count = min(recipe.views or recipe.epochs, recipe.epochs)
     features = []
+    model.eval()
     for epoch in tqdm(range(count), desc=f"{title}: features", unit="view", disable=None):
-        features.append(torch.cat([f for _, f in batches(model, images, images.epoch(views_seed, epoch), features=True)]))
+        with torch.no_grad():
+            features.append(torch.cat([model.parts(x)[0] for _, x in batches(images, images.epoch(views_seed, epoch))]))
     head = Head(model.head)
-    _check_head(model, head, images)
+    check_head(model, images)
 
     def inputs(epoch, index):
         return features[epoch % count][index.to(images.device)]
@@ -155,32 +211,25 @@ def fit_head(model: Classifier, images: Images, recipe: Recipe, *, views_seed: i
     return fit(head, inputs, images.labels, cross_entropy(images.labels), recipe, seed=seed, checkpoint=checkpoint, title=title)
 
 
-def fit_images(model: Classifier, images: Images, objective: Objective, recipe: Recipe, *, views_seed: int, seed: int, checkpoint: Path, title: str) -> list[dict]:
-    """Train the whole model on random views of the images: view (views_seed, epoch, index) in every epoch."""
-    seen = {}
-
-    def inputs(epoch, index):
-        if epoch not in seen:
-            seen.clear()
-            seen[epoch] = images.epoch(views_seed, epoch)
-        return images.batch(index, seen[epoch])
-
-    return fit(model, inputs, images.labels, objective, recipe, seed=seed, checkpoint=checkpoint, title=title)
+def fit_images(model: Classifier, images: Images, objective: Objective, recipe: Recipe, *, views_seed: int, **options) -> list[dict]:
+    """Train the whole model on random views of the images: view (views_seed, epoch, index) in every epoch; options: those of `fit`."""
+    seen = functools.lru_cache(1)(lambda epoch: images.epoch(views_seed, epoch))
+    return fit(model, lambda epoch, index: images.batch(index, seen(epoch)), images.labels, objective, recipe, **options)
 
 
 def accuracy(model: Classifier, images: Images) -> tuple[float, Tensor]:
-    """Top-1 accuracy on centre crops, and the logits (N, C) that it comes from."""
-    logits = predict(model, images)
+    """Top-1 accuracy on centre crops in eval mode, and the logits (N, C) that it comes from; a CAL teacher's are those of eight views."""
+    logits = predict(model.eval().predict, images)
     return metrics.accuracy(logits, images.labels.cpu()), logits
 
 
-def _check_head(model: Classifier, head: Head, images: Images) -> None:
-    index = torch.arange(min(2, len(images)))
-    x = images.batch(index, images.centre())
+def check_head(model: Classifier, images: Images) -> None:
+    """Raise StudyError unless the model's logits are those of its last layer on its pooled features."""
+    x = images.batch(torch.arange(min(2, len(images))), images.centre())
     with torch.inference_mode():
-        whole, parts = model.eval()(x), head(model.features(x))
-    if not torch.allclose(whole, parts, rtol=1e-3, atol=1e-3):
-        raise StudyError(f"'{type(model.net).__name__}' has more than its last layer after the pooled features: recipe FZ does not apply; use FT")
+        whole, parts = model.eval()(x), model.parts(x)[1]
+    if not torch.allclose(whole, parts, rtol=1e-2 if x.is_cuda else 1e-3, atol=1e-2 if x.is_cuda else 1e-3):
+        raise StudyError(f"'{type(model.net).__name__}' has more than its last layer after the pooled features: neither recipe FZ nor a loss on features applies to it")
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -2,6 +2,9 @@
 
 A view is a pure function of those three numbers.  A teacher can therefore be run once over the very views that every one of
 its students will be trained on, in any order and on any machine.
+
+A CAL teacher's attention makes two more of each view (Hu et al. 2019, arXiv 1901.09891; Rao et al. 2021): the *crop* enlarges the
+box around what it looks at, the *drop* hides what it looks at.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -51,3 +56,54 @@ def cut(images: Tensor, views: Views, crop: int) -> Tensor:
     columns = views.left[:, None] + torch.where(views.flip[:, None], crop - 1 - steps, steps)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     return images[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def draw_attention(n: int, *, seed: int, epoch: int) -> Tensor:
+    """Four uniform numbers for each of images 0 to n - 1 in one epoch, fp32 (n, 4): what `cal.plan` chooses by."""
+    return torch.from_numpy(np.random.default_rng([seed, epoch, 1]).random((n, 4), dtype=np.float32))
+
+
+def boxes(attention: Tensor, threshold: Tensor, *, padding: float, size: int) -> Tensor:
+    """The box around what attention (B, h, w) >= 0 exceeds: int64 (B, 4), top, left, bottom, right in pixels of a view, the last two exclusive.
+
+    threshold: (B,), a share of each map's maximum; padding: a share of the view's side `size`.  A map that is zero everywhere gives the
+    whole view; a peak that upsampling flattens below its threshold gives the place of the peak.  A box has at least one pixel.
+    """
+    whole = _upsample(attention, size)
+    limit = torch.minimum(threshold * attention.flatten(1).amax(1), whole.flatten(1).amax(1))
+    inside = whole >= limit[:, None, None]
+    lines = torch.stack([inside.any(2), inside.any(1)], 1).int()
+    low = (lines.argmax(2) - padding * size).clamp(min=0).floor()
+    high = (size - 1 - lines.flip(2).argmax(2) + padding * size).floor().clamp(max=size)
+    return torch.cat([low, torch.maximum(high, low + 1)], 1).long()
+
+
+def crop(images: Tensor, boxes: Tensor) -> Tensor:
+    """Each image's box (B, 4) enlarged to the whole view, bilinear with aligned corners: (B, 3, S, S) -> fp32 (B, 3, S, S)."""
+    size = images.shape[-1]
+    low, high = boxes[:, :2].float(), boxes[:, 2:].float()
+    steps = torch.linspace(0, 1, size, device=images.device)
+    lines = 2 * (low[:, :, None] + (high - 1 - low)[:, :, None] * steps) / (size - 1) - 1
+    rows, columns = (lines[:, axis].expand(size, -1, -1) for axis in (0, 1))
+    grid = torch.stack([columns.permute(1, 0, 2), rows.permute(1, 2, 0)], 3)
+    return F.grid_sample(images.float(), grid, align_corners=True, padding_mode="border")
+
+
+def drop_map(attention: Tensor, threshold: Tensor) -> Tensor:
+    """Attention (B, h, w) >= 0 in units of its threshold (B,), a share of each map's maximum: fp16 (B, h, w), 0 for a map of zeros.
+
+    `drop` hides what exceeds 1.  Rounded here, so that a stored map and a fresh one hide the very same pixels.
+    """
+    limit = (threshold * attention.flatten(1).amax(1))[:, None, None]
+    return torch.where(limit > 0, attention / limit, 0).half()
+
+
+def drop(images: Tensor, maps: Tensor) -> Tensor:
+    """Images without what maps (B, h, w) of `drop_map` mark, ImageNet's mean colour in its place: (B, 3, S, S), 0 to 255 -> fp32."""
+    hidden = _upsample(maps.float(), images.shape[-1]) >= 1
+    colour = 255 * torch.tensor(IMAGENET_DEFAULT_MEAN, device=images.device)[:, None, None]
+    return torch.where(hidden[:, None], colour, images.float())
+
+
+def _upsample(attention: Tensor, size: int) -> Tensor:
+    return F.interpolate(attention[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]

@@ -2,17 +2,18 @@
 
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fgkd import bank, models, stages, training
+from fgkd import bank, cal, models, stages, training, views
 from fgkd.datasets import Split
 from fgkd.study import Model, Views
 
 EPOCHS, N, CLASSES = 3, 17, 5
-SHAPE = {"epochs": EPOCHS, "samples": N, "classes": CLASSES, "device": torch.device("cpu")}
+SHAPE = {"logits": (EPOCHS, N, CLASSES)}
 
 
 @pytest.fixture
@@ -29,8 +30,12 @@ def teacher():
     return model
 
 
-def write(file, teacher, images, **changes):
-    return bank.write(file, teacher, images, **({"epochs": EPOCHS, "views_seed": 8, "classes": CLASSES} | changes))
+def write(folder, teacher, images, **changes):
+    return bank.write(folder, teacher, images, **({"epochs": EPOCHS, "views_seed": 8} | changes))
+
+
+def read(folder, shapes=SHAPE):
+    return bank.read(folder, shapes, torch.device("cpu"))
 
 
 def online(teacher, images):
@@ -58,38 +63,38 @@ def by_hand(logits):
 
 
 def test_a_banks_metrics_and_logits_equal_an_online_pass_over_the_same_views(tmp_path, teacher, images):
-    summary, rows = write(tmp_path / "logits.npy", teacher, images)
+    summary, rows = write(tmp_path / "views", teacher, images)
     logits = online(teacher, images)
     assert summary == pytest.approx(by_hand(logits.reshape(-1, CLASSES)), rel=1e-9)
     for epoch, row in enumerate(rows):
         assert row == pytest.approx({"epoch": epoch} | by_hand(logits[epoch]), rel=1e-9)
-    stored = bank.read(tmp_path / "logits.npy", **SHAPE).stored
+    stored = read(tmp_path / "views").arrays["logits"]
     assert stored.dtype == np.float16 and np.array_equal(stored, logits.astype(np.float16))
 
 
 def test_metrics_come_from_unrounded_logits(tmp_path, teacher, images):
-    summary, _ = write(tmp_path / "logits.npy", teacher, images)
-    rounded = by_hand(np.asarray(bank.read(tmp_path / "logits.npy", **SHAPE).stored, np.float64).reshape(-1, CLASSES))
+    summary, _ = write(tmp_path / "views", teacher, images)
+    rounded = by_hand(np.asarray(read(tmp_path / "views").arrays["logits"], np.float64).reshape(-1, CLASSES))
     assert summary["margin"] != pytest.approx(rounded["margin"], rel=1e-9)
     assert summary["margin"] == pytest.approx(rounded["margin"], rel=1e-2)
 
 
 def test_a_batch_reads_its_own_images_logits(tmp_path, teacher, images):
-    write(tmp_path / "logits.npy", teacher, images)
-    found, index = bank.read(tmp_path / "logits.npy", **SHAPE), torch.tensor([16, 0, 16])
-    logits = found.logits(2, index)
-    assert logits.dtype == torch.float32 and np.array_equal(logits, found.stored[2][[16, 0, 16]].astype(np.float32))
+    write(tmp_path / "views", teacher, images)
+    found, index = read(tmp_path / "views"), torch.tensor([16, 0, 16])
+    logits = found.answer(2, index)["logits"]
+    assert logits.dtype == torch.float32 and np.array_equal(logits, found.arrays["logits"][2][[16, 0, 16]].astype(np.float32))
 
 
 def test_two_banks_of_one_teacher_are_the_same_bytes_and_another_seeds_are_not(tmp_path, teacher, images):
     for name, seed in (("a", 8), ("b", 8), ("c", 9)):
         write(tmp_path / name, teacher, images, views_seed=seed)
-    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    a, b, c = ((tmp_path / name / "logits.npy").read_bytes() for name in "abc")
     assert a == b != c
 
 
 def test_a_bank_that_is_killed_half_way_leaves_nothing_that_is_read(tmp_path, teacher, images, monkeypatch, in_child):
-    file, passes = tmp_path / "logits.npy", []
+    folder, passes = tmp_path / "views", []
 
     def batches(*given):
         passes.append(1)
@@ -98,42 +103,44 @@ def test_a_bank_that_is_killed_half_way_leaves_nothing_that_is_read(tmp_path, te
         yield from training.batches(*given)
 
     monkeypatch.setattr(bank, "batches", batches)
-    assert in_child(lambda: write(file, teacher, images)) == 9
-    assert not file.exists() and bank.read(file, **SHAPE) is None
+    assert in_child(lambda: write(folder, teacher, images)) == 9
+    assert not folder.exists() and read(folder) is None
     monkeypatch.undo()
-    write(file, teacher, images)
-    assert bank.read(file, **SHAPE) is not None and [f.name for f in tmp_path.iterdir()] == ["logits.npy"]
+    write(folder, teacher, images)
+    assert read(folder) is not None and [f.name for f in tmp_path.iterdir()] == ["views"]
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
 def test_a_file_that_is_cut_short_is_not_read(tmp_path, teacher, images, kept):
-    write(file := tmp_path / "logits.npy", teacher, images)
+    write(tmp_path / "views", teacher, images)
+    file = tmp_path / "views" / "logits.npy"
     file.write_bytes(file.read_bytes()[:kept])
-    assert bank.read(file, **SHAPE) is None
+    assert read(tmp_path / "views") is None
 
 
 @pytest.mark.parametrize("array", [
-    np.zeros((EPOCHS, N, CLASSES + 1), np.float16), np.zeros((EPOCHS - 1, N, CLASSES), np.float16), np.zeros((EPOCHS, N, CLASSES), np.float32),
-    np.array({"a": 1})], ids=["classes", "epochs", "type", "object"])
-def test_a_file_of_another_shape_or_type_is_not_read(tmp_path, array):
+    np.zeros((EPOCHS, N, CLASSES + 1), np.float16), np.zeros((EPOCHS - 1, N, CLASSES), np.float16), np.array({"a": 1})],
+    ids=["classes", "epochs", "object"])
+def test_a_file_of_another_shape_is_not_read(tmp_path, array):
     np.save(tmp_path / "logits.npy", array)
-    assert bank.read(tmp_path / "logits.npy", **SHAPE) is None
+    assert read(tmp_path) is None
 
 
-@pytest.mark.parametrize("value, message", [(7e4, "largest logit is .*beyond fp16 .65504.*diverge"), (math.nan, "NaN or infinite"), (math.inf, "NaN or infinite")])
+@pytest.mark.parametrize("value, message", [(7e4, "largest output is .*beyond fp16 .65504.*diverge"), (math.nan, "NaN or infinite"), (math.inf, "NaN or infinite")])
 def test_logits_that_fp16_cannot_hold_are_refused_and_leave_no_file(tmp_path, teacher, images, value, message):
     with torch.no_grad():
         teacher.head.bias[1] = value
     with pytest.raises(ValueError, match=message):
-        write(tmp_path / "logits.npy", teacher, images)
+        write(tmp_path / "views", teacher, images)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_names_the_file_and_the_remedy_and_leaves_no_file(tmp_path, teacher, images):
-    (tmp_path / ".logits.npy.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="could not write '.*logits.npy'.*full: free some space and start again"):
-        write(tmp_path / "logits.npy", teacher, images)
+def test_a_full_disk_names_the_folder_and_the_remedy_and_leaves_nothing(tmp_path, teacher, images, monkeypatch):
+    append = bank._append
+    monkeypatch.setattr(bank, "_append", lambda file, *rest, **options: append(Path("/dev/full"), *rest, **options))
+    with pytest.raises(OSError, match="could not write '.*views'.*full: free some space and start again"):
+        write(tmp_path / "views", teacher, images)
     assert not list(tmp_path.iterdir())
 
 
@@ -147,3 +154,39 @@ def test_a_student_of_the_bank_has_the_losses_of_one_taught_online(make_study):
     assert runs["stored"].shape == (3, 2)
     assert runs["stored"] == pytest.approx(runs["online"], rel=1e-3)
     assert runs["stored"] != pytest.approx(runs["other"], rel=1e-3)
+
+
+def test_tgda_students_and_all_losses_have_the_same_losses_from_the_bank_and_online(make_study):
+    """Seen: the largest deviation of any part in any epoch was 2e-4 of itself."""
+    losses = {"dkd": None, "rkd": {"on": "features"}, "pkt": {"on": "features"}, "hint": {"on": "features"}, "hint_logits": {"loss": "hint"},
+              "crd": {"on": "features", "options": {"negatives": 8, "width": 16}}}
+    common = {"strategies": ["CAL", "TGDA"], "recipes.CAL": {"epochs": 2, "batch_size": 8, "lr": 0.01, "maps": 4}, "losses": losses,
+              "teachers": {"resnet": {"model": "test_resnet", "options": {"output_stride": 8}}}}
+    runs = {}
+    for name, online in (("stored", False), ("online", True)):
+        study = make_study(common | {"name": name, "online": online})
+        history = stages.distill(study, "birds", "resnet", "TGDA").table("history")
+        runs[name] = history.set_index(["student", "loss", "epoch"])
+        assert (study.folder / "bank").exists() == (name != "online")
+    assert set(runs["stored"].columns) == {"ce", "kd", "views", "further", "train_accuracy"}
+    assert set(runs["stored"].index.get_level_values("loss")) == {"kd", *losses}
+    assert runs["stored"].to_numpy() == pytest.approx(runs["online"].to_numpy(), rel=2e-3, nan_ok=True)
+
+
+def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_both(tmp_path, images):
+    teacher = cal.CAL(models.build(Model("t", "test_resnet", options={"output_stride": 8}), CLASSES, crop=32, seed=4).net, CLASSES, 4).eval()
+    summary, rows = write(tmp_path / "views", teacher, images, augmented=True, features=True)
+    names = bank.names(augmented=True, features=True)
+    found = read(tmp_path / "views", {n: (EPOCHS, N) for n in names})
+    assert {n: a.shape[2:] for n, a in found.arrays.items()} == {"logits": (5,), "features": (96,), "boxes": (4,), "maps": (4, 4), "crop": (5,), "drop": (5,)}
+    index = torch.tensor([11, 2])
+    said, x = found.answer(1, index), images.batch(index, images.epoch(8, 1))
+    with torch.no_grad():
+        for view, pixels in (("crop", views.crop(x, said["boxes"])), ("drop", views.drop(x, said["maps"]))):
+            torch.testing.assert_close(said[view], teacher(pixels), rtol=1e-2, atol=1e-2)
+    everything = {view: np.asarray(found.arrays[view], np.float64).reshape(-1, CLASSES) for view in ("crop", "drop")}
+    for view, logits in everything.items():
+        top = np.sort(logits, axis=1)[:, ::-1]
+        assert np.median(top[:, 0] / top[:, 1]) != 0 and f"ratio12_{view}" in summary and f"ratio12_{view}" in rows[0]
+    (tmp_path / "views" / "maps.npy").unlink()
+    assert read(tmp_path / "views", {n: (EPOCHS, N) for n in names}) is None and read(tmp_path / "views") is not None

@@ -21,7 +21,7 @@ def test_the_bank_of_a_teacher_is_the_same_on_a_gpu_but_for_bf16(make_study):
     stages.teacher(gpu, "birds", "resnet", "FT")
     weights = (trained.folder / "model.safetensors").read_bytes()
     (gpu.path(trained.cell) / "model.safetensors").write_bytes(weights)
-    logits = [torch.tensor(stages.bank(study, "birds", "resnet", "FT")[1].stored[:].astype("float32")) for study in (cpu, gpu)]
+    logits = [torch.tensor(stages.bank(study, "birds", "resnet", "FT")[1].arrays["logits"].astype("float32")) for study in (cpu, gpu)]
     assert (logits[0] - logits[1]).abs().max() < 0.05 * logits[0].abs().max()
 
 

@@ -100,7 +100,7 @@ def test_a_head_on_features_equals_the_whole_network(name, options):
     model = build(name, crop=64, options=options).eval()
     with torch.inference_mode():
         images = photos(2, 64)
-        torch.testing.assert_close(Head(model.head)(model.features(images)), model(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.parts(images)[1], model(images), rtol=1e-4, atol=1e-5)
     assert isinstance(model.head, torch.nn.Conv2d) == (name == "resnetv2_18")
 
 
@@ -125,7 +125,7 @@ def test_weights_of_other_classes_load_with_the_same_features_and_a_new_head(tra
         torch.save({"state_dict": weights(model)}, file := tmp_path / "seven.pth")
     found = build(weights=str(file), classes=4).eval()
     with torch.inference_mode():
-        assert torch.equal(found.features(photos()), model.features(photos()))
+        assert torch.equal(found.parts(photos())[0], model.parts(photos())[0])
         assert found(photos()).shape == (3, 4)
 
 
@@ -138,7 +138,7 @@ def test_weights_without_a_head_load(trained, tmp_path):
     model, _ = trained
     save_file({k: v for k, v in weights(model).items() if not k.startswith("fc.")}, file := tmp_path / "headless.safetensors")
     with torch.inference_mode():
-        assert torch.equal(build(weights=str(file)).eval().features(photos()), model.features(photos()))
+        assert torch.equal(build(weights=str(file)).eval().parts(photos())[0], model.parts(photos())[0])
 
 
 @pytest.mark.parametrize("spoil, message", [
@@ -195,7 +195,7 @@ def test_restoring_all_but_the_head_keeps_the_new_head(tmp_path):
     with pytest.raises(StudyError, match=r"shape of net.fc.weight is \(7, .*expected \(4, .*Delete the file"):
         models.restore(model, tmp_path / "m.safetensors")
     models.restore(model, tmp_path / "m.safetensors", skip=models.head_prefix(model))
-    assert torch.equal(model.head.weight, head) and torch.equal(model.features(photos()), source.features(photos()))
+    assert torch.equal(model.head.weight, head) and torch.equal(model.parts(photos())[0], source.parts(photos())[0])
 
 
 @pytest.mark.parametrize("spoil, message", [

@@ -120,7 +120,7 @@ def test_a_student_that_lost_its_logits_is_trained_again(finished):
 
 @pytest.mark.parametrize("spoil", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-1])], ids=["lost", "cut short"])
 def test_a_bank_that_is_not_whole_is_written_again(finished, spoil):
-    file = finished.path(Cell("bank", "birds", "resnet", "FT")) / "logits.npy"
+    file = finished.path(Cell("bank", "birds", "resnet", "FT")) / "views" / "logits.npy"
     before = file.read_bytes()
     spoil(file)
     assert stages.bank(finished, "birds", "resnet", "FT")[1] is not None

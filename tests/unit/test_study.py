@@ -1,5 +1,6 @@
 """A study file: what it means, what a change makes stale, and that every mistake is named with its remedy."""
 
+import inspect
 import os
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def test_only_teachers_with_pretext_weights_read_a_pretext_training(tiny):
 
 def test_what_papermill_is_handed(tiny):
     assert Cell("teacher", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "recipe": "FZ"}
-    assert Cell("bank", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "strategy": "FZ"}
+    assert Cell("bank", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "recipe": "FZ"}
+    assert Cell("distill", "birds", "resnet", "TGDA").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "strategy": "TGDA"}
     assert Cell("report").parameters(tiny) == {"study": tiny.file}
 
 
@@ -220,7 +222,17 @@ WRONG = [
     ({"datasets.birds.classes": "a"}, "datasets.birds.classes is 'a': expected list"),
     ({"datasets.birds.species": "4"}, "datasets.birds.species is '4': expected int"),
     ({"teachers.resnet.model": ...}, "teachers.resnet lacks 'model': add it"),
-    ({"strategies": ["FZ", "CAL"]}, "strategies is 'CAL': expected one of FZ, FT"),
+    ({"strategies": ["FZ", "CAL2"]}, "strategies is 'CAL2' .did you mean 'CAL'.*: expected one of FZ, FT, CAL, TGDA"),
+    ({"strategies": ["TGDA"]}, "recipes lacks CAL"),
+    ({"losses": {"dkd": {"on": "features"}}}, "losses.dkd.on is 'features': DKD is defined on logits"),
+    ({"losses": {"rkd": {"on": "maps"}}}, "losses.rkd.on is 'maps': expected one of logits, features"),
+    ({"losses": {"mse": {}}}, "losses.mse.loss is 'mse': expected one of dkd, rkd, pkt, hint, crd"),
+    ({"losses": {"kd": {"loss": "dkd"}}}, "'kd' is taken"),
+    ({"losses": {"dkd": {"options": {"alhpa": 1}}}}, "losses.dkd.options: option 'alhpa' is unknown .did you mean 'alpha'"),
+    ({"losses": {"dkd": {"options": {"alpha": "much"}}}}, "losses.dkd.options.alpha is 'much': expected float"),
+    ({"losses": {"pkt": {"weight": -1}}}, "losses.pkt.weight is -1.0: expected 0 or more"),
+    ({"losses": {"pkt": {"students": ["large"]}}}, "losses.pkt.students is 'large': expected one of small"),
+    ({"losses": {"pkt": {"strategies": ["CAL"]}}}, "losses.pkt.strategies is 'CAL': expected one of FZ, FT"),
     ({"device": "gpu"}, "device is 'gpu'.*expected one of auto, cpu, cuda"),
     ({"datasets.birds.kind": "bird"}, "datasets.birds.kind is 'bird'.*'birds'"),
     ({"recipes.FT.optimizer": "adam"}, "recipes.FT.optimizer is 'adam'.*'adamw'"),
@@ -307,3 +319,35 @@ def test_parameters_of_the_right_names_and_types_pass():
 def test_parameters_of_other_names_or_types_are_refused(namespace, message):
     with pytest.raises(StudyError, match=message):
         studies.check_parameters({"image": 1} | namespace, study=str, dataset=str, image=int)
+
+
+def test_tgda_students_read_the_bank_of_the_cal_teacher_and_only_that_bank_holds_crops(make_study):
+    study = make_study({"strategies": ["FT", "CAL", "TGDA"], "recipes.CAL": {"epochs": 1}})
+    for strategy in ("CAL", "TGDA"):
+        assert study.inputs(Cell("distill", "birds", "resnet", strategy)) == (Cell("bank", "birds", "resnet", "CAL"),)
+    assert study.inputs(Cell("bank", "birds", "resnet", "CAL")) == (Cell("teacher", "birds", "resnet", "CAL"),)
+    assert {c.strategy for c in study.cells() if c.stage in ("teacher", "bank")} == {"pretext", "FT", "CAL"}
+    assert study.readers("CAL") == ("CAL", "TGDA") and study.banked("CAL")["augmented"] and not study.banked("FT")["augmented"]
+    assert not make_study({"strategies": ["CAL"], "recipes.CAL": {"epochs": 1}}).banked("CAL")["augmented"]
+
+
+def test_a_further_loss_is_trained_where_it_is_asked_for_and_stores_features_only_there(make_study):
+    study = make_study({"losses": {"dkd": None, "near": {"loss": "hint", "on": "features", "strategies": ["FT"]}}})
+    assert list(study.losses_of("small", "FZ")) == ["kd", "dkd"] and list(study.losses_of("small", "FT")) == ["kd", "dkd", "near"]
+    assert list(study.losses_of("small", "CE")) == ["ce"]
+    assert study.banked("FT")["features"] and not study.banked("FZ")["features"]
+    assert study.losses["dkd"].options == {"alpha": 1.0, "beta": 0.5, "temperature": 1.0} and study.losses["near"].loss == "hint"
+
+
+def test_a_further_losss_options_are_those_of_its_function():
+    from fgkd import losses
+
+    for name, options in studies.LOSSES.items():
+        function = losses.CRD if name == "crd" else getattr(losses, name)
+        assert set(options) <= set(inspect.signature(function).parameters), name
+
+
+def test_another_weight_of_a_loss_makes_its_students_stale_and_no_teacher(make_study):
+    one, two = (make_study({"losses": {"pkt": {"strategies": ["FT"], "weight": weight}}}) for weight in (1.0, 2.0))
+    assert {c.strategy for c in one.cells() if c.stage in ("teacher", "bank", "distill") and one.fingerprint(c) != two.fingerprint(c)} == {"FT"}
+    assert {c.stage for c in one.cells() if one.fingerprint(c) != two.fingerprint(c)} == {"distill", "correlation", "report"}

@@ -136,9 +136,9 @@ def test_the_rate_rises_linearly_then_falls_as_a_cosine(tmp_path, warmup, epochs
     """With gradient 1 a weight moves by the learning rate in each step."""
     layer, seen, recipe = nn.Linear(1, 1, bias=False).double(), [], Recipe(epochs=epochs, batch_size=2, lr=0.5, min_lr=0.1, momentum=0, warmup_steps=warmup, clip=10)
 
-    def objective(logits, x, epoch, index):
+    def objective(model, x, epoch, index):
         seen.append(layer.weight.item())
-        return {"weight": layer(x).mean()}
+        return model(x), {"weight": layer(x).mean()}
 
     training.fit(layer, lambda e, i: torch.ones(len(i), 1, dtype=torch.double), torch.zeros(8, dtype=torch.long), objective, recipe, seed=0, checkpoint=tmp_path / "c")
     rates = -np.diff([*seen, layer.weight.item()])
@@ -158,7 +158,7 @@ def test_a_minimum_above_the_rate_does_not_raise_it(tmp_path):
     start = layer.weight.item()
     recipe = Recipe(epochs=2, batch_size=4, lr=0.001, min_lr=0.1, momentum=0)
     training.fit(layer, lambda e, i: torch.ones(len(i), 1, dtype=torch.double), torch.zeros(4, dtype=torch.long),
-                 lambda z, x, e, i: {"weight": layer(x).mean()}, recipe, seed=0, checkpoint=tmp_path / "c")
+                 lambda m, x, e, i: (m(x), {"weight": m(x).mean()}), recipe, seed=0, checkpoint=tmp_path / "c")
     assert layer.weight.item() == pytest.approx(start - 0.002)
 
 
@@ -181,7 +181,9 @@ def test_the_order_of_samples_changes_from_epoch_to_epoch(tmp_path):
 def test_distillation_is_ce_plus_beta_kd_of_the_batchs_own_teacher_logits():
     labels, teacher = torch.tensor([0, 1, 2, 0]), torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     logits, index = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 1])
-    parts = training.distillation(labels, lambda images, epoch, index: teacher[epoch, index], Distillation(temperature=2, beta=10))(logits, None, 1, index)
+    objective = training.distillation(labels, lambda images, epoch, index: {"logits": teacher[epoch, index]}, Distillation(temperature=2, beta=10))
+    found, parts = objective(nn.Identity(), logits, 1, index)
+    assert found is logits and set(parts) == {"ce", "kd"}
     assert parts["ce"].item() == pytest.approx(F.cross_entropy(logits, torch.tensor([0, 1])).item())
     soft = F.kl_div((logits / 2).log_softmax(1), (teacher[1, [3, 1]] / 2).softmax(1), reduction="batchmean")
     assert parts["kd"].item() == pytest.approx(10 * 4 * soft.item(), rel=1e-5)
@@ -199,17 +201,18 @@ def test_fz_changes_the_last_layer_and_nothing_else(images, tmp_path, views_kept
 
 def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(images, tmp_path, monkeypatch):
     net = model()
-    monkeypatch.setattr(type(net), "features", lambda self, x: 1 + self.net.forward_head(self.net.forward_features(self.normalize(x)), pre_logits=True))
-    with pytest.raises(StudyError, match="more than its last layer.*use FT"):
+    parts = type(net).parts
+    monkeypatch.setattr(type(net), "parts", lambda self, x: (parts(self, x)[0], parts(self, x)[1] + 1))
+    with pytest.raises(StudyError, match="more than its last layer.*neither recipe FZ nor a loss on features"):
         training.fit_head(net, images, Recipe(epochs=1), views_seed=1, seed=2, checkpoint=tmp_path / "c", title="FZ")
 
 
 def test_training_on_images_sees_the_views_of_its_seed_and_epoch(images, tmp_path):
     seen = {}
 
-    def objective(logits, x, epoch, index):
+    def objective(model, x, epoch, index):
         seen[epoch] = (x.clone(), index)
-        return training.cross_entropy(images.labels)(logits, x, epoch, index)
+        return training.cross_entropy(images.labels)(model, x, epoch, index)
 
     training.fit_images(model(), images, objective, Recipe(epochs=2, batch_size=32, lr=0.01), views_seed=7, seed=2, checkpoint=tmp_path / "c", title="FT")
     for epoch, (x, index) in seen.items():
@@ -236,8 +239,8 @@ def test_an_image_files_pixels_survive_whatever_is_done_to_a_batch(images):
 @pytest.mark.parametrize("name", ["test_byobnet", "test_vit3"])
 def test_predictions_do_not_depend_on_the_batch_size(images, monkeypatch, name):
     net = model(name, **({"img_size": 32} if name == "test_vit3" else {}))
-    expected = training.predict(net, images)
-    assert expected.shape == (20, 4) and expected.dtype == torch.float32 and not net.training
+    expected = training.predict(net.eval(), images)
+    assert expected.shape == (20, 4) and expected.dtype == torch.float32
     for size in (1, 7):
         monkeypatch.setattr(training, "EVAL_BATCH", size)
         torch.testing.assert_close(training.predict(net, images), expected, rtol=1e-4, atol=1e-4)
@@ -252,8 +255,9 @@ def test_predictions_go_through_centre_crops_unless_other_views_are_given(images
 
 
 def test_accuracy_is_that_of_the_logits_it_gives(images):
-    share, logits = training.accuracy(model(), images)
-    assert share == (logits.argmax(1) == images.labels).float().mean().item()
+    net = model()
+    share, logits = training.accuracy(net, images)
+    assert not net.training and share == (logits.argmax(1) == images.labels).float().mean().item()
 
 
 def test_a_gpu_that_is_absent_is_an_error_and_auto_takes_the_cpu(monkeypatch):
