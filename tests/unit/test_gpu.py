@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fgkd import stages
+from fgkd import losses, stages
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
@@ -29,3 +29,17 @@ def test_students_learn_the_same_from_the_bank_and_online(make_study):
     stored, online = make_study({"device": "cuda"}, "stored"), make_study({"device": "cuda", "online": True}, "online")
     histories = [pd.DataFrame(stages.distill(s, "birds", "resnet", "FT").table("history")) for s in (stored, online)]
     assert (histories[0].kd / histories[1].kd - 1).abs().max() < 0.05
+
+
+def test_losses_their_gradients_and_crds_memories_are_the_same_on_a_gpu():
+    def found(on):
+        torch.manual_seed(0)
+        student, teacher, labels = torch.randn(12, 9).to(on).requires_grad_(), torch.randn(12, 9).to(on), (torch.arange(40) % 4).to(on)
+        crd = losses.CRD(9, 9, labels)  # with all images of other classes as negatives: GPUs draw other numbers
+        parts = [losses.kd(student, teacher, 2), losses.dkd(student, teacher, labels[:12], 1, 8, 4), losses.rkd(student, teacher), losses.pkt(student, teacher),
+                 losses.hint(student, teacher), crd(student, teacher, torch.arange(12))]
+        return [*parts, *(torch.autograd.grad(part, student)[0] for part in parts), crd.memory, crd.log_z]
+
+    for cpu, gpu in zip(found("cpu"), found("cuda"), strict=True):
+        assert gpu.is_cuda
+        torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-4, atol=1e-5)
