@@ -18,6 +18,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from fgkd import van  # noqa: F401  (registers VAN with timm)
 from fgkd.study import Model, StudyError
 from fgkd.tables import write_bytes
 

@@ -395,8 +395,8 @@ def _model(key: str, raw, where: str, file: Path) -> Model:
     _recipe(model.recipe, f"{where}.{key}.recipe")
     if model.weights in ("none", "pretext", "timm"):
         return model
-    if Path(model.weights).suffix not in (".safetensors", ".pth", ".pt", ".bin"):
-        raise StudyError(f"{where}.{key}.weights is '{model.weights}': expected none, pretext, timm, or a .safetensors, .pth, .pt or .bin file")
+    if Path(model.weights).suffix not in (".safetensors", ".pth", ".pt", ".bin", ".tar"):
+        raise StudyError(f"{where}.{key}.weights is '{model.weights}': expected none, pretext, timm, or a .safetensors, .pth, .pt, .bin or .pth.tar file")
     return dataclasses.replace(model, weights=_beside(file, model.weights, f"{where}.{key}.weights"))
 
 
