@@ -7,6 +7,7 @@ import io
 import os
 import random
 import re
+import signal
 import tarfile
 import threading
 
@@ -455,9 +456,9 @@ def test_the_sizes_of_a_plan_are_known_before_the_data_are(make_study):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`, whole or from the byte that is asked for; `ranges` it may ignore; it may break off after `cut` bytes."""
+    """Serves `files`, whole or from the byte that is asked for; `ranges` it may ignore; it may break off, or be stopped, after `cut` bytes."""
 
-    files, ranges, cut, asked = {}, True, None, ()
+    files, ranges, cut, interrupts, asked = {}, True, None, False, ()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -473,6 +474,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         self.wfile.write(content[start : start + (self.server.cut or len(content))])
+        if self.server.interrupts:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.wfile.write(content[start + self.server.cut :])
 
     def log_message(self, *_):
         pass
@@ -595,11 +599,12 @@ def test_a_download_that_broke_off_in_the_second_archive_fetches_the_rest_only(s
     assert prepare("pets", tmp_path / "fetched").verdict.tolist() == ["ok"] * 6 and len(server.asked) == 1
 
 
-def test_an_interrupted_unpacking_is_not_taken_for_a_whole_set(served, tmp_path, monkeypatch):
+@pytest.mark.parametrize("entry", LISTS)
+def test_an_interrupted_unpacking_is_not_taken_for_a_whole_set(entry, served, tmp_path, monkeypatch):
     kind, expected, root, replace = "cub", served("cub"), tmp_path / "fetched", os.replace
 
     def interrupted(source, target):
-        if target.name == "images":
+        if target.name == entry:
             raise KeyboardInterrupt
         replace(source, target)
 
@@ -634,13 +639,15 @@ def test_an_archive_fetched_by_hand_is_checked_and_unpacked(archive, monkeypatch
     assert prepare(kind, root).verdict.tolist() == ["ok"] * 6 and official.listing(kind, root) == official.listing(kind, source)
 
 
-def test_an_interrupted_command_says_that_it_continues(tmp_path, capsys, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(official, "_download", interrupt)
-    assert cli.main(["data", "cub", "--root", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "fgkd: interrupted: what was fetched is kept, the same command continues\n"
+def test_an_interrupted_command_continues(served, server, tmp_path, capsys):
+    served("cub")
+    server.cut, server.interrupts = 5000, True
+    words = ["data", "cub", "--root", str(tmp_path / "fetched"), "--resize", "8"]
+    assert cli.main(words) == 2
+    assert "fgkd: interrupted: what was fetched is kept, the same command continues\n" in capsys.readouterr().err
+    assert not (tmp_path / "fetched/CUB_200_2011/images").exists()
+    server.cut, server.interrupts = None, False
+    assert cli.main(words) == 0
 
 
 # facts
