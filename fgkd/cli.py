@@ -4,6 +4,7 @@
     fgkd run runs/demo.yaml         run what is left, then build the report
     fgkd status runs/demo.yaml      done, running, failed, waiting; seconds; where each log is
     fgkd report runs/demo.yaml      build the report anew from what there is
+    fgkd data cub                   fetch, check and cache one of the paper's data sets; --list shows the eight
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main(words: list[str] | None = None) -> int:
     """Entry point of `fgkd`; returns the exit status: 0 done, 1 something failed, 2 bad input."""
     options = _parser().parse_args(words)
     try:
-        return options.command(studies.load(options.study), options)
+        return options.command(studies.load(options.study) if "study" in options else None, options)
     except (StudyError, ValueError, OSError) as error:
         print(f"fgkd: {error}", file=sys.stderr)
         return 2
@@ -94,6 +95,23 @@ def report(study: Study, options) -> int:
     return 0
 
 
+def data(_, options) -> int:
+    """Fetch, check and cache one of the paper's eight data sets, or list them."""
+    from fgkd import official
+
+    if options.list or options.key is None:
+        print(_aligned(official.overview()))
+        return 0
+    if options.resize < 1:
+        raise StudyError(f"--resize is {options.resize}: expected 1 or more")
+    try:
+        table = official.prepare(options.key, official.root_of(options.key, options.root), resize=options.resize)
+    except KeyboardInterrupt:
+        raise StudyError("interrupted: what was fetched is kept, the same command continues") from None
+    print(_aligned(table))
+    return int("wrong" in set(table.verdict))
+
+
 def counted(study: Study) -> dict[str, int]:
     """How many runs and groups the study has, and the bytes of its banks."""
     cells = study.cells()
@@ -133,6 +151,8 @@ def _engine(study: Study, cores: int, lock: int) -> int:
     threads = str(study.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "FGKD_RUNS": str(study.folder.parent.resolve()),
                                 "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    if os.environ.get("FGKD_DATA"):  # notebooks run in other folders
+        environment["FGKD_DATA"] = os.path.abspath(os.environ["FGKD_DATA"])
     for cell in study.cells():
         if state(study, cell)["state"] == "stale":  # made with other values: Snakemake is to make it anew
             (study.path(cell) / "result.json").unlink()
@@ -214,8 +234,18 @@ def _size(study: Study, dataset: str) -> tuple[int, int]:
     spec = study.data(dataset)
     if spec.kind == "birds":
         return spec.species * spec.train, spec.species
-    found = tables.record(study, Cell("data", dataset))
-    return (found["rows"][0]["train"], found["rows"][0]["classes"]) if found else (0, 0)
+    if found := tables.record(study, Cell("data", dataset)):
+        return found["rows"][0]["train"], found["rows"][0]["classes"]
+    if spec.kind in studies.OFFICIAL:
+        from fgkd import official
+
+        return official.SETS[spec.kind].train, official.SETS[spec.kind].classes
+    return 0, 0
+
+
+def _aligned(table) -> str:
+    """A table of text, its columns to the left."""
+    return table.astype(str).apply(lambda column: column.str.ljust(column.str.len().max())).to_string(index=False, justify="left")
 
 
 def _bank_bytes(study: Study, cell: Cell) -> int:
@@ -236,6 +266,12 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--json", action="store_true", help="the counts as JSON")
         if command is run:
             sub.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
+    sub = commands.add_parser("data", help=data.__doc__, description=data.__doc__)
+    sub.add_argument("key", nargs="?", choices=studies.OFFICIAL, metavar="KEY", help=f"one of {', '.join(studies.OFFICIAL)}")
+    sub.add_argument("--list", action="store_true", help="the eight sets, their counts and terms, and what there is of them")
+    sub.add_argument("--root", help="where the set lies or is to lie (default: FGKD_DATA/KEY)")
+    sub.add_argument("--resize", type=int, default=300, help="pixels of the cached square images (default: 300, the paper's)")
+    sub.set_defaults(command=data)
     return parser
 
 

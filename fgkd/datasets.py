@@ -1,4 +1,4 @@
-"""Data sets: image folders and the built-in birds, their splits, counts and checks, and the image cache.
+"""Data sets: image folders, the built-in birds and the paper's eight (`official`), their counts and checks, and the image cache.
 
 Every picture is decoded once, squashed to a square of `resize` pixels (bicubic, as the paper's "resize 300 x 300") and
 kept as uint8 in a memory map (N, R, R, 3). Cropping, flipping and normalising happen later, on the device.
@@ -6,6 +6,7 @@ kept as uint8 in a memory map (N, R, R, 3). Cropping, flipping and normalising h
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import errno
 import fcntl
@@ -18,7 +19,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -26,9 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from fgkd import birds
-
-if TYPE_CHECKING:
-    from fgkd.study import DataSpec
+from fgkd.study import OFFICIAL, DataSpec
 
 SPLITS = ("train", "test")
 SHOWN = 20  # problems listed by name in one message
@@ -37,6 +35,14 @@ FORMAT = 1  # raise it when decode() or the cache files change, so that old cach
 
 class DataError(ValueError):
     """A data set that cannot be used as asked; the message names the value, what was expected and what to do."""
+
+
+class UnreadableImages(DataError):
+    """Images that cannot be decoded; failures: why, one of each."""
+
+    def __init__(self, message: str, failures: list[str]):
+        super().__init__(message)
+        self.failures = failures
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +80,15 @@ def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
 
     The cache is built first where it is absent, unfinished, damaged or made from other inputs (`fingerprint`: the
     options, and each file's path, size and time). A second process that wants it meanwhile waits, then reads.
+    One of the paper's eight has its cache beside its images, for all studies (`shared_cache`); the folder `cache` serves
+    it only where its root is read-only and holds none.
     Raises DataError for folders, classes or images that cannot be used, and for a full disk.
     """
-    source = {"birds": _birds, "folder": _folder}[spec.kind](spec)
+    source = ({"birds": _birds, "folder": _folder} | dict.fromkeys(OFFICIAL, _official))[spec.kind](spec)
+    if source.shared:
+        if dataset := _read(spec, source, source.shared):
+            return dataset
+        cache = source.shared if os.access(source.root, os.W_OK) else cache
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -87,6 +99,11 @@ def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
     if dataset is None:
         raise DataError(f"{str(cache)!r}: the cache just written does not read back; check its disk, then run again")
     return dataset
+
+
+def shared_cache(root: Path, resize: int) -> Path:
+    """Where the images of one of the paper's eight sets are cached."""
+    return root / f"cache-{resize}"
 
 
 def check(dataset: Dataset) -> pd.DataFrame:
@@ -142,7 +159,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a cache is made from; files: (path below the root, label) of each image, None for birds."""
+    """What a cache is made from; files: (path below `root`, label) of each image, None for birds."""
 
     classes: tuple[str, ...]
     families: tuple[str, ...] | None
@@ -150,6 +167,8 @@ class _Source:
     files: dict[str, list[tuple[str, int]]] | None
     fingerprint: str
     notes: tuple[str, ...] = ()
+    root: Path = Path()
+    shared: Path | None = None
 
 
 def _birds(spec: DataSpec) -> _Source:
@@ -183,9 +202,27 @@ def _folder(spec: DataSpec) -> _Source:
     others = [name for name in _subfolders(root) if len(tops) == 2 and name not in tops]
     notes = (f"left out, since Pillow opens no such images: {kinds}",) if kinds else ()
     notes += (f"left out, since only train/ and test/ are used: {_some(others)}",) if others else ()
+    return _photos(spec, root, classes, files, notes)
+
+
+def _official(spec: DataSpec) -> _Source:
+    """The images that the official files of one of the paper's eight sets list."""
+    from fgkd import official  # which builds on this module
+
+    kind, root = spec.kind, official.root_of(spec.kind, spec.root)
+    found, note = official.listing(kind, root), official.SETS[kind].note
+    wrong = ", ".join(f"{r.found:,} {r.check} (expected {r.expected:,})" for r in official.checks(kind, found).itertuples() if r.verdict == "wrong")
+    if wrong and spec.check_counts:
+        raise DataError(f"{spec.key}: {str(root)!r} has {wrong}; complete it ('fgkd data {kind}'), or set check_counts: false to use a part on purpose")
+    notes = (f"not the whole set, as the study allows: {wrong}",) if wrong else ()
+    source = _photos(spec, root, found.classes, found.files, notes + ((note,) if note else ()))
+    return dataclasses.replace(source, shared=shared_cache(root, spec.resize))
+
+
+def _photos(spec: DataSpec, root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[str, int]]], notes: tuple[str, ...]) -> _Source:
     stats = {top: [(path, label, *_stat(root / path)) for path, label in files[top]] for top in SPLITS}
     fingerprint = _fingerprint("folder", classes, spec.resize, stats)
-    return _Source(classes, None, {top: len(files[top]) for top in SPLITS}, files, fingerprint, notes)
+    return _Source(classes, None, {top: len(files[top]) for top in SPLITS}, files, fingerprint, notes, root)
 
 
 def _tops(spec: DataSpec, root: Path) -> tuple[str, ...]:
@@ -308,14 +345,14 @@ def _build(spec: DataSpec, source: _Source, cache: Path, progress: bool) -> None
                 images, index[split] = _drawn(spec, split)
             else:
                 paths = [path for path, _ in source.files[split]]
-                images = _decoded(spec, paths, failures, progress)
+                images = _decoded(spec, source.root, paths, failures, progress)
                 index[split] = {"labels": [label for _, label in source.files[split]], "names": paths, "boxes": None}
             shape = (source.counts[split], spec.resize, spec.resize, 3)
             index[split]["digests"] = _write(cache / f"{split}.npy.part", images, shape)
         if failures:
             more = f"\n  and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
-            raise DataError(f"{spec.key}: {len(failures)} of {sum(source.counts.values())} images cannot be decoded; "
-                            "replace or remove them:\n  " + "\n  ".join(failures[:SHOWN]) + more)
+            raise UnreadableImages(f"{spec.key}: {len(failures)} of {sum(source.counts.values())} images cannot be decoded; "
+                                   "replace or remove them:\n  " + "\n  ".join(failures[:SHOWN]) + more, failures)
         (cache / "index.json.part").write_text(json.dumps(index))
         (cache / "index.json").unlink(missing_ok=True)
         for name in files:
@@ -361,12 +398,12 @@ def _drawn(spec: DataSpec, split: str) -> tuple[np.ndarray, dict]:
     return flock.images, {"labels": flock.labels.tolist(), "names": names, "boxes": flock.boxes.tolist()}
 
 
-def _decoded(spec: DataSpec, paths: list[str], failures: list[str], progress: bool) -> Iterator[np.ndarray]:
+def _decoded(spec: DataSpec, root: Path, paths: list[str], failures: list[str], progress: bool) -> Iterator[np.ndarray]:
     """The decoded images in order; those that fail are left out and described in `failures`."""
 
     def attempt(path: str) -> np.ndarray | DataError:
         try:
-            return decode(Path(spec.root, path), spec.resize)
+            return decode(root / path, spec.resize)
         except DataError as error:
             return error
 

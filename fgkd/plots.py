@@ -99,7 +99,7 @@ def curves(history: pd.DataFrame, *, by: str | None = None, title: str) -> Figur
     """Loss and training accuracy of each epoch; `by`: a column whose values become lines."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.9))
     for i, (name, rows) in enumerate(history.groupby(by, sort=False) if by else [("", history)]):
-        total = rows[[c for c in ("ce", "kd") if c in rows]].sum(axis=1)
+        total = rows.drop(columns=["epoch", "train_accuracy", "student", "loss", "run"], errors="ignore").sum(axis=1)
         style = {"color": PALETTE[i % len(PALETTE)], "label": name, "marker": SHAPES[i % len(SHAPES)], "markersize": 3}
         left.plot(rows.epoch + 1, total, **style)
         right.plot(rows.epoch + 1, 100 * rows.train_accuracy, **style)
@@ -107,6 +107,56 @@ def curves(history: pd.DataFrame, *, by: str | None = None, title: str) -> Figur
     right.set(xlabel="epoch", ylabel="accuracy on training views, %", ylim=(0, 100))
     if by:
         right.legend()
+    return _closed(figure)
+
+
+def attention(pictures, maps, boxes, crops, drops) -> Figure:
+    """What attention makes of a few images: pictures with their boxes (k, 4), maps (k, h, w), crops and drops; all pictures (k, 3, S, S), 0 to 255."""
+    pictures, crops, drops = (np.asarray(p).transpose(0, 2, 3, 1).astype(np.uint8) for p in (pictures, crops, drops))
+    size, rows = pictures.shape[1], ("image and box", "attention", "crop", "drop")
+    figure, axes = plt.subplots(len(rows), len(pictures), figsize=(1.15 * len(pictures) + 1.2, 1.2 * len(rows)), squeeze=False)
+    for column, (picture, seen, box, crop, drop) in enumerate(zip(pictures, maps, boxes, crops, drops)):
+        for axis, image in zip(axes[:, column], (picture, seen, crop, drop)):
+            axis.imshow(image, extent=(0, size, size, 0), cmap="viridis")
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+        top, left, bottom, right = box
+        axes[0, column].add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=PALETTE[1], linewidth=2))
+    for axis, name in zip(axes[:, 0], rows):
+        axis.set_ylabel(name, rotation=0, ha="right", va="center")
+    return _closed(figure)
+
+
+def ratios(logits: dict[str, np.ndarray]) -> Figure:
+    """How R12 is spread over samples, a box a name: logits (N, C) of each; the box holds half of them, the whiskers 90 %."""
+    names = list(logits)
+    figure, axis = plt.subplots(figsize=(7, 0.42 * len(names) + 0.9))
+    for i, name in enumerate(names):
+        top = np.sort(np.asarray(logits[name], float), axis=1)[:, :-3:-1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = top[:, 0] / top[:, 1]
+        axis.boxplot(ratio[np.isfinite(ratio)], positions=[i], orientation="horizontal", widths=0.6, whis=(5, 95), showfliers=False,
+                     patch_artist=True, boxprops={"facecolor": PALETTE[5]}, medianprops={"color": "black"})
+    axis.axvline(1, color="#8A8A8A", linewidth=0.8)
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="R12 of a test image (1: the two best classes tie)")
+    axis.invert_yaxis()
+    return _closed(figure)
+
+
+def accuracies(students: pd.DataFrame, teachers) -> Figure:
+    """Accuracy of every student, a column a strategy and loss, a mark a teacher; the dashed line is the student without a teacher."""
+    look = styles(teachers)
+    taught = students[students.strategy != "CE"]
+    groups = list(dict.fromkeys(zip(taught.strategy, taught.loss)))
+    figure, axis = plt.subplots(figsize=(1.6 + 0.85 * len(groups), 3.4))
+    for x, (strategy, loss) in enumerate(groups):
+        rows = taught[(taught.strategy == strategy) & (taught.loss == loss)]
+        for place, (teacher, mean) in enumerate(rows.groupby("teacher", sort=False).accuracy.mean().items()):
+            axis.plot(x + 0.1 * (place - (len(look) - 1) / 2), 100 * mean, linestyle="", label=teacher if x == 0 else None, **look[teacher])
+    if len(alone := students[students.strategy == "CE"]):
+        axis.axhline(100 * alone.accuracy.mean(), color="black", linestyle="--", label="no teacher")
+    axis.set(xticks=range(len(groups)), xticklabels=[s if loss == "kd" else f"{s}\n+ {loss}" for s, loss in groups], ylabel="student accuracy, %")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _closed(figure)
 
 
@@ -126,7 +176,7 @@ def stability(epochs: pd.DataFrame, metric: str, teachers) -> Figure:
 def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
     """Student accuracy against each metric, a panel a strategy and metric, teachers by name, Spearman's rho in the title."""
     look, strategies = styles(teachers), list(dict.fromkeys(table.strategy))
-    figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), 3.3 * len(strategies)), squeeze=False)
+    figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), 2.9 * len(strategies)), squeeze=False)
     for line, strategy in zip(axes, strategies):
         rows = table[table.strategy == strategy]
         for axis, name in zip(line, names):

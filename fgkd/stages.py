@@ -112,21 +112,31 @@ def bank(study: Study, dataset: str, teacher: str, recipe: str) -> tuple[Run, ba
     return run, read()
 
 
-def student_views(study: Study, dataset: str, *, image: int, epochs: int) -> np.ndarray:
-    """What students see of one training image in the first epochs: (epochs, S, S, 3) uint8."""
+def student_views(study: Study, dataset: str, *, image: int, epochs: int, bank: banks.Bank) -> dict[str, np.ndarray]:
+    """What students see of one training image in the first epochs, (epochs, S, S, 3) uint8: its views, and for TGDA their crops and drops."""
     images = training.Images(data(study, dataset).train, study.views, torch.device("cpu"))
     seed, index = study.seed_for("student views", dataset), torch.tensor([image])
-    return torch.cat([images.batch(index, images.epoch(seed, e)) for e in range(epochs)]).permute(0, 2, 3, 1).numpy()
+    seen = torch.cat([images.batch(index, images.epoch(seed, e)) for e in range(epochs)])
+    rows = {"view": seen}
+    if "boxes" in bank.arrays:
+        boxes, maps = (torch.from_numpy(bank.arrays[name][:epochs, image]) for name in ("boxes", "maps"))
+        rows |= {"crop": views.crop(seen, boxes), "drop": views.drop(seen, maps)}
+    return {name: pictures.round().byte().permute(0, 2, 3, 1).numpy() for name, pictures in rows.items()}
 
 
-def look(study: Study, dataset: str, teacher: str) -> tuple[np.ndarray, cal.Attended]:
-    """The test images through their centre crops (N, S, S, 3) uint8, and what a CAL teacher's attention makes of them, on the CPU."""
+def look(study: Study, dataset: str, teacher: str) -> tuple[torch.Tensor, cal.Attended]:
+    """The test images through their centre crops, uint8 (N, 3, S, S), and what a CAL teacher's attention makes of them, on the CPU."""
     images = training.Images(data(study, dataset).test, study.views, _device(study))
     model = load_teacher(study, dataset, teacher, "CAL")
     with torch.inference_mode():
         seen = [(x.cpu(), cal.Attended(*(v.cpu() for v in model.attend(x)))) for _, x in training.batches(images, images.centre())]
-    pixels = torch.cat([x for x, _ in seen]).permute(0, 2, 3, 1).numpy()
-    return pixels, cal.Attended(*(torch.cat(values) for values in zip(*(a for _, a in seen))))
+    return torch.cat([x for x, _ in seen]), cal.Attended(*(torch.cat(values) for values in zip(*(a for _, a in seen))))
+
+
+def birds_boxes(study: Study, dataset: str) -> torch.Tensor | None:
+    """Where the bird is in each test image's centre crop: top, left, bottom, right (N, 4) in pixels; None where the data do not say."""
+    boxes, corner = data(study, dataset).test.boxes, (study.views.resize - study.views.crop) // 2
+    return None if boxes is None else torch.from_numpy(boxes[:, [1, 0, 3, 2]] - corner).clamp(0, study.views.crop).float()
 
 
 def distill(study: Study, dataset: str, teacher: str, strategy: str) -> Run:

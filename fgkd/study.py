@@ -44,6 +44,7 @@ RECIPES = {"FZ": "FZ", "FT": "FT", "CAL": "CAL", "TGDA": "CAL"}  # how the teach
 LOSSES = {  # further losses and their options; the defaults are the released code's
     "dkd": {"alpha": 1.0, "beta": 0.5, "temperature": 1.0}, "rkd": {"distance_weight": 25.0, "angle_weight": 50.0}, "pkt": {}, "hint": {},
     "crd": {"width": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5}}
+OFFICIAL = ("aircraft", "cars", "cub", "dogs", "flowers", "moe", "nabirds", "pets")  # the paper's data sets, each a kind of its own
 PRETEXT = "pretext"
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -54,11 +55,11 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class DataSpec:
-    """One data set: synthetic birds (`kind: birds`) or a folder of images (`kind: folder`)."""
+    """One data set: synthetic birds (`kind: birds`), a folder of images (`kind: folder`), or one of the paper's (`kind: cub`, ...)."""
 
     key: str
     kind: str = "birds"
-    root: str | None = None            # folder: where it lies, relative to the study file
+    root: str | None = None            # where it lies, relative to the study file; one of the paper's: its kind in FGKD_DATA where none is given
     classes: tuple[str, ...] = ()      # folder: only these classes; empty takes all
     test_fraction: float = 0.2         # folder without train/ and test/: share of each class to test on
     species: int = 24                  # birds: number of classes
@@ -66,6 +67,7 @@ class DataSpec:
     train: int = 40                    # birds: training images a species
     test: int = 20                     # birds: test images a species
     seed: int = 0                      # birds: which species; folder: which split
+    check_counts: bool = True          # one of the paper's: refuse a set whose counts are not the official ones
     resize: int = 72                   # pixels of the cached square images
 
 
@@ -380,8 +382,12 @@ def _data(key: str, raw, views: Views, file: Path) -> DataSpec:
     spec = _make(DataSpec, {"resize": views.resize} | _typed(raw, dict, where), where, key=_name(key, "data set"))
     if spec.resize != views.resize:
         raise StudyError(f"{where}.resize is {spec.resize}: expected views.resize ({views.resize}), at which all data sets are cached")
-    _choice(spec.kind, ("birds", "folder"), f"{where}.kind")
-    if spec.kind == "folder":
+    _choice(spec.kind, ("birds", "folder", *OFFICIAL), f"{where}.kind")
+    if spec.kind in OFFICIAL:
+        _check_keys(set(raw), {"kind", "root", "check_counts", "resize"}, "key", where)
+        if spec.root is None:
+            return spec
+    if spec.kind != "birds":
         if spec.root is None:
             raise StudyError(f"{where}.root is missing: expected the folder that holds train/ and test/, or one folder a class")
         return dataclasses.replace(spec, root=_beside(file, spec.root, f"{where}.root", exists=False))

@@ -105,5 +105,17 @@ def drop(images: Tensor, maps: Tensor) -> Tensor:
     return torch.where(hidden[:, None], colour, images.float())
 
 
+def centred(boxes: Tensor, size: int) -> Tensor:
+    """Boxes (N, 4) of the same shapes in the middle of a view of `size` pixels."""
+    middle = (boxes[:, :2] + boxes[:, 2:] - size).repeat(1, 2) / 2
+    return boxes - middle
+
+
+def overlap(boxes: Tensor, truth: Tensor) -> Tensor:
+    """Intersection over union of boxes (N, 4) and (N, 4): (N,) in [0, 1]."""
+    common = (torch.minimum(boxes[:, 2:], truth[:, 2:]) - torch.maximum(boxes[:, :2], truth[:, :2])).clamp(min=0).prod(1)
+    return common / sum((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, truth)).sub(common)
+
+
 def _upsample(attention: Tensor, size: int) -> Tensor:
     return F.interpolate(attention[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
