@@ -11,6 +11,8 @@ Raw logits may be shifted by a constant without any change to softmax, and R12 c
 trained, not of its probabilities.  It is infinite at P_2 = 0 and negative below; `summarize` says for how many samples.
 
 All functions take (N, C) tensors or arrays, compute in fp64 and return fp64 tensors (N,) on the same device.
+
+FURTHER lists rivals that need labels, features or the pretrained head; no bank writes them yet, so no correlation expects them.
 """
 
 from __future__ import annotations
@@ -42,6 +44,16 @@ METRICS = {
     "ssp": Claim("SSP", 1, "arXiv 2605.15689: std of the probabilities of ranks 2 to 4"),
     "tac": Claim("TAC", 1, "the teacher's top-1 accuracy on the test split"),
 }
+FURTHER = {
+    "ratio12_centred": Claim("R12, centred", -1, "as R12, after each sample's mean logit is subtracted"),
+    "nll": Claim("NLL", -1, "Menon et al. 2021: teachers of better probabilities, not only of better labels, teach better"),
+    "ece": Claim("ECE", -1, "Guo et al. 2017: expected calibration error; a direction as for NLL"),
+    "train_accuracy": Claim("training accuracy", 1, "top-1 accuracy on the views that the students see"),
+    "parameters": Claim("parameters", 1, "number of the teacher's weights; Cho and Hariharan 2019 found larger ones no better"),
+    "logme": Claim("LogME", 1, "You et al. 2021: evidence of a linear model of the labels on the features"),
+    "leep": Claim("LEEP", 1, "Nguyen et al. 2020: log-likelihood of the labels through the pretrained head's classes"),
+    "nce": Claim("NCE", 1, "Tran et al. 2019: negative conditional entropy of the labels given the pretrained head's class"),
+}
 
 
 def ratio12(logits) -> Tensor:
@@ -52,6 +64,17 @@ def ratio12(logits) -> Tensor:
     [1.5, 1.0]
     """
     return _ratio(logits, 1, 2)
+
+
+def ratio12_centred(logits) -> Tensor:
+    """R12 of logits (N, C >= 2) less their mean over classes -> (N,).  Scale and shift invariant; infinite or negative where all classes
+    but the first lie at or below the mean.
+
+    >>> ratio12_centred([[6.0, 4.0, 1.0, 1.0], [106.0, 104.0, 101.0, 101.0]]).tolist()
+    [3.0, 3.0]
+    """
+    logits = _checked(logits)
+    return _ratio(logits - logits.mean(1, keepdim=True), 1, 2)
 
 
 def ratio13(logits) -> Tensor:
@@ -117,11 +140,51 @@ def secondary_std(logits, k: int = 3) -> Tensor:
 
 def accuracy(logits, labels) -> float:
     """Share of samples whose largest logit is the label's: logits (N, C), labels (N,) -> [0, 1]."""
-    logits = _checked(logits)
-    labels = torch.as_tensor(labels, device=logits.device)
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}: expected ({len(logits)},), one for each sample")
+    logits, labels = _labelled(logits, labels)
     return (logits.argmax(1) == labels).double().mean().item()
+
+
+def nll(logits, labels) -> Tensor:
+    """-log of the label's softmax probability, nats: logits (N, C), labels (N,) -> (N,).
+
+    >>> round(nll([[0.0, 0.0, 0.0, 0.0]], [2]).item(), 4)
+    1.3863
+    """
+    logits, labels = _labelled(logits, labels)
+    return -logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+
+
+def calibration_error(confidence, correct, *, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017): mean over samples of a bin's gap between accuracy and confidence, in [0, 1].
+
+    confidence (N,): the largest softmax probability; correct (N,): whether its class is the label; `bins` of equal width, each with its
+    upper edge.
+
+    >>> round(calibration_error([0.9, 0.9, 0.6, 0.6], [True, True, True, False]), 4)
+    0.1
+    """
+    confidence, correct = torch.as_tensor(confidence).double(), torch.as_tensor(correct).double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)[1:-1]
+    gaps = confidence.new_zeros(bins).index_add_(0, torch.bucketize(confidence, edges), correct - confidence)
+    return gaps.abs().sum().item() / len(confidence)
+
+
+def labelled_samples(logits, labels) -> dict[str, Tensor]:
+    """What FURTHER asks of each sample of logits (N, C) with labels (N,): name -> (N,)."""
+    logits, labels = _labelled(logits, labels)
+    confidence, named = logits.softmax(1).max(1)
+    return {"ratio12_centred": ratio12_centred(logits), "nll": nll(logits, labels), "confidence": confidence, "correct": (named == labels).double()}
+
+
+def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
+    """The rivals of FURTHER from `labelled_samples`, of one batch or of all batches joined.
+
+    >>> found = summarize_labelled(labelled_samples([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [0, 1]))
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'ratio12_centred': -2.0, 'nll': 1.667, 'ece': 0.561, 'train_accuracy': 0.5}
+    """
+    return {"ratio12_centred": values["ratio12_centred"].mean().item(), "nll": values["nll"].mean().item(),
+            "ece": calibration_error(values["confidence"], values["correct"]), "train_accuracy": values["correct"].mean().item()}
 
 
 def samples(logits) -> dict[str, Tensor]:
@@ -173,3 +236,13 @@ def _checked(logits) -> Tensor:
         raise ValueError(f"logits of {len(bad)} of {len(logits)} samples are NaN or infinite (first: sample {bad[0].item()}): "
                          "check that the teacher's training did not diverge")
     return logits
+
+
+def _labelled(logits, labels) -> tuple[Tensor, Tensor]:
+    logits = _checked(logits)
+    labels = torch.as_tensor(labels, device=logits.device).long()
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}: expected ({len(logits)},), one for each sample")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(f"labels run from {labels.min().item()} to {labels.max().item()}: expected 0 to {logits.shape[1] - 1}, the classes of the logits")
+    return logits, labels

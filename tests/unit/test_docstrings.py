@@ -5,15 +5,17 @@ import inspect
 
 import pytest
 
-from fgkd import metrics, stats
+from fgkd import metrics, stats, transfer
 
 
-@pytest.mark.parametrize("module", [metrics, stats], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [metrics, stats, transfer], ids=lambda m: m.__name__)
 def test_examples_hold(module):
     found = doctest.testmod(module)
     assert found.attempted > 0 and found.failed == 0
 
 
-@pytest.mark.parametrize("name", ["ratio12", "ratio13", "ratio23", "ratio12_softmax", "margin", "entropy", "secondary_std", "summarize"])
-def test_every_metric_shows_an_example(name):
-    assert ">>>" in inspect.getdoc(getattr(metrics, name))
+@pytest.mark.parametrize("function", [
+    metrics.ratio12, metrics.ratio12_centred, metrics.ratio13, metrics.ratio23, metrics.ratio12_softmax, metrics.margin, metrics.entropy,
+    metrics.secondary_std, metrics.summarize, metrics.nll, metrics.calibration_error, transfer.logme, transfer.leep, transfer.nce], ids=lambda f: f.__name__)
+def test_every_metric_shows_an_example(function):
+    assert ">>>" in inspect.getdoc(function)

@@ -159,3 +159,58 @@ def test_labels_of_another_shape_are_refused_and_not_broadcast(labels):
 def test_every_claimed_metric_but_tac_is_in_a_summary():
     assert set(metrics.METRICS) - {"tac"} <= set(metrics.summarize(random()))
     assert {claim.direction for claim in metrics.METRICS.values()} == {-1, 1}
+
+
+def test_centred_r12_ignores_scale_and_shift():
+    logits = random()
+    plain = metrics.ratio12_centred(logits)
+    torch.testing.assert_close(metrics.ratio12_centred(-7 + 3.7 * logits), plain, rtol=1e-9, atol=0)
+    assert not torch.isclose(plain, metrics.ratio12(logits), rtol=1e-3, atol=0).any()
+
+
+def test_centred_r12_by_hand_and_where_one_class_outweighs_the_mean():
+    assert metrics.ratio12_centred([[5.0, 3.0, 2.0, -2.0]]).item() == 3
+    assert metrics.ratio12_centred([[10.0, 0.0, 0.0, 0.0]]).item() == -3
+    assert metrics.ratio12_centred([[4.0, 2.0, 0.0]]).item() == math.inf
+
+
+def test_nll_is_torchs_cross_entropy_a_sample():
+    logits, labels = random(), torch.arange(20) % 7
+    torch.testing.assert_close(metrics.nll(logits, labels), torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_error_equals_a_loop_over_bins(bins):
+    rng = np.random.default_rng(0)
+    confidence = np.append(rng.uniform(0.1, 1, 500), [1.0, 0.2, 0.6])
+    correct = rng.random(503) < confidence**2
+    expected = 0
+    for low, high in zip(np.arange(bins) / bins, np.arange(1, bins + 1) / bins):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    assert metrics.calibration_error(confidence, correct, bins=bins) == pytest.approx(expected, abs=1e-12)
+
+
+def test_calibration_error_by_hand():
+    assert metrics.calibration_error([0.75] * 4, [1, 1, 1, 0]) == 0
+    assert metrics.calibration_error([1.0, 1.0], [0, 0]) == 1
+    assert metrics.calibration_error([0.55, 0.95], [1, 0]) == pytest.approx((0.45 + 0.95) / 2)
+    assert metrics.calibration_error([0.55, 0.95], [1, 0], bins=1) == pytest.approx(0.25)
+
+
+def test_rivals_of_joined_batches_are_those_of_the_whole():
+    logits, labels = random(n=30), torch.arange(30) % 7
+    whole = metrics.labelled_samples(logits, labels)
+    parts = [metrics.labelled_samples(logits[s], labels[s]) for s in (slice(0, 7), slice(7, 30))]
+    found = metrics.summarize_labelled(whole)
+    assert found == metrics.summarize_labelled({name: torch.cat([p[name] for p in parts]) for name in whole})
+    assert found["train_accuracy"] == metrics.accuracy(logits, labels)
+    assert set(found) <= set(metrics.FURTHER) and not set(metrics.FURTHER) & set(metrics.METRICS)
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [-1, 0]])
+@pytest.mark.parametrize("function", [metrics.accuracy, metrics.nll, metrics.labelled_samples])
+def test_labels_of_no_class_are_refused(function, labels):
+    with pytest.raises(ValueError, match="labels run from .*expected 0 to 1"):
+        function([[2.0, 1.0], [0.0, 1.0]], labels)

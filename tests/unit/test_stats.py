@@ -33,6 +33,29 @@ def student_rows(accuracies, *, dataset="birds", strategy="FT", student="small",
     return pd.DataFrame(rows)
 
 
+def rhos(x, y):
+    """Spearman's rho along the last axis, no ties."""
+    n = x.shape[-1]
+    x, y = (a.argsort(-1).argsort(-1) - (n - 1) / 2 for a in (x, y))
+    return (x * y).sum(-1) / ((n**3 - n) / 12)
+
+
+def study(rng, *, data_sets=8, n=8, r=0.0, rivals=1, shared=0.6):
+    """Spearman's rhos (rivals, data sets, 16) of metrics that correlate with accuracy by r: groups of four strategies, of one metric each."""
+    strategy = np.repeat(np.arange(4), 4)
+    metric = np.sqrt(0.5) * (rng.normal(size=(rivals, data_sets, 1, n)) + rng.normal(size=(rivals, data_sets, 4, n)))[:, :, strategy]
+    noise = np.sqrt(shared) * rng.normal(size=(data_sets, 1, n)) + np.sqrt(1 - shared) * rng.normal(size=(data_sets, 16, n))
+    accuracy = r * metric.sum(0) + math.sqrt(1 - rivals * r**2) * noise
+    return rhos(metric, accuracy)
+
+
+def correlation_rows(values):
+    """A table as of `correlations`, of values (G,) by group key and metric: {(dataset, student, strategy, loss, metric): rho}."""
+    rows = [dict(zip([*stats.GROUP, "metric"], key)) | {"n": 8, "rho": rho, "abs_rho": abs(rho), "agrees": -rho if key[-1] == "ratio12" else rho,
+                                                        "strength": stats.strength(rho)} for key, rho in values.items()]
+    return pd.DataFrame(rows)
+
+
 @pytest.fixture
 def scene():
     """R12 picks the worst teacher, TAC the best one; the margin cannot tell them apart."""
@@ -180,11 +203,12 @@ def test_two_rows_of_metrics_for_one_teacher_are_refused(scene):
 def test_a_pick_follows_the_claimed_sign_and_a_wrong_one_costs(scene):
     students, metrics = scene
     found = stats.picks(stats.joined(students, metrics), students).set_index("rule")
-    assert found.loc["R12"].to_list() == pytest.approx([0.5, 0.2, 0])
-    assert found.loc["TAC"].to_list() == pytest.approx([0.7, 0, 1])
-    assert found.loc["best"].to_list() == pytest.approx([0.7, 0, 1])
-    assert found.loc["random"].to_list() == pytest.approx([0.6, 0.1, 0])
-    assert found.loc["no teacher"].to_list() == pytest.approx([0.55, 0.15, 0])
+    found = found[["accuracy", "regret", "hit", "top3", "gain_random", "gain_tac"]]
+    assert found.loc["R12"].to_list() == pytest.approx([0.5, 0.2, 0, 1, -0.1, -0.2])
+    assert found.loc["TAC"].to_list() == pytest.approx([0.7, 0, 1, 1, 0.1, 0])
+    assert found.loc["best"].to_list() == pytest.approx([0.7, 0, 1, 1, 0.1, 0])
+    assert found.loc["random"].to_list() == pytest.approx([0.6, 0.1, 1 / 3, 1, 0, -0.1])
+    assert found.loc["no teacher"].to_list() == pytest.approx([0.55, 0.15, 0, 0, -0.05, -0.15])
     assert found.loc["R12 of softmax"].accuracy == 0.6
 
 
@@ -204,7 +228,7 @@ def test_picks_are_means_over_groups_best_first(scene):
     points = stats.joined(students, pd.concat([metrics, metric_rows(dataset="cars", tac=[0.7, 0.8, 0.9])]))
     found = stats.picks(points, students)
     assert found.rule[0] == "best" and found.accuracy.is_monotonic_decreasing
-    assert found.set_index("rule").loc["TAC"].to_list() == pytest.approx([0.4, 0.4, 0.5])
+    assert found.set_index("rule").loc["TAC", ["accuracy", "regret", "hit"]].to_list() == pytest.approx([0.4, 0.4, 0.5])
 
 
 def test_without_a_baseline_there_is_no_such_rule(scene):
@@ -222,3 +246,224 @@ def test_the_headline_averages_over_groups_best_signed_first(scene):
     assert (tac.mean_rho, tac.mean_abs_rho, tac.agrees) == (0.25, 0.75, 0.25)
     assert found.loc["ratio12"].agrees == -1 and found.loc["margin"].groups == 0
     assert found.agrees.dropna().is_monotonic_decreasing
+
+
+def test_a_pick_is_among_the_best_three_or_not():
+    accuracies = {t: a for t, a in zip("abcdef", (0.1, 0.2, 0.3, 0.3, 0.5, 0.6))}
+    metrics = metric_rows(teachers="abcdef", tac=[0, 0, 0, 9, 0, 0], ssp=[0, 9, 0, 0, 0, 0], entropy=[9, 0, 0, 0, 0, 9])
+    found = stats.picks(stats.joined(student_rows(accuracies), metrics), student_rows(accuracies)).set_index("rule")
+    assert found.top3[["TAC", "SSP", "entropy", "random", "best"]].to_list() == pytest.approx([1, 0, 0.5, 4 / 6, 1])
+    assert found.hit[["TAC", "SSP", "entropy", "random", "best"]].to_list() == pytest.approx([0, 0, 0.5, 1 / 6, 1])
+
+
+def test_gains_have_intervals_over_whole_data_sets():
+    rng, names = np.random.default_rng(0), [f"d{i}" for i in range(8)]
+    students = pd.concat([student_rows(dict(zip("abcd", rng.random(4))), dataset=d, student=s) for d in names for s in ("small", "tiny")])
+    points = stats.joined(students, pd.concat([metric_rows(d, teachers="abcd", ratio12=rng.random(4), tac=rng.random(4)) for d in names]))
+    found, single = stats.picks(points, students).set_index("rule"), stats.choices(points, students).pivot(index=stats.GROUP, columns="rule", values="accuracy")
+    gains = single.R12 - single.TAC
+    assert found.gain_tac["R12"] == pytest.approx(gains.mean())
+    assert found.loc["R12", ["gain_tac_low", "gain_tac_high"]].to_list() == pytest.approx(stats.mean_interval(gains, gains.index.get_level_values("dataset")))
+    assert found.gain_tac_low["R12"] < found.gain_tac["R12"] < found.gain_tac_high["R12"]
+    assert found.loc["TAC", ["gain_tac", "gain_tac_low", "gain_tac_high"]].to_list() == [0, 0, 0]
+
+
+def test_while_no_student_is_distilled_there_are_no_rows_to_read():
+    students = student_rows({}, baseline=0.5)
+    points = stats.joined(students, metric_rows())
+    assert stats.picks(points, students).empty and stats.headline(stats.correlations(students, metric_rows())).empty
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("ties", [False, True], ids=["no ties", "ties"])
+@pytest.mark.parametrize("n", [3, 8, 30])
+def test_tau_equals_scipy(n, ties, seed):
+    x, y = pair(n, ties=ties, seed=seed)
+    assert stats.kendall(x, y) == pytest.approx(scipy.stats.kendalltau(x, y).statistic, abs=1e-12, nan_ok=True)
+
+
+def test_tau_is_undefined_where_rho_is_and_takes_infinity_for_a_rank():
+    assert math.isnan(stats.kendall([1, 2], [1, 2])) and math.isnan(stats.kendall([1, 1, 1], [1, 2, 3]))
+    assert stats.kendall([1, 2, math.inf, math.inf], [1, 2, 3, 4]) == pytest.approx(5 / math.sqrt(30))
+
+
+@pytest.mark.parametrize("rho, n", [(-0.905, 8), (0.3, 6), (0.0, 12)])
+def test_an_interval_is_that_of_bonett_and_wright(rho, n):
+    reach = scipy.stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (n - 3))
+    assert stats.interval(rho, n) == pytest.approx(np.tanh(np.arctanh(rho) + np.array([-reach, reach])), abs=1e-6)
+
+
+def test_the_interval_of_a_perfect_order_holds_it_and_has_a_width():
+    low, high = stats.interval(1, 8)
+    assert 0.8 < low < 0.95 and high == 1 and stats.interval(-1, 8) == (-1, -low)
+    assert stats.interval(1, 3) == (-1, 1) and all(math.isnan(v) for v in stats.interval(math.nan, 8))
+
+
+@pytest.mark.parametrize("r", [0, 0.6, 0.9])
+@pytest.mark.parametrize("n", [6, 8])
+def test_intervals_cover_the_rho_of_all_teachers(n, r):
+    rng = np.random.default_rng(n)
+    x, noise = rng.normal(size=(2, 8000, n))
+    found, counts = np.unique(rhos(x, r * x + math.sqrt(1 - r * r) * noise).round(9), return_counts=True)
+    true = 6 / math.pi * math.asin(r / 2)
+    covers = [low <= true <= high for low, high in (stats.interval(rho, n) for rho in found)]
+    assert 0.93 < covers @ counts / 8000 < 0.99
+
+
+def test_the_interval_of_a_mean_by_hand():
+    values, blocks = [1.0, 2, 4, 8, 16, 32], list("abcdef")
+    assert stats.mean_interval(values, blocks) == (1, 32)
+    means = sorted(np.mean(s) for size in range(1, 9) for s in itertools.combinations([*values, 64, 128], size))
+    assert stats.mean_interval([*values, 64, 128], list("abcdefgh")) == (means[5], means[-6])
+
+
+def test_blocks_are_whole_data_sets_of_any_size_and_what_is_absent_does_not_count():
+    rng = np.random.default_rng(0)
+    values, blocks = rng.normal(size=30), np.repeat(np.arange(8), [1, 2, 3, 4, 5, 5, 5, 5])
+    found = stats.mean_interval(values, blocks)
+    assert found[0] < values.mean() < found[1]
+    mixed = rng.permutation(30)
+    assert stats.mean_interval(values[mixed], blocks[mixed]) == pytest.approx(found)
+    assert stats.mean_interval([*values, math.nan], [*blocks, 99]) == found
+    assert stats.swap_p([*values, math.nan], [*blocks, 99]) == stats.swap_p(values, blocks)
+
+
+def test_fewer_than_six_blocks_have_no_interval_and_no_significant_p():
+    assert all(math.isnan(v) for v in stats.mean_interval([1, 2, 3, 4, 5], list("abcde")))
+    assert stats.swap_p([1, 2, 3, 4, 5], list("abcde")) == 2 / 2**5 and stats.swap_p([3.0], ["a"]) == 1
+    assert math.isnan(stats.swap_p([math.nan], ["a"])) and math.isnan(stats.swap_p([], []))
+
+
+def test_the_p_of_swapping_counts_every_swap_of_whole_blocks():
+    rng = np.random.default_rng(3)
+    differences, blocks = rng.normal(0.4, 1, 21), np.repeat(np.arange(7), 3)
+    swaps = [abs((np.repeat(signs, 3) * differences).mean()) for signs in itertools.product([1, -1], repeat=7)]
+    assert stats.swap_p(differences, blocks) == np.mean(np.array(swaps) >= abs(differences.mean()) - 1e-12)
+    assert stats.swap_p(differences, blocks) == stats.swap_p(-differences, blocks) != stats.swap_p(differences, np.arange(21))
+
+
+def test_above_sixteen_blocks_swaps_are_drawn_by_seed():
+    rng = np.random.default_rng(1)
+    differences = rng.normal(0.3, 1, 17)
+    found = stats.swap_p(differences, range(17))
+    exact = scipy.stats.permutation_test((differences,), lambda v, axis: v.mean(axis), permutation_type="samples", n_resamples=math.inf).pvalue
+    assert found == stats.swap_p(differences, range(17)) == pytest.approx(exact, abs=0.005)
+    low, high = stats.mean_interval(differences, range(17))
+    reach = scipy.stats.t.ppf(0.975, 16) * differences.std(ddof=1) / math.sqrt(17)
+    assert (low, high) == pytest.approx((differences.mean() - reach, differences.mean() + reach), abs=0.1 * reach)
+    assert stats.swap_p(np.ones(17), range(17)) >= 1 / 2**16
+
+
+def test_zero_lies_in_the_interval_exactly_where_p_exceeds_5_percent():
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(300):
+        values, blocks = rng.normal(0.5, 1, 24) + np.repeat(rng.normal(size=8), 3), np.repeat(np.arange(8), 3)
+        low, high = stats.mean_interval(values, blocks)
+        assert (low <= 0 <= high) == (stats.swap_p(values, blocks) > 0.05)
+        outcomes.add(low <= 0 <= high)
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("p", [[0.01, 0.04, 0.03, 0.005], [0.5, 0.9], [0.02, 0.02, 0.02], [0.3]])
+def test_holm_by_the_definition(p):
+    ordered = sorted(p)
+    stepped = {v: max(min(1, (len(p) - j) * ordered[j]) for j in range(ordered.index(v) + 1)) for v in p}
+    assert stats.holm(p) == pytest.approx([stepped[v] for v in p])
+
+
+def test_an_absent_p_is_not_corrected_for():
+    assert stats.holm([0.02, math.nan, 0.03]) == pytest.approx([0.04, math.nan, 0.04], nan_ok=True)
+
+
+@pytest.mark.parametrize("r", [0.0, 0.5])
+def test_the_paired_test_keeps_its_size_where_groups_as_blocks_do_not(r):
+    """Both metrics are equally good; groups of a data set share teachers, metrics and images."""
+    rng, found = np.random.default_rng(7), []
+    for _ in range(400):
+        first, second = study(rng, r=r, rivals=2).reshape(2, -1)
+        naive = abs((first - second).mean()) / (first - second).std() * math.sqrt(128) > 1.96
+        found.append([stats.swap_p(v, np.repeat(np.arange(8), 16)) <= 0.05 for v in (first - second, abs(first) - abs(second))] + [naive])
+    signed, absolute, naive = np.mean(found, axis=0)
+    assert 0.02 < signed < 0.085 and 0.02 < absolute < 0.085 and naive > 0.15
+
+
+def test_the_paired_test_finds_a_planted_difference():
+    rng = np.random.default_rng(8)
+    found = [stats.swap_p((study(rng, r=0.7) - study(rng, r=0.3)).ravel(), np.repeat(np.arange(8), 16)) <= 0.05 for _ in range(200)]
+    assert np.mean(found) > 0.8
+
+
+@pytest.mark.parametrize("r", [0.0, 0.6])
+def test_the_interval_of_a_study_of_128_groups_covers_their_true_mean(r):
+    rng = np.random.default_rng(9)
+    true = np.mean([study(rng, data_sets=100, r=r).mean() for _ in range(40)])
+    blocks, covered, naive = np.repeat(np.arange(8), 16), [], []
+    for _ in range(500):
+        values = study(rng, r=r).ravel()
+        low, high = stats.mean_interval(values, blocks)
+        covered.append(low <= true <= high)
+        naive.append(abs(values.mean() - true) < 1.96 * values.std() / math.sqrt(128))
+    assert 0.915 < np.mean(covered) < 0.98 and np.mean(naive) < 0.8
+
+
+@pytest.mark.parametrize("n", [3, 6, 9])
+def test_what_chance_gives_is_a_count_of_all_orders_by_their_strength(n):
+    ranks = np.arange(n) - (n - 1) / 2
+    values, counts = np.unique((np.array(list(itertools.permutations(ranks))) @ ranks / (ranks @ ranks)).round(9), return_counts=True)
+    found = stats.by_chance(n)
+    assert found["abs_rho"] == pytest.approx(np.abs(values) @ counts / counts.sum())
+    for word in stats.STRENGTHS:
+        assert found[word] == pytest.approx(sum(c for rho, c in zip(values, counts) if stats.strength(rho) == word) / counts.sum())
+    assert found["strong"] == pytest.approx(stats.null_share(n))
+
+
+def test_correlations_end_with_their_interval_and_tau(scene):
+    found = stats.correlations(*scene)
+    assert list(found.columns[-3:]) == ["low", "high", "tau"]
+    found = found.set_index("metric")
+    assert found.loc["ratio12_softmax", ["low", "high", "tau"]].to_list() == pytest.approx([-1, 1, -1 / 3])
+    assert found.loc["margin", ["low", "high", "tau"]].isna().all()
+
+
+def test_a_summary_by_strategy_by_hand():
+    groups = {("birds", "small", "FZ", "kd"): 0.8, ("birds", "small", "FT", "kd"): -0.6, ("cars", "small", "FZ", "kd"): 0.4, ("cars", "small", "FT", "kd"): math.nan}
+    table = correlation_rows({(*group, "ratio12"): rho for group, rho in groups.items()})
+    found = stats.summary(table, "strategy").set_index("strategy")
+    frozen, tuned = found.loc["FZ"], found.loc["FT"]
+    assert (frozen.groups, frozen.mean_rho, frozen.agrees, frozen.mean_abs_rho) == pytest.approx((2, 0.6, -0.6, 0.6))
+    assert (frozen.weak, frozen.modest, frozen.strong, frozen.block, frozen.blocks) == (0.5, 0, 0.5, "dataset", 2)
+    assert (tuned.groups, tuned.mean_rho, tuned.agrees, tuned.modest, tuned.block, tuned.blocks) == (1, -0.6, 0.6, 1, "group", 1)
+    assert frozen[["chance_abs_rho", "chance_weak", "chance_modest", "chance_strong"]].to_list() == pytest.approx(list(stats.by_chance(8).values()))
+    assert math.isnan(frozen.low) and math.isnan(frozen.high)
+    assert list(stats.summary(table, ["dataset", "strategy"]).groups) == [1, 1, 0, 1]
+
+
+def test_chance_is_that_of_the_groups_sizes_and_unknown_above_nine_teachers():
+    table = correlation_rows({("birds", s, "FZ", "kd", "tac"): 0.5 for s in "ab"})
+    both = (stats.null_share(8) + stats.null_share(3)) / 2
+    assert stats.summary(table.assign(n=[8, 3])).chance_strong[0] == pytest.approx(both)
+    assert math.isnan(stats.summary(table.assign(n=[8, 12])).chance_strong[0])
+
+
+@pytest.mark.parametrize("names, block, blocks", [([f"d{i}" for i in range(8)], "dataset", 8), (["birds"], "group", 16)])
+def test_metrics_are_compared_over_data_sets_or_for_a_single_one_over_groups(names, block, blocks):
+    rng = np.random.default_rng(2)
+    groups = [(d, s, "FT", loss, m) for d in names for s in "abcd" for loss in "wxyz" for m in ("ratio12", "ssp", "tac")]
+    table = correlation_rows({key: rng.uniform(-0.9, -0.2) if key[-1] == "ratio12" else rng.uniform(-0.3, 0.9) for key in groups})
+    found = stats.compare(table).set_index("rival")
+    wide = table.pivot(index=stats.GROUP, columns="metric", values="rho")
+    expected = (-wide.ratio12 - wide.ssp).groupby("dataset").mean() if block == "dataset" else -wide.ratio12 - wide.ssp
+    assert set(found.block) == {block} and set(found.blocks) == {blocks} and set(found.groups) == {16 * len(names)}
+    assert found.loc["ssp", "difference"] == pytest.approx(expected.mean())
+    assert found.loc["ssp", "p"] == stats.swap_p(expected, range(blocks)) and (found.p_holm >= found.p).all()
+    assert found.loc["ssp", ["low", "high"]].to_list() == pytest.approx(stats.mean_interval(expected, range(blocks)))
+    absolute = stats.compare(table, others=["tac"], value="abs_rho")
+    assert absolute.difference[0] == pytest.approx((wide.ratio12.abs() - wide.tac.abs()).mean()) and absolute.p_holm[0] == absolute.p[0]
+
+
+def test_a_group_without_one_of_two_rhos_is_not_compared():
+    table = correlation_rows({("birds", s, "FT", "kd", m): rho for s, rho in zip("ab", (0.5, 0.7)) for m in ("ratio12", "tac")})
+    table.loc[(table.student == "b") & (table.metric == "tac"), "agrees"] = math.nan
+    found = stats.compare(table, others=["tac"]).iloc[0]
+    assert (found.groups, found.difference) == (1, -1)
