@@ -97,18 +97,18 @@ def species(count: int, *, seed: int = 0, family_size: int = 4) -> tuple[Species
     return tuple(bird for index in families for bird in _family(index, seed, family_size))[:count]
 
 
-def render(species: Species, *, pixels: int, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
+def render(species: Species, *, pixels: int, rng: np.random.Generator, size: float = 1.0) -> tuple[np.ndarray, Box]:
     """One picture, uint8 (pixels, pixels, 3), and the box (x0, y0, x1, y1) of the bird in it, in pixels, x1 and y1 exclusive.
 
     The box lies inside the picture and is tight to a pixel. Raises ValueError if `pixels` < 16, too few to show a bird.
     """
-    return _picture(species, _parts(species), pixels, rng)
+    return _picture(species, _parts(species), pixels, rng, size)
 
 
 def draw(
-    count: int, per_species: int, *, pixels: int = 64, seed: int = 0, split: str = "train", family_size: int = 4
+    count: int, per_species: int, *, pixels: int = 64, seed: int = 0, split: str = "train", family_size: int = 4, size: float = 1.0
 ) -> Birds:
-    """`per_species` pictures of each of the first `count` species: N = count * per_species.
+    """`per_species` pictures of each of the first `count` species: N = count * per_species; `size` shrinks the birds.
 
     Picture i of species s depends on (seed, split, s, i) alone, so a larger call extends a smaller one. Any string is a split.
     Raises ValueError if a number is out of range.
@@ -120,7 +120,7 @@ def draw(
     for label, bird in enumerate(world):
         parts = _parts(bird)
         keys = ([seed, zlib.crc32(split.encode()), label, index] for index in range(per_species))
-        pictures += [_picture(bird, parts, pixels, np.random.default_rng(key)) for key in keys]
+        pictures += [_picture(bird, parts, pixels, np.random.default_rng(key), size) for key in keys]
     images, boxes = zip(*pictures)
     return Birds(np.stack(images), np.repeat(np.arange(count), per_species), np.array(boxes, dtype=np.int64), world)
 
@@ -241,13 +241,13 @@ def _wing(bird: Species) -> list[tuple[Points, Colour]]:
     return [(np.asarray(points) * (1, bird.plan.depth), tone) for points, tone in shapes]
 
 
-def _picture(bird: Species, parts: tuple, pixels: int, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
+def _picture(bird: Species, parts: tuple, pixels: int, rng: np.random.Generator, size: float) -> tuple[np.ndarray, Box]:
     if pixels < 16:
         raise ValueError(f"pixels={pixels}: a bird needs at least 16 pixels a side.")
     corners, polygons = parts
     over = 3 if pixels < 128 else 2
     side = pixels * over
-    points, feet = _pose(corners, bird.plan, rng)
+    points, feet = _pose(corners, bird.plan, rng, size)
     picture = _scenery(side, feet, rng)
     pen, flat = ImageDraw.Draw(picture), (points * side).ravel().tolist()
     for first, last, colour in polygons:
@@ -257,7 +257,7 @@ def _picture(bird: Species, parts: tuple, pixels: int, rng: np.random.Generator)
     return _develop(picture.reduce(over), rng), (x0, y0, x1, y1)
 
 
-def _pose(corners: dict[str, np.ndarray], plan: Plan, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _pose(corners: dict[str, np.ndarray], plan: Plan, rng: np.random.Generator, size: float) -> tuple[np.ndarray, np.ndarray]:
     """All corners (V, 2) and the point between the feet (2,), in fractions of the picture, y down."""
     pitch, nod, wag, droop = (rng.normal(0, 1, 4).clip(-2, 2) * (8, 7, 7, 3) + (plan.pitch, 0, plan.cock, 0)).tolist()
     turns = {"head": nod - 0.6 * plan.pitch, "tail": -wag, "body": 0.0, "wing": droop, "legs": -0.8 * plan.pitch}
@@ -265,7 +265,7 @@ def _pose(corners: dict[str, np.ndarray], plan: Plan, rng: np.random.Generator) 
     points = np.concatenate([(p - pivots[joint]) @ _turn(turns[joint]) + pivots[joint] for joint, p in corners.items()])
     points = points @ _turn(pitch) * ((2 * rng.integers(2) - 1) * rng.uniform(0.88, 1.0), -1)
     low, high = points.min(0), points.max(0)
-    scale = min(rng.uniform(0.18, 0.285), 0.94 / (high - low).max())
+    scale = size * min(rng.uniform(0.18, 0.285), 0.94 / (high - low).max())
     points = (points - low) * scale + (1 - (high - low) * scale) * rng.uniform(0.03, 0.97, 2)
     legs = points[: len(corners["legs"])]
     return points, np.array([legs[:, 0].mean(), legs[:, 1].max()])

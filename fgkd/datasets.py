@@ -174,7 +174,7 @@ class _Source:
 def _birds(spec: DataSpec) -> _Source:
     kinds = birds.species(spec.species, seed=spec.seed, family_size=spec.family_size)
     counts = {"train": spec.species * spec.train, "test": spec.species * spec.test}
-    options = [spec.species, spec.family_size, spec.train, spec.test, spec.seed, spec.resize]
+    options = [spec.species, spec.family_size, spec.train, spec.test, spec.seed, spec.resize, spec.size]
     fingerprint = _fingerprint("birds", options, inspect.getsource(birds))
     return _Source(tuple(k.name for k in kinds), tuple(str(k.family) for k in kinds), counts, None, fingerprint)
 
@@ -389,7 +389,7 @@ def _drawn(spec: DataSpec, split: str) -> tuple[np.ndarray, dict]:
     """The birds of a split, (N, R, R, 3), and their part of the index."""
     per_species = {"train": spec.train, "test": spec.test}[split]
     flock = birds.draw(spec.species, per_species, pixels=spec.resize, seed=spec.seed, split=split,
-                       family_size=spec.family_size)
+                       family_size=spec.family_size, size=spec.size)
     seen: Counter[int] = Counter()
     names = []
     for label in flock.labels.tolist():

@@ -66,6 +66,7 @@ class DataSpec:
     family_size: int = 4               # birds: sibling species in a family
     train: int = 40                    # birds: training images a species
     test: int = 20                     # birds: test images a species
+    size: float = 1.0                  # birds: share of the usual size in the picture, which a bird nearly fills
     seed: int = 0                      # birds: which species; folder: which split
     check_counts: bool = True          # one of the paper's: refuse a set whose counts are not the official ones
     resize: int = 72                   # pixels of the cached square images
@@ -393,6 +394,8 @@ def _data(key: str, raw, views: Views, file: Path) -> DataSpec:
         return dataclasses.replace(spec, root=_beside(file, spec.root, f"{where}.root", exists=False))
     for name, least in (("species", 2), ("family_size", 1), ("train", 1), ("test", 1)):
         _at_least(least, getattr(spec, name), f"{where}.{name}")
+    if not 0.2 <= spec.size <= 1:
+        raise StudyError(f"{where}.size is {spec.size}: expected 0.2, a bird of a few pixels, to 1, one that nearly fills the picture")
     return spec
 
 
