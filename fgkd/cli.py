@@ -117,7 +117,7 @@ def state(study: Study, cell: Cell) -> dict:
     notebook = tables.read_json(log) or {}
     meta = notebook.get("metadata", {}).get("papermill", {})
     result = tables.read_json(folder / "result.json")
-    ended = meta.get("end_time") or meta.get("exception")
+    ended = meta.get("end_time") or meta.get("exception")  # papermill may be killed after the notebook wrote its result
     if result and result.get("fingerprint") != study.fingerprint(cell):
         return found | {"state": "stale", "seconds": meta.get("duration")}
     if result and (ended or not log.exists()):

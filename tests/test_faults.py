@@ -1,4 +1,4 @@
-"""The real engine under faults: whatever kills a run, the same command goes on to the tables of an undisturbed one.  A minute."""
+"""The real engine under faults: whatever kills a run, the same command goes on to the tables of an undisturbed one.  A minute and a half."""
 
 import contextlib
 import os
