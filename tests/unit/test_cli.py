@@ -30,9 +30,10 @@ def test_the_counts_of_smoke(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
     assert cli.main(["plan", "--json", str(studies.PROJECT / "runs" / "smoke.yaml")]) == 0
     counts = json.loads(capsys.readouterr().out)
-    expected = {"pretext_trainings": 3, "teacher_trainings": 6, "banks": 6, "distillations": 6, "ce_baselines": 1, "groups": 2, "notebooks": 27}
+    expected = {"pretext_trainings": 3, "teacher_trainings": 9, "banks": 9, "distillations": 15, "ce_baselines": 1, "groups": 5, "notebooks": 39}
     assert {name: counts[name] for name in expected} == expected
-    assert counts["largest_bank_bytes"] == studies.load("smoke").bank_epochs * 6 * 16 * 6 * 2 and counts["bank_bytes"] == 6 * counts["largest_bank_bytes"]
+    plain, tgda = (studies.load("smoke").bank_epochs * 6 * 16 * 2 * view for view in (6, 3 * 6 + 4 + 2 * 2))
+    assert counts["largest_bank_bytes"] == tgda and counts["bank_bytes"] == 6 * plain + 3 * tgda
 
 
 def test_a_group_is_a_data_set_a_student_and_a_strategy(make_study):
