@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -30,13 +29,16 @@ POLL_SECONDS = 0.5
 
 
 def main(words: list[str] | None = None) -> int:
-    """Entry point of `fgkd`; returns the exit status: 0 done, 1 something failed, 2 bad input."""
+    """Entry point of `fgkd`; returns the exit status: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
     options = _parser().parse_args(words)
     try:
         return options.command(studies.load(options.study) if "study" in options else None, options)
     except (StudyError, ValueError, OSError) as error:
         print(f"fgkd: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fgkd: interrupted: finished runs are kept, the same command continues", file=sys.stderr)
+        return 130
 
 
 def plan(study: Study, options) -> int:
@@ -134,18 +136,20 @@ def state(study: Study, cell: Cell) -> dict:
     notebook = tables.read_json(log) or {}
     meta = notebook.get("metadata", {}).get("papermill", {})
     result = tables.read_json(folder / "result.json")
-    if result:
-        fresh = result.get("fingerprint") == study.fingerprint(cell)
-        return found | {"state": "done" if fresh else "stale", "seconds": meta.get("duration")}
-    if not meta:
+    ended = meta.get("end_time") or meta.get("exception")  # papermill may be killed after the notebook wrote its result
+    if result and result.get("fingerprint") != study.fingerprint(cell):
+        return found | {"state": "stale", "seconds": meta.get("duration")}
+    if result and (ended or not log.exists()):
+        return found | {"state": "done", "seconds": meta.get("duration")}
+    if not (result or meta):
         return found
-    if meta.get("end_time") is None and not meta.get("exception"):
+    if not ended:
         return found | {"state": "running" if _driven(study) else "interrupted"}
     return found | {"state": "failed", "seconds": meta.get("duration"), "error": _error(notebook)}
 
 
 def _engine(study: Study, cores: int, lock: int) -> int:
-    """Snakemake as a process group that holds the driver's lock too, a progress bar over its finished cells; its exit status."""
+    """Snakemake in the process group that ends with this process, a progress bar over its finished cells; its exit status."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(study.folder), "--cores", str(cores),
                "--config", f"study={study.file}", "--keep-going", "--nolock", "--rerun-incomplete", "--rerun-triggers", "params", "--quiet", "progress"]
     threads = str(study.threads)
@@ -154,16 +158,11 @@ def _engine(study: Study, cores: int, lock: int) -> int:
     if os.environ.get("FGKD_DATA"):  # notebooks run in other folders
         environment["FGKD_DATA"] = os.path.abspath(os.environ["FGKD_DATA"])
     for cell in study.cells():
-        if state(study, cell)["state"] == "stale":  # made with other values: Snakemake is to make it anew
-            (study.path(cell) / "result.json").unlink()
-    with open(study.folder / "engine.log", "w") as log, kernel.warm(environment) as environment:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, pass_fds=[lock])
-        try:
-            _follow(study, process)
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise StudyError("interrupted: finished runs are kept, the same command continues") from None
+        if state(study, cell)["state"] != "done":  # made with other values, or its notebook was cut short: Snakemake is to make it anew
+            (study.path(cell) / "result.json").unlink(missing_ok=True)
+    with open(study.folder / "engine.log", "w") as log, kernel.warm(environment, (lock,)) as (environment, group):
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=group, pass_fds=[lock])
+        _follow(study, process)
     return process.returncode
 
 
@@ -199,24 +198,31 @@ def _error(notebook: dict) -> str:
 
 @contextlib.contextmanager
 def _only_driver(study: Study):
-    """Refuse a second driver of the same study; the lock ends with the process, however it ends."""
+    """Refuse a second driver of the same study, and wait for what one that was killed left; yields a lock for the processes that are started.
+
+    A lock ends with the last process that holds it, however that ends.
+    """
     study.folder.mkdir(parents=True, exist_ok=True)
-    with open(study.folder / ".driver", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(f"study '{study.name}' is being run already: wait for it, or see 'fgkd status {study.file}'") from None
-        yield lock.fileno()
+    with open(study.folder / ".driver", "w") as driver, open(study.folder / ".engine", "w") as engine:
+        if not _locked(driver):
+            raise StudyError(f"study '{study.name}' is being run already: wait for it, or see 'fgkd status {study.file}'")
+        if not _locked(engine):
+            print("waiting for the processes of a run that was killed to end", file=sys.stderr)
+            fcntl.flock(engine, fcntl.LOCK_EX)
+        yield engine.fileno()
+
+
+def _locked(file, kind: int = fcntl.LOCK_EX) -> bool:
+    """Whether the file could be locked at once."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _driven(study: Study) -> bool:
-    try:
-        with open(study.folder / ".driver") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
+    with contextlib.suppress(FileNotFoundError), open(study.folder / ".driver") as driver:
+        return not _locked(driver, fcntl.LOCK_SH)
     return False
 
 

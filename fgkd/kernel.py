@@ -6,6 +6,10 @@ JUPYTER_PATH alone: papermill's command line, the notebooks and their results ar
 
 The kernelspec runs this file as a light process that passes its arguments to the warm one, forwards signals, and ends with
 the kernel's exit status; when it is killed, so is its kernel.  The socket is a file that only its owner can open.
+
+Nothing outlives `fgkd run`, even when that is killed.  The warm process watches a pipe whose other end `fgkd run` alone holds, a
+kernel one that its parent alone holds, and the system closes a pipe with its holder.  The warm process then kills its process
+group, to which the engine and papermill belong; a kernel, which leads a session of its own, ends itself.
 """
 
 import array
@@ -20,32 +24,37 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def warm(environment: dict[str, str]):
-    """Run a warm process; yields the environment in which papermill's `python3` kernels come from it."""
+def warm(environment: dict[str, str], held: tuple[int, ...] = ()):
+    """Run a warm process; yields the environment in which papermill's `python3` kernels come from it, and its process group.
+
+    Who joins the group is killed at the end, or when this process ends.  held: descriptors that stay open in the last kernel, such as a lock's.
+    """
     with tempfile.TemporaryDirectory(prefix="fgkd-") as folder:
         address, spec = f"{folder}/socket", Path(folder) / "kernels" / "python3"
         spec.mkdir(parents=True)
         (spec / "kernel.json").write_text(json.dumps({
             "argv": [sys.executable, "-I", "-S", __file__, address, "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}))
-        server = subprocess.Popen([sys.executable, "-m", "fgkd.kernel", address], stdin=subprocess.PIPE, env=environment)
+        server = subprocess.Popen([sys.executable, "-m", "fgkd.kernel", address], stdin=subprocess.PIPE, env=environment,
+                                  process_group=0, pass_fds=held)
         while not os.path.exists(address):
             if server.poll() is not None:
                 raise OSError(f"the process that notebooks start from ended at once (exit status {server.returncode}): see its message above")
             time.sleep(0.01)
         try:
-            yield environment | {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, environment.get("JUPYTER_PATH")]))}
+            yield environment | {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, environment.get("JUPYTER_PATH")]))}, server.pid
         finally:
             server.stdin.close()
-            server.terminate()
             server.wait()
 
 
 def serve(address: str) -> None:
-    """Import what notebooks import, then fork a kernel for each connection until stdin closes or SIGTERM comes."""
+    """Import what notebooks import, then fork a kernel for each connection; when stdin closes, kill the process group."""
+    _when_closed(sys.stdin.fileno(), _kill_group)
     listener = socket.socket(socket.AF_UNIX)
     old = os.umask(0o177)
     listener.bind(address)
@@ -58,7 +67,6 @@ def serve(address: str) -> None:
     from fgkd import plots, stages  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
@@ -71,9 +79,14 @@ def _handle(connection: socket.socket) -> None:
     """Fork the kernel, pass it the client's signals and the client its exit status; never returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     request, descriptors = _receive(connection)
+    watched, held = os.pipe()
     kernel = os.fork()
     if kernel == 0:
+        connection.close()
+        os.close(held)
+        _when_closed(watched, lambda: os._exit(1))
         _become_kernel(request, descriptors)
+    _when_closed(sys.stdin.fileno(), _kill_group)  # the warm process may have been killed before
 
     def forward():
         while number := connection.recv(1):
@@ -105,6 +118,15 @@ def _become_kernel(request: dict, descriptors: list[int]) -> None:
     os._exit(0)
 
 
+def _when_closed(pipe: int, act: Callable[[], None]) -> None:
+    """Call `act` in a thread when no process holds the pipe's other end any more."""
+    threading.Thread(target=lambda: (os.read(pipe, 1), act()), daemon=True).start()
+
+
+def _kill_group() -> None:
+    os.kill(0, signal.SIGKILL)
+
+
 def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
     message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     while not message.endswith(b"\n"):
@@ -122,7 +144,7 @@ def connect(address: str, *arguments: str) -> int:
     connection.sendall(message[sent:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: connection.send(bytes([n])))
-    parent = os.getppid()
+    parent = int(os.environ["JPY_PARENT_PID"])
     while not select.select([connection], [], [], 1)[0]:
         if os.getppid() != parent:  # papermill is gone, and with it all who would stop the kernel
             return 1

@@ -39,7 +39,7 @@ class Classifier(nn.Module):
     @staticmethod
     def autocast(images: Tensor) -> torch.autocast:
         """bf16 on a GPU, fp32 on a CPU."""
-        return torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda")
+        return torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda)
 
     def forward(self, images: Tensor) -> Tensor:
         with self.autocast(images):

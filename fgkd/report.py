@@ -42,6 +42,7 @@ SECTIONS = {
     "correlation": "Analysis", "report": "Analysis",
 }
 FIGURES = {
+    "accuracies": "Accuracy of every student, a column a strategy and further loss, a mark a teacher; dashed: the student without a teacher.",
     "picks": "What choosing by each metric gains: mean accuracy of the student whose teacher it picks.",
     "heat": "Spearman's rho in the claimed direction, for every metric and group: blue agrees with the claim, red contradicts it.",
     "strengths": "Share of groups by strength of |rho|, which forgives a wrong sign; dashed: the share that would be strong by chance.",

@@ -4,6 +4,7 @@ import copy
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 RESULTS = tempfile.TemporaryDirectory(prefix="fgkd-tests-")
@@ -97,6 +98,18 @@ def in_child():
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """(condition, seconds) -> its first true value, or its last when the time is over."""
+    def wait(condition, seconds=20):
+        end = time.monotonic() + seconds
+        while not (found := condition()) and time.monotonic() < end:
+            time.sleep(0.05)
+        return found
+
+    return wait
 
 
 def _write(file, changes):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from fgkd import stages, study as studies
+from fgkd.metrics import METRICS
 
 TIMES = ["commit", "seconds", "peak_memory_mb"]
 
@@ -35,7 +36,7 @@ def test_every_cell_ends_with_its_notebook_result_and_a_row(smoke):
         folder = runs / "smoke" / cell.id
         assert (folder / "result.json").exists() and (folder / f"{cell.notebook}.ipynb").exists(), cell.id
     tables = {f.stem: pd.read_csv(f) for f in (runs / "smoke" / "tables").glob("*.csv")}
-    rows = {"teachers": 9, "metrics": 6, "students": 7, "correlations": 18}
+    rows = {"teachers": 12, "metrics": 12, "students": 16, "correlations": 5 * len(METRICS)}
     assert {name: len(tables[name]) for name in rows} == rows
     assert str(runs / "smoke" / "report" / "index.html") in done.stdout and "ratio12" in done.stdout
 
@@ -130,7 +131,7 @@ def test_a_further_seed_reaches_its_notebook_and_a_folder_of_its_own(smoke, tmp_
 
 def test_one_failing_teacher_is_named_and_the_others_go_on(tmp_path):
     text = (studies.PROJECT / "runs" / "smoke.yaml").read_text()
-    broken = text.replace("weights: pretext, recipe: {lr: 0.02}", "weights: pretext, recipe: {lr: 1.0e+12, clip: 1.0e+30}").replace("strategies: [FZ, FT]", "strategies: [FT]")
+    broken = text.replace("weights: pretext, recipe: {lr: 0.02}", "weights: pretext, recipe: {lr: 1.0e+12, clip: 1.0e+30}").replace("strategies: [FZ, FT, CAL, TGDA]", "strategies: [FT]").replace("  hint: {strategies: [TGDA]}", "  hint: {strategies: [FT]}")
     assert broken.count("1.0e+12") == 1
     (tmp_path / "broken.yaml").write_text(broken)
     done = fgkd("run", str(tmp_path / "broken.yaml"), runs=tmp_path)

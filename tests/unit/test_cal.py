@@ -255,3 +255,9 @@ def test_kd_of_both_views_is_their_mean():
     a, b, c, d = (torch.randn(4, 6, generator=torch.Generator().manual_seed(s)) for s in range(4))
     both = losses.kd(torch.cat([a, b]), torch.cat([c, d]), 2)
     assert both.item() == pytest.approx((losses.kd(a, c, 2) + losses.kd(b, d, 2)).item() / 2, rel=1e-5)
+
+
+def test_overlap_by_hand_and_a_centred_box_of_the_same_shape():
+    boxes, truth = torch.tensor([[0.0, 0, 2, 4], [0, 0, 2, 2], [1, 1, 3, 3]]), torch.tensor([[0.0, 2, 2, 6], [4, 4, 6, 6], [1, 1, 3, 3]])
+    assert views.overlap(boxes, truth).tolist() == pytest.approx([4 / 12, 0, 1])
+    assert views.centred(boxes, 8).tolist() == [[3, 2, 5, 6], [3, 3, 5, 5], [3, 3, 5, 5]]

@@ -1,6 +1,8 @@
 """The command line: counts, states from files alone, one driver, and mistakes in one line."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -28,9 +30,10 @@ def test_the_counts_of_smoke(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
     assert cli.main(["plan", "--json", str(studies.PROJECT / "runs" / "smoke.yaml")]) == 0
     counts = json.loads(capsys.readouterr().out)
-    expected = {"pretext_trainings": 3, "teacher_trainings": 6, "banks": 6, "distillations": 6, "ce_baselines": 1, "groups": 2, "notebooks": 27}
+    expected = {"pretext_trainings": 3, "teacher_trainings": 9, "banks": 9, "distillations": 15, "ce_baselines": 1, "groups": 5, "notebooks": 39}
     assert {name: counts[name] for name in expected} == expected
-    assert counts["largest_bank_bytes"] == studies.load("smoke").bank_epochs * 6 * 16 * 6 * 2 and counts["bank_bytes"] == 6 * counts["largest_bank_bytes"]
+    plain, tgda = (studies.load("smoke").bank_epochs * 6 * 16 * 2 * view for view in (6, 3 * 6 + 4 + 2 * 2))
+    assert counts["largest_bank_bytes"] == tgda and counts["bank_bytes"] == 6 * plain + 3 * tgda
 
 
 @pytest.mark.parametrize("seed", [0, [0, 1, 2]])
@@ -129,6 +132,16 @@ def test_a_notebook_without_an_end_is_running_under_a_driver_and_interrupted_wit
     assert cli.state(tiny, CELL)["state"] == "interrupted"
 
 
+@pytest.mark.parametrize("content", [json.dumps({"cells": [], "metadata": {"papermill": {"end_time": None}}}), '{"cells'])
+def test_a_result_whose_notebook_was_cut_short_is_not_done(tiny, content):
+    log = Path(notebook(tiny, CELL))
+    result(tiny, CELL)
+    log.write_text(content)
+    assert cli.state(tiny, CELL)["state"] == "interrupted"
+    log.unlink()
+    assert cli.state(tiny, CELL)["state"] == "done"
+
+
 @pytest.mark.parametrize("name, content", [("03_teacher.ipynb", "{"), ("03_teacher.ipynb", "{}"), ("result.json", "{"), ("result.json", "")])
 def test_files_that_are_being_written_are_no_state(tiny, name, content):
     tiny.path(CELL).mkdir(parents=True)
@@ -155,6 +168,15 @@ def test_a_second_driver_is_refused_and_the_lock_ends_with_the_first(tiny, capsy
         assert "study 'tiny' is being run already: wait for it" in error and len(error.splitlines()) == 1
     with cli._only_driver(tiny):
         pass
+
+
+def test_a_driver_waits_for_the_processes_that_a_killed_one_left(tiny, capsys):
+    with cli._only_driver(tiny) as lock:
+        orphan = subprocess.Popen(["sleep", "1"], pass_fds=[lock])
+    assert capsys.readouterr().err == ""
+    with cli._only_driver(tiny):
+        assert orphan.wait(timeout=0.5) == 0
+    assert capsys.readouterr().err == "waiting for the processes of a run that was killed to end\n"
 
 
 def test_the_driver_of_another_study_is_no_hindrance(tiny, make_study):

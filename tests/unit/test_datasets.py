@@ -4,7 +4,6 @@ import errno
 import multiprocessing
 import os
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 
 from fgkd import birds, datasets
 from fgkd.datasets import DataError, check, decode, load
+from fgkd.study import DataSpec
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -19,7 +19,7 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 def spec(root=None, **changes):
     common = dict(key="set", kind="folder", root=root and str(root), classes=(), test_fraction=0.2, species=4,
                   family_size=2, train=3, test=2, seed=0, resize=8)
-    return SimpleNamespace(**{**common, **changes})
+    return DataSpec(**{**common, **changes})
 
 
 def picture(path, seed=0, size=(12, 10)):
@@ -441,7 +441,7 @@ def test_birds_are_drawn_once_and_kept_whole(tmp_path, monkeypatch):
     assert check(data).images.tolist() == [12, 8] and data.notes == ()
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"species": 6}, {"family_size": 4}, {"train": 4}, {"test": 3}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"species": 6}, {"family_size": 4}, {"train": 4}, {"test": 3}, {"size": 0.5}])
 def test_other_birds_have_another_fingerprint(change, tmp_path):
     prints = [load(spec(**{"kind": "birds", "resize": 24, **o}), tmp_path, progress=False).fingerprint
               for o in ({}, change, {})]

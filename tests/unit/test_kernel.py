@@ -1,22 +1,37 @@
 """Warm kernels: papermill runs notebooks in them, sees when they die, and takes them along when it is killed."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from fgkd import kernel
+from fgkd.study import PROJECT
+
+PAPERMILL = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "--cwd", ".", "in.ipynb", "out.ipynb"]
+SLEEP = "import os, time\nopen('pids.part', 'w').write(f'{os.getpid()} {os.getppid()}')\nos.rename('pids.part', 'pids')\ntime.sleep(600)"
+DRIVER = f"""
+import fcntl, os, subprocess, time
+from fgkd import kernel
+with open("lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with kernel.warm(dict(os.environ), (lock.fileno(),)) as (environment, group):
+        papermill = subprocess.Popen({PAPERMILL}, env=environment, process_group=group)
+        open("group", "w").write(f"{{group}} {{papermill.pid}}")
+        time.sleep(600)
+"""
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
 
 
 @pytest.fixture(scope="module")
 def environment():
-    with kernel.warm(dict(os.environ)) as environment:
+    with kernel.warm(dict(os.environ)) as (environment, _):
         yield environment
 
 
@@ -26,9 +41,8 @@ def start(environment, tmp_path):
     processes = []
 
     def started(*sources):
-        nbformat.write(new_notebook(cells=[new_code_cell(s) for s in sources]), tmp_path / "in.ipynb")
-        command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "--cwd", str(tmp_path), "in.ipynb", "out.ipynb"]
-        process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        write(tmp_path, *sources)
+        process = subprocess.Popen(PAPERMILL, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         processes.append(process)
         return process, tmp_path / "out.ipynb"
 
@@ -39,6 +53,10 @@ def start(environment, tmp_path):
         process.stdout.close()
 
 
+def write(folder, *sources):
+    nbformat.write(new_notebook(cells=[new_code_cell(s) for s in sources]), folder / "in.ipynb")
+
+
 def alive(pid):
     """Whether a process runs; one that ended and waits for its parent to notice does not."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat") as stat:
@@ -46,14 +64,7 @@ def alive(pid):
     return False
 
 
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return found
-
-
-def test_a_notebook_runs_in_a_fork_of_the_warm_process(start, tmp_path):
+def test_a_notebook_runs_in_a_fork_of_the_warm_process(start, tmp_path, wait_for):
     process, notebook = start(
         "import os, sys\npreloaded = 'fgkd.stages' in sys.modules\nimport fgkd.stages",
         "print(os.getpid(), preloaded, os.getcwd(), os.environ['FGKD_RUNS'], 'JPY_PARENT_PID' in os.environ)",
@@ -72,15 +83,47 @@ def test_a_kernel_that_dies_ends_papermill_with_an_error(start):
     assert not nbformat.read(notebook, 4).cells[2].outputs
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
-def test_killing_papermill_ends_the_kernel(start, tmp_path):
-    process, _ = start("import os, time\nopen('pid.part', 'w').write(str(os.getpid()))\nos.rename('pid.part', 'pid')\ntime.sleep(600)")
-    assert wait_for((tmp_path / "pid").exists)
-    pid = int((tmp_path / "pid").read_text())
-    assert alive(pid)
+@needs_proc
+def test_killing_papermill_ends_the_kernel(start, tmp_path, wait_for):
+    process, _ = start(SLEEP)
+    assert wait_for((tmp_path / "pids").exists)
+    kernel, _ = map(int, (tmp_path / "pids").read_text().split())
+    assert alive(kernel)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert wait_for(lambda: not alive(pid))
+    assert wait_for(lambda: not alive(kernel))
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_kernel_ends_with_the_process_that_forked_it(start, tmp_path, wait_for, number):
+    process, _ = start(SLEEP)
+    assert wait_for((tmp_path / "pids").exists)
+    kernel, parent = map(int, (tmp_path / "pids").read_text().split())
+    os.kill(parent, number)
+    assert wait_for(lambda: not alive(kernel))
+    assert "DeadKernelError" in process.communicate(timeout=60)[0] and process.returncode != 0
+
+
+@needs_proc
+def test_what_a_process_started_is_killed_with_it_and_a_lock_ends_with_the_last_kernel(tmp_path, wait_for):
+    write(tmp_path, SLEEP)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    try:
+        assert wait_for((tmp_path / "pids").exists, 60)
+        kernel, _ = map(int, (tmp_path / "pids").read_text().split())
+        server, papermill = map(int, (tmp_path / "group").read_text().split())
+        os.kill(kernel, signal.SIGSTOP)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert wait_for(lambda: not alive(server) and not alive(papermill)) and alive(kernel)
+    with open(tmp_path / "lock") as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.kill(kernel, signal.SIGCONT)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert wait_for(lambda: not alive(kernel))
 
 
 def test_the_socket_is_its_owners_alone_and_goes_with_the_warm_process(environment):
