@@ -170,6 +170,6 @@ def test_a_study_under_way_has_the_tables_of_what_is_done(finished, kept):
 
 
 def test_tgda_students_are_joined_with_the_accuracy_of_the_cal_teacher():
-    metrics = pd.DataFrame([{"dataset": "d", "teacher": "t", "strategy": s, "ratio12": 1.5} for s in ("FT", "CAL", "TGDA")])
-    teachers = pd.DataFrame([{"dataset": "d", "teacher": "t", "recipe": r, "tac": tac, "parameters": 9} for r, tac in (("FT", 0.4), ("CAL", 0.6), ("FZ", 0.1))])
+    metrics = pd.DataFrame([{"dataset": "d", "teacher": "t", "strategy": s, "seed": 0, "ratio12": 1.5} for s in ("FT", "CAL", "TGDA")])
+    teachers = pd.DataFrame([{"dataset": "d", "teacher": "t", "recipe": r, "seed": 0, "tac": tac, "parameters": 9} for r, tac in (("FT", 0.4), ("CAL", 0.6), ("FZ", 0.1))])
     assert tables.with_tac(metrics, teachers).set_index("strategy").tac.to_dict() == {"FT": 0.4, "CAL": 0.6, "TGDA": 0.6}
