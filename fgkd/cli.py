@@ -124,7 +124,7 @@ def counted(study: Study) -> dict[str, int]:
     distillations = sum(trainings.values()) - baselines
     sizes = [_bank_bytes(study, c) for c in cells if c.stage == "bank"]
     return {"pretext_trainings": pretext, "teacher_trainings": per["teacher"] - pretext, "banks": per["bank"], "distillations": distillations,
-            "ce_baselines": baselines, "groups": distillations // len(study.teachers), "notebooks": len(cells),
+            "ce_baselines": baselines, "groups": distillations // (len(study.teachers) * len(study.seeds)), "notebooks": len(cells),
             "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
 
 
