@@ -21,7 +21,8 @@ def inputs(wildcards):
 
 
 def arguments(wildcards):
-    return [word for pair in cells[wildcards.id].parameters(study).items() for word in ("-r", *pair)]
+    given = cells[wildcards.id].parameters(study)
+    return [str(word) for name, value in given.items() for word in ("-r" if isinstance(value, str) else "-p", name, value)]
 
 
 rule all:

@@ -130,8 +130,8 @@ def counted(study: Study) -> dict[str, int]:
     sizes = [cost.bank_bytes(study, c) for c in cells if c.stage == "bank"]
     teachers = per["teacher"] - pretext
     return {"pretext_trainings": pretext, "teacher_trainings": teachers, "banks": per["bank"], "distillations": distillations,
-            "runs": teachers + distillations, "ce_baselines": baselines, "groups": distillations // len(study.teachers), "notebooks": len(cells),
-            "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
+            "runs": teachers + distillations, "ce_baselines": baselines, "groups": distillations // (len(study.teachers) * len(study.seeds)),
+            "notebooks": len(cells), "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
 
 
 def state(study: Study, cell: Cell) -> dict:

@@ -178,7 +178,8 @@ def _entry(study: Study, cell: Cell, state: Mapping) -> Entry:
     detail = [text.format(row[name]) for name, text in words.items() if name in row]
     detail += [f"{state['seconds']:.0f} s"] if state["seconds"] else []
     detail += [state["state"]] if state["state"] not in STATES else []
-    name = " · ".join(part for part in (cell.dataset, cell.strategy, cell.teacher) if part) or cell.notebook
+    seed = "" if cell.seed is None else f"seed {cell.seed}"
+    name = " · ".join(part for part in (cell.dataset, cell.strategy, cell.teacher, seed) if part) or cell.notebook
     shown = state["state"] if state["state"] in STATES else "waiting"
     return Entry(SECTIONS[cell.stage], name, study.path(cell) / f"{cell.notebook}.ipynb", f"{cell.id}.html", shown, ", ".join(detail))
 
@@ -186,7 +187,7 @@ def _entry(study: Study, cell: Cell, state: Mapping) -> Entry:
 def _facts(study: Study, found: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """What the study was made with: its own settings, and the code, machine and packages of its first record."""
     first = next((r for c in study.cells() if (r := records.record(study, c))), None)
-    facts = {"study": Path(study.file).name, "seed": str(study.seed), "teachers": ", ".join(m.model for m in study.teachers.values()),
+    facts = {"study": Path(study.file).name, "seed": ", ".join(map(str, study.seeds)), "teachers": ", ".join(m.model for m in study.teachers.values()),
              "students": ", ".join(m.model for m in study.students.values()), "strategies": ", ".join(study.strategies)}
     facts |= {f"recipe {name}": ", ".join(f"{k} {v}" for k, v in vars(recipe).items()) for name, recipe in study.recipes.items()}
     if first:

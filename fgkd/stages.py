@@ -55,7 +55,7 @@ def data(study: Study, dataset: str) -> datasets.Dataset:
 
 def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> Run:
     """Train a teacher (FZ: its last layer on a frozen backbone; FT and pretext: all of it; CAL: with attention) and measure TAC on the test split."""
-    cell = Cell("teacher", dataset, teacher, recipe)
+    cell = study.cell("teacher", dataset, teacher, recipe)
     spec = study.teacher(teacher)
 
     def compute(folder):
@@ -63,7 +63,7 @@ def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> Run:
         how = study.recipe(recipe, spec)
         train, test = (training.Images(s, study.views, on) for s in (found.train, found.test))
         model = _teacher_model(study, cell, len(found.classes)).to(on)
-        options = {"views_seed": study.seed_for("teacher views", dataset), "seed": study.seed_for("order", cell.id),
+        options = {"views_seed": study.seed_for("teacher views", dataset), "seed": study.seed_for("order", cell.place),
                    "checkpoint": _checkpoint(study, cell, folder), "title": f"{teacher} {recipe}"}
         if recipe == "FZ":
             history = training.fit_head(model, train, how, **options)
@@ -91,7 +91,7 @@ def load_teacher(study: Study, dataset: str, teacher_: str, recipe: str) -> mode
 
 def bank(study: Study, dataset: str, teacher: str, recipe: str) -> tuple[Run, banks.Bank]:
     """A teacher's metrics over all views of all training images, a row for each strategy that reads them, and the bank that its students learn from."""
-    cell = Cell("bank", dataset, teacher, recipe)
+    cell = study.cell("bank", dataset, teacher, recipe)
     folder, holds = study.path(cell) / "views", study.banked(recipe)
 
     def compute(_):
@@ -141,7 +141,7 @@ def birds_boxes(study: Study, dataset: str) -> torch.Tensor | None:
 
 def distill(study: Study, dataset: str, teacher: str, strategy: str) -> Run:
     """Train every student of the study with each of its losses from one teacher ('none' for the CE baseline) and measure it on the test split."""
-    cell = Cell("distill", dataset, teacher, strategy)
+    cell = study.cell("distill", dataset, teacher, strategy)
     trainings = [(key, name, loss) for key in study.students for name, loss in study.losses_of(key, strategy).items()]
 
     def compute(folder):
@@ -180,7 +180,7 @@ def everything(study: Study) -> dict[str, pd.DataFrame]:
     """All tables of the study; cells that have not run yet are run here, one after the other."""
     for cell in study.cells():
         if cell.stage == "distill":
-            distill(study, cell.dataset, cell.teacher, cell.strategy)
+            distill(study.at(study.seed_of(cell)), cell.dataset, cell.teacher, cell.strategy)
     return tables.collect(study)
 
 

@@ -1,7 +1,7 @@
 """How well a metric ranks teachers, and whether it does so better than another: rank correlations, their p, intervals and means.
 
-A group is one data set, student, strategy and loss; its points are the teachers.  At n = 8 and no correlation at all, abs(rho)
-averages 0.31 and exceeds 0.705 in 5.8 % of groups, so a rho is never shown without its n and p.
+A group is one data set, student, strategy and loss; its points are the teachers, each the mean over the study's seeds.  At n = 8 and
+no correlation at all, abs(rho) averages 0.31 and exceeds 0.705 in 5.8 % of groups, so a rho is never shown without its n and p.
 
 Groups of one data set share teachers, metrics and images.  What is said of a mean over groups therefore takes whole data sets as
 its *blocks*, which alone count as independent.  A study of a single data set has only its groups to take: its intervals are too narrow
@@ -157,32 +157,55 @@ def by_chance(n: int) -> dict[str, float]:
 
 
 def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row a group and metric: n, rho, abs_rho, p, strength, the claimed direction and `agrees`, rho times that direction; low and
-    high, rho's 95 % interval, and Kendall's tau.
+    """One row a group and metric: n, the seeds that a point is the mean of (the fewest), rho, abs_rho, p, strength, the claimed direction
+    and `agrees`, rho times that direction; low and high, rho's 95 % interval, and Kendall's tau.
 
-    students: a row a student with its group, `teacher` and `accuracy` (rows of strategy CE have no teacher and are left out);
-    metrics: a row a bank with `dataset`, `teacher`, `strategy` and the metrics' columns, TAC among them.
+    students: a row a student with its group, `teacher`, `seed` and `accuracy` (rows of strategy CE have no teacher and are left out);
+    metrics: a row a bank with `dataset`, `teacher`, `strategy`, `seed` and the metrics' columns, TAC among them.
     """
     points, rows = joined(students, metrics), []
     for group, members in points.groupby(GROUP, sort=True):
         for name, claim in METRICS.items():
             rho = spearman(members[name], members.accuracy)
             rows.append(dict(zip(GROUP, group)) | {
-                "metric": name, "n": len(members), "rho": rho, "abs_rho": abs(rho), "p": exact_p(members[name], members.accuracy),
+                "metric": name, "n": len(members), "seeds": members.seeds.min(), "rho": rho, "abs_rho": abs(rho), "p": exact_p(members[name], members.accuracy),
                 "strength": strength(rho), "direction": claim.direction, "agrees": rho * claim.direction,
                 **dict(zip(("low", "high"), interval(rho, len(members)))), "tau": kendall(members[name], members.accuracy)})
-    columns = [*GROUP, "metric", "n", "rho", "abs_rho", "p", "strength", "direction", "agrees", "low", "high", "tau"]
+    columns = [*GROUP, "metric", "n", "seeds", "rho", "abs_rho", "p", "strength", "direction", "agrees", "low", "high", "tau"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def joined(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """The points of all groups: each distilled student's row with its teacher's metrics; ValueError where a teacher has none."""
+    """The points of all groups, one a teacher: the mean over `seeds` (a number) of its metrics and of its student's `accuracy`, and
+    accuracy_sd, the latter's standard deviation over seeds, NaN for a single one.
+
+    A student goes with the teacher of its own seed; ValueError where that one has no metrics.  A metric that is NaN for a seed is NaN.
+    """
     students = students[students.strategy != "CE"]
-    keys = ["dataset", "teacher", "strategy"]
-    points = students[[*GROUP, "teacher", "accuracy"]].merge(metrics[[*keys, *METRICS]], on=keys, how="left", validate="many_to_one", indicator=True)
-    if len(lost := points[points._merge == "left_only"]):
-        raise ValueError(f"{len(lost)} students have no metrics of their teacher, the first: {lost.iloc[0][GROUP + ['teacher']].to_dict()}")
-    return points.drop(columns="_merge")
+    keys = ["dataset", "teacher", "strategy", "seed"]
+    rows = students[[*GROUP, "teacher", "seed", "accuracy"]].merge(metrics[[*keys, *METRICS]], on=keys, how="left", validate="many_to_one", indicator=True)
+    if len(lost := rows[rows._merge == "left_only"]):
+        raise ValueError(f"{len(lost)} students have no metrics of their teacher, the first: {lost.iloc[0][GROUP + ['teacher', 'seed']].to_dict()}")
+    teachers, values = rows.groupby([*GROUP, "teacher"], sort=False), ["accuracy", *METRICS]
+    points = teachers[values].mean().where(teachers[values].count().eq(teachers.size(), axis=0))
+    return points.assign(seeds=teachers.size(), accuracy_sd=teachers.accuracy.std()).reset_index()
+
+
+def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """How much of the ranking is the seed's: a row a metric, the mean of its `agrees` over groups with each seed alone ('seed 0', ...) and
+    with the mean over them ('all').
+
+    The last row, 'other seed', ranks the teachers of each seed by their students of another: a mean rho r over groups and pairs of seeds.
+    It bounds what can be asked of a metric: one that knew the expected accuracy of each teacher's students would reach about sqrt(r) with a
+    single seed and sqrt(k r / (1 + (k - 1) r)) with the mean over k (Spearman 1904; Brown 1910); only one that sees the luck of the seed's
+    own teacher can do better.
+    """
+    taught = students[students.strategy != "CE"]
+    reached = taught.pivot(index=[*GROUP, "teacher"], columns="seed", values="accuracy")
+    table = pd.DataFrame({f"seed {seed}": _agreement(joined(rows, metrics)) for seed, rows in taught.groupby("seed")} | {"all": _agreement(joined(taught, metrics))})
+    other = pd.concat([group.corr(spearman).where(~np.eye(len(reached.columns), dtype=bool)) for _, group in reached.groupby(GROUP)]).mean()
+    table.loc["other seed"] = [*other, other.mean()]
+    return table.rename_axis("metric").reset_index()
 
 
 def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
@@ -273,6 +296,12 @@ def compare(correlations: pd.DataFrame, first: str = "ratio12", others=("ssp", "
         rows.append({"metric": first, "rival": rival, "groups": len(differences), "block": block, "blocks": len(set(blocks)),
                      "difference": differences.mean(), "low": low, "high": high, "p": swap_p(differences, blocks)})
     return pd.DataFrame(rows).assign(p_holm=lambda table: holm(table.p))
+
+
+def _agreement(points: pd.DataFrame) -> pd.Series:
+    """Each metric's rho in the claimed direction, the mean over groups that have one."""
+    groups = [group for _, group in points.groupby(GROUP)]
+    return pd.Series({name: pd.Series([claim.direction * spearman(g[name], g.accuracy) for g in groups]).mean() for name, claim in METRICS.items()})
 
 
 def _pair(x, y) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,8 @@ A *cell* is one notebook run.  The stages and what a cell of each stands for:
     correlation  the study                        06_correlation
     report       the study                        07_report
 
+Of several seeds, each repeats the teacher, bank and distill cells, pretext and baseline included; images and conclusions are shared.
+
 A cell's fingerprint covers its own values and those of all cells it reads, so that a changed value makes stale what depends
 on it and nothing else.
 """
@@ -133,19 +135,25 @@ class Cell:
     dataset: str = ""
     teacher: str = ""
     strategy: str = ""
+    seed: int | None = None            # None: the study's first, or of no seed; a study that ran once may so be given further seeds
+
+    @property
+    def place(self) -> str:
+        """Where it stands in the matrix, which every seed repeats."""
+        return "/".join(p for p in (self.stage, self.dataset, self.strategy, self.teacher) if p) if self.dataset else f"study/{self.stage}"
 
     @property
     def id(self) -> str:
-        return "/".join(p for p in (self.stage, self.dataset, self.strategy, self.teacher) if p) if self.dataset else f"study/{self.stage}"
+        return self.place if self.seed is None else f"{self.place}/seed-{self.seed}"
 
     @property
     def notebook(self) -> str:
         return STAGES[self.stage]
 
-    def parameters(self, study: "Study") -> dict[str, str]:
+    def parameters(self, study: "Study") -> dict[str, str | int]:
         """What papermill hands to the notebook."""
         names = {"dataset": self.dataset, "teacher": self.teacher, "recipe" if self.stage in ("teacher", "bank") else "strategy": self.strategy}
-        return {"study": study.file, **{k: v for k, v in names.items() if v}}
+        return {"study": study.file, **{k: v for k, v in names.items() if v}, **({} if self.seed is None else {"seed": self.seed})}
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,8 @@ class Study:
     name: str
     file: str                          # absolute path of the YAML file
     question: str
-    seed: int
+    seed: int                          # the one in force: the first, unless `at` names another
+    seeds: tuple[int, ...]             # each repeats the whole matrix
     device: str                        # auto | cpu | cuda
     threads: int                       # CPU threads of one run
     online: bool                       # True runs the teacher in every step instead of reading the bank
@@ -178,6 +187,19 @@ class Study:
     def path(self, cell: Cell) -> Path:
         """The cell's folder."""
         return self.folder / cell.id
+
+    def at(self, seed: int) -> "Study":
+        """The study with this one of its seeds in force; -1 is the first."""
+        if seed not in (-1, *self.seeds):
+            raise StudyError(f"seed {seed} is not in the study: expected one of {', '.join(map(str, self.seeds))}, or -1 for the first")
+        return dataclasses.replace(self, seed=self.seeds[0] if seed == -1 else seed)
+
+    def cell(self, stage: str, dataset: str, teacher: str, strategy: str) -> Cell:
+        """A teacher, bank or distill cell of the seed in force."""
+        return Cell(stage, dataset, teacher, strategy, None if self.seed == self.seeds[0] else self.seed)
+
+    def seed_of(self, cell: Cell) -> int:
+        return self.seeds[0] if cell.seed is None else cell.seed
 
     def data(self, key: str) -> DataSpec:
         return self.pretext if key == PRETEXT and self.pretext else _known(self.datasets, key, "data set")
@@ -213,7 +235,7 @@ class Study:
         return {"augmented": "TGDA" in self.readers(recipe), "features": any(loss.on == "features" for loss in asked)}
 
     def seed_for(self, *names: str) -> int:
-        """A seed of 63 bits for one use, independent of all others: a hash of the study's seed and the names."""
+        """A seed of 63 bits for one use, independent of all others: a hash of the seed in force and the names."""
         text = json.dumps([self.seed, *names])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -223,19 +245,19 @@ class Study:
 
     def inputs(self, cell: Cell) -> tuple[Cell, ...]:
         """The cells whose results this one reads."""
-        d, t, s = cell.dataset, cell.teacher, cell.strategy
+        d, t, s, seed = cell.dataset, cell.teacher, cell.strategy, cell.seed
         match cell.stage:
             case "intro" | "data":
                 return ()
             case "teacher":
                 pretext = s != PRETEXT and self.teacher(t).weights == "pretext"
-                return (Cell("data", d), *((Cell("teacher", PRETEXT, t, PRETEXT),) if pretext else ()))
+                return (Cell("data", d), *((Cell("teacher", PRETEXT, t, PRETEXT, seed),) if pretext else ()))
             case "bank":
-                return (Cell("teacher", d, t, s),)
+                return (Cell("teacher", d, t, s, seed),)
             case "distill":
-                return (Cell("data", d),) if s == "CE" else (Cell("bank", d, t, RECIPES[s]),)
+                return (Cell("data", d),) if s == "CE" else (Cell("bank", d, t, RECIPES[s], seed),)
             case "correlation":
-                return tuple(Cell("distill", d, *pair) for d in self.datasets for pair in self._pairs())
+                return tuple(Cell("distill", d, *pair, k) for k in (None, *self.seeds[1:]) for d in self.datasets for pair in self._pairs())
             case "report":
                 return (Cell("intro"), Cell("correlation"))
         raise StudyError(f"stage '{cell.stage}' is unknown: expected one of {', '.join(STAGES)}")
@@ -252,7 +274,7 @@ class Study:
     def values(self, cell: Cell) -> dict:
         """The cell's own values, without those of the cells that it reads."""
         as_dict = dataclasses.asdict
-        common = {"seed": self.seed, "views": as_dict(self.views), "device": self.device, "threads": self.threads}
+        common = {"seed": self.seed_of(cell), "views": as_dict(self.views), "device": self.device, "threads": self.threads}
         match cell.stage:
             case "data":
                 return as_dict(self.data(cell.dataset))
@@ -353,12 +375,12 @@ def _merged(base: dict, own: dict) -> dict:
 
 
 def _build(raw: dict, file: Path) -> Study:
-    top = {f.name for f in dataclasses.fields(Study)} - {"file"}
+    top = {f.name for f in dataclasses.fields(Study)} - {"file", "seeds"}
     _check_keys(set(raw), top, "key", file.name)
     for key in ("datasets", "teachers", "students"):
         if not isinstance(raw.get(key), dict) or not raw[key]:
             raise StudyError(f"{file.name}: '{key}' is missing or empty: expected a mapping of names to settings")
-    views = _make(Views, _section(raw, "views"), "views")
+    views, seeds = _make(Views, _section(raw, "views"), "views"), _seeds(raw.get("seed", 0))
     if not 0 < views.crop <= views.resize:
         raise StudyError(f"views.crop is {views.crop}: expected 1 to views.resize ({views.resize})")
     data = {k: _data(k, v, views, file) for k, v in _section(raw, "datasets").items()}
@@ -366,7 +388,7 @@ def _build(raw: dict, file: Path) -> Study:
     recipes = {k: _recipe(v, f"recipes.{k}") for k, v in _section(raw, "recipes").items()}
     study = Study(
         name=_name(str(raw.get("name", file.stem)), "name"), file=str(file), question=_typed(raw.get("question", ""), str, "question"),
-        seed=_typed(raw.get("seed", 0), int, "seed"), device=_choice(raw.get("device", "auto"), ("auto", "cpu", "cuda"), "device"),
+        seed=seeds[0], seeds=seeds, device=_choice(raw.get("device", "auto"), ("auto", "cpu", "cuda"), "device"),
         threads=_at_least(1, _typed(raw.get("threads", 1), int, "threads"), "threads"), online=_typed(raw.get("online", False), bool, "online"),
         plugins=tuple(_beside(file, p, "plugins") for p in _typed(raw.get("plugins") or [], list, "plugins")), views=views, datasets=data, pretext=pretext,
         teachers={k: _model(k, v, "teachers", file) for k, v in _section(raw, "teachers").items()},
@@ -400,6 +422,13 @@ def _check(study: Study) -> None:
     _check_keys(set(study.recipes), needed | {PRETEXT, *RECIPES.values()}, "recipe", "recipes")
     if missing := needed - set(study.recipes):
         raise StudyError(f"recipes lacks {', '.join(sorted(missing))}: add each with its epochs, batch_size, optimizer and lr")
+
+
+def _seeds(raw) -> tuple[int, ...]:
+    seeds = tuple(_at_least(0, _typed(seed, int, "seed"), "seed") for seed in (raw if isinstance(raw, list) else [raw]))
+    if not 0 < len(seeds) == len(set(seeds)):
+        raise StudyError(f"seed is {raw}: expected one, or a list of different ones")
+    return seeds
 
 
 def _data(key: str, raw, views: Views, file: Path) -> DataSpec:

@@ -92,12 +92,12 @@ def finish(study: Study, cell: Cell) -> None:
 
 def provenance(study: Study, cell: Cell, device: str, seconds: float) -> dict:
     """What a result came from: code, packages, machine, seed, cost."""
-    return {"run": cell.id, "commit": _commit(), "seed": study.seed, "device": device, "seconds": round(seconds, 2),
+    return {"run": cell.id, "commit": _commit(), "seed": study.seed_of(cell), "device": device, "seconds": round(seconds, 2),
             "peak_memory_mb": round(_peak_mb(device)), "python": platform.python_version(), "packages": _packages(), "parameters": study.values(cell)}
 
 
 def collect(study: Study) -> dict[str, pd.DataFrame]:
-    """The study's tables from the records of its cells: teachers, metrics, students, correlations; epochs of the banks beside them.
+    """The study's tables from the records of its cells: teachers, metrics, students, correlations, headline, of several seeds also seeds; epochs of the banks.
 
     Cells without a record are left out: `missing` names them.
     """
@@ -109,18 +109,23 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
             name = next(n for n, stage in STAGE_TABLES.items() if stage == cell.stage)
             extra = {k: found["provenance"][k] for k in PROVENANCE}
             rows[name] += [row | extra for row in found["rows"]]
-            epochs += [{"dataset": cell.dataset, "strategy": cell.strategy, "teacher": cell.teacher} | e for e in found.get("epochs", [])]
+            names = {"dataset": cell.dataset, "strategy": cell.strategy, "teacher": cell.teacher, "seed": study.seed_of(cell)}
+            epochs += [names | e for e in found.get("epochs", [])]
     frames = {name: pd.DataFrame(r) for name, r in rows.items()}
     if not any(frame.empty for frame in frames.values()):
-        frames["correlations"] = stats.correlations(frames["students"], with_tac(frames["metrics"], frames["teachers"]))
+        measured = frames["students"], with_tac(frames["metrics"], frames["teachers"])
+        frames["correlations"] = stats.correlations(*measured)
         frames["headline"] = stats.headline(frames["correlations"])
+        if len(study.seeds) > 1 and len(frames["correlations"]):
+            frames["seeds"] = stats.sensitivity(*measured)
     return frames | {"epochs": pd.DataFrame(epochs)}
 
 
 def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
     """The banks' metrics with the test accuracy of the teacher that each strategy learns from beside them."""
-    tac = teachers[["dataset", "teacher", "recipe", "tac", "parameters"]]
-    return metrics.assign(recipe=metrics.strategy.map(RECIPES)).merge(tac, on=["dataset", "teacher", "recipe"], how="left", validate="many_to_one").drop(columns="recipe")
+    keys = ["dataset", "teacher", "recipe", "seed"]
+    found = metrics.assign(recipe=metrics.strategy.map(RECIPES)).merge(teachers[[*keys, "tac", "parameters"]], on=keys, how="left", validate="many_to_one")
+    return found.drop(columns="recipe")
 
 
 def missing(study: Study) -> list[str]:

@@ -124,6 +124,21 @@ def test_a_mistyped_papermill_parameter_fails_by_name(tmp_path):
     assert "parameter 'datset' is unknown (did you mean 'dataset'?)" in done.stderr
 
 
+def test_a_further_seed_reaches_its_notebook_and_a_folder_of_its_own(smoke, tmp_path):
+    shutil.copytree(smoke[0] / "smoke", tmp_path / "smoke")
+    (tmp_path / "smoke.yaml").write_text((studies.PROJECT / "runs" / "smoke.yaml").read_text().replace("seed: 0", "seed: [0, 1]"))
+    study = studies.load(str(tmp_path / "smoke.yaml"))
+    cell, first = (plan.cell("teacher", "pretext", "byobnet", "pretext") for plan in (study.at(1), study))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(studies.PROJECT / "Snakefile"), "--directory", str(tmp_path), "--cores", "1", "--nolock",
+               "--rerun-triggers", "params", "--config", f"study={study.file}", "--", str(tmp_path / "smoke" / cell.id / "result.json")]
+    environment = os.environ | {"FGKD_RUNS": str(tmp_path), "PYTHONPATH": str(studies.PROJECT)}
+    before = (tmp_path / "smoke" / first.id / "record.json").read_bytes()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "smoke" / cell.id / "record.json").read_text())["provenance"]["seed"] == 1
+    assert (tmp_path / "smoke" / first.id / "record.json").read_bytes() == before
+
+
 def test_one_failing_teacher_is_named_and_the_others_go_on(tmp_path):
     text = (studies.PROJECT / "runs" / "smoke.yaml").read_text()
     broken = text.replace("weights: pretext, recipe: {lr: 0.02}", "weights: pretext, recipe: {lr: 1.0e+12, clip: 1.0e+30}").replace("strategies: [FZ, FT, CAL, TGDA]", "strategies: [FT]").replace("  hint: {strategies: [TGDA]}", "  hint: {strategies: [FT]}")

@@ -36,12 +36,15 @@ def test_the_counts_of_smoke(tmp_path, monkeypatch, capsys):
     assert counts["largest_bank_bytes"] == tgda and counts["bank_bytes"] == 6 * plain + 3 * tgda
 
 
-def test_a_group_is_a_data_set_a_student_and_a_strategy(make_study):
+@pytest.mark.parametrize("seed", [0, [0, 1, 2]])
+def test_a_group_is_a_data_set_a_student_and_a_strategy_of_all_seeds(make_study, seed):
     study = make_study({
+        "seed": seed,
         "datasets": {f"d{i}": {"species": 4} for i in range(8)}, "teachers": {f"t{i}": {"model": "test_resnet"} for i in range(8)},
         "students": {f"s{i}": {"model": "test_resnet"} for i in range(4)}})
     counts = cli.counted(study)
-    assert (counts["teacher_trainings"], counts["distillations"], counts["groups"], counts["ce_baselines"]) == (128, 512, 64, 32)
+    repeats = len(study.seeds)
+    assert (counts["teacher_trainings"], counts["distillations"], counts["groups"], counts["ce_baselines"]) == (128 * repeats, 512 * repeats, 64, 32 * repeats)
 
 
 def test_the_bytes_of_a_bank_are_those_on_disk(finished):

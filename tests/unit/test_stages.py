@@ -85,6 +85,17 @@ def test_students_differ_in_their_teacher_and_in_nothing_else(finished, monkeypa
     assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], alone[k]) for k in a)
 
 
+def test_a_further_seed_gives_what_a_study_of_that_seed_alone_gives(make_study):
+    """Bit for bit, from the pretext training on; and not what the first seed gives."""
+    both, alone = make_study({"seed": [0, 1], "recipes.CAL": {"epochs": 1}}, "both"), make_study({"seed": 1, "recipes.CAL": {"epochs": 1}}, "alone")
+    runs = [stages.distill(study, "birds", "byobnet", "FT") for study in (both.at(1), alone, both)]
+    states = [load_file(run.folder / "small-kd.safetensors") for run in runs]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0]) and not torch.equal(*(states[i]["net.head.fc.weight"] for i in (0, 2)))
+    assert runs[0].rows.equals(runs[1].rows) and [run.record["provenance"]["seed"] for run in runs] == [1, 1, 0]
+    done = {c.place for c in both.cells() if c.seed == 1 and tables.record(both, c)}
+    assert done == {"teacher/pretext/pretext/byobnet", "teacher/birds/FT/byobnet", "bank/birds/FT/byobnet", "distill/birds/FT/byobnet"}
+
+
 def test_teachers_and_students_see_different_crops(tiny):
     assert tiny.seed_for("teacher views", "birds") != tiny.seed_for("student views", "birds")
     first, second = stages.student_views(tiny, "birds", image=3, epochs=2)

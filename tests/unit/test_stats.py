@@ -17,20 +17,20 @@ def pair(n, *, ties, seed):
     return (rng.integers(0, 4, n), rng.integers(0, 4, n)) if ties else (rng.normal(size=n), rng.normal(size=n))
 
 
-def metric_rows(dataset="birds", strategy="FT", teachers="abc", **values):
+def metric_rows(dataset="birds", strategy="FT", teachers="abc", seed=0, **values):
     """A row a teacher; metrics that are not given are the same for all."""
-    rows = [{"dataset": dataset, "teacher": t, "strategy": strategy} | dict.fromkeys(METRICS, 1.0) for t in teachers]
+    rows = [{"dataset": dataset, "teacher": t, "strategy": strategy, "seed": seed} | dict.fromkeys(METRICS, 1.0) for t in teachers]
     for name, column in values.items():
         for row, value in zip(rows, column, strict=True):
             row[name] = value
     return pd.DataFrame(rows)
 
 
-def student_rows(accuracies, *, dataset="birds", strategy="FT", student="small", baseline=None):
+def student_rows(accuracies, *, dataset="birds", strategy="FT", student="small", seed=0, baseline=None):
     rows = [{"dataset": dataset, "student": student, "strategy": strategy, "loss": "kd", "teacher": t, "accuracy": a} for t, a in accuracies.items()]
     if baseline is not None:
         rows.append({"dataset": dataset, "student": student, "strategy": "CE", "loss": "ce", "teacher": "none", "accuracy": baseline})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*stats.GROUP, "teacher", "accuracy"]).assign(seed=seed)
 
 
 def rhos(x, y):
@@ -186,6 +186,55 @@ def test_joining_matches_the_strategy_and_not_the_teacher_alone(scene):
     students, metrics = scene
     points = stats.joined(students, pd.concat([metric_rows(strategy="FZ", tac=[0, 0, 0]), metrics]))
     assert list(points.tac) == [0.7, 0.8, 0.9]
+
+
+def test_a_point_is_the_mean_over_seeds_of_a_teachers_metrics_and_students():
+    first, second = {"a": 0.5, "b": 0.6, "c": 0.7}, {"a": 0.9, "b": 0.6, "c": 0.5}
+    students = pd.concat([student_rows(first), student_rows(second, seed=7)])
+    metrics = pd.concat([metric_rows(tac=[0.7, 0.8, 0.9], ratio12=[1, 2, math.inf]), metric_rows(tac=[0.9, 0.6, 0.3], ssp=[1, math.nan, 1], seed=7)])
+    points = stats.joined(students, metrics).set_index("teacher")
+    assert points.accuracy.to_list() == pytest.approx([0.7, 0.6, 0.6]) and points.tac.to_list() == pytest.approx([0.8, 0.7, 0.6])
+    assert points.accuracy_sd.to_list() == pytest.approx([0.4 / math.sqrt(2), 0, 0.2 / math.sqrt(2)]) and list(points.seeds) == [2, 2, 2]
+    assert points.ratio12.to_list() == [1, 1.5, math.inf] and points.ssp.isna().to_list() == [False, True, False]
+    found = stats.correlations(students, metrics).set_index("metric")
+    assert (found.n["tac"], found.seeds["tac"], found.rho["tac"]) == (3, 2, pytest.approx(math.sqrt(3) / 2))
+    assert stats.picks(points.reset_index(), students).set_index("rule").accuracy[["TAC", "best"]].to_list() == pytest.approx([0.7, 0.7])
+
+
+def test_a_seed_that_has_not_run_everywhere_is_said_by_the_number_of_seeds(scene):
+    students, metrics = scene
+    further = student_rows({"a": 0.9}, seed=1), metric_rows(teachers="a", seed=1)
+    found = [pd.concat([old, new]) for old, new in zip((students, metrics), further)]
+    assert list(stats.joined(*found).seeds) == [2, 1, 1] and set(stats.correlations(*found).seeds) == {1}
+
+
+def test_a_student_goes_with_the_teacher_of_its_own_seed_alone(scene):
+    with pytest.raises(ValueError, match="3 students have no metrics.*'seed': 1"):
+        stats.joined(scene[0].assign(seed=1), scene[1])
+
+
+def test_the_sensitivity_to_seeds_by_hand():
+    reached = [{"a": 1, "b": 2, "c": 3, "d": 4}, {"a": 1, "b": 2, "c": 4, "d": 3}, {"a": 2, "b": 1, "c": 3, "d": 4}]
+    students = pd.concat([student_rows(r, seed=s, baseline=0.1) for s, r in enumerate(reached)])
+    metrics = pd.concat([metric_rows(teachers="abcd", seed=s, tac=[1, 2, 3, 4], ratio12=list(r.values())) for s, r in enumerate(reached)])
+    found = stats.sensitivity(students, metrics).set_index("metric")
+    assert list(found.columns) == ["seed 0", "seed 1", "seed 2", "all"] and list(found.index) == [*METRICS, "other seed"]
+    assert found.loc["tac"].to_list() == pytest.approx([1, 0.8, 0.8, 1]) and found.loc["ratio12"].to_list() == pytest.approx([-1] * 4)
+    assert found.loc["other seed"].to_list() == pytest.approx([0.8, 0.7, 0.7, (0.8 + 0.8 + 0.6) / 3]) and found.loc["margin"].isna().all()
+
+
+def test_a_metric_that_knows_the_expected_accuracy_reaches_the_root_of_what_another_seed_reaches():
+    rng, k, names = np.random.default_rng(0), 3, [f"d{i}" for i in range(150)]
+    students, metrics = [], []
+    for name in names:
+        expected = rng.normal(size=8)
+        for seed in range(k):
+            students.append(student_rows(dict(zip("abcdefgh", expected + rng.normal(size=8))), dataset=name, seed=seed))
+            metrics.append(metric_rows(name, teachers="abcdefgh", seed=seed, tac=expected))
+    found = stats.sensitivity(pd.concat(students), pd.concat(metrics)).set_index("metric")
+    r = found["all"]["other seed"]
+    assert found.loc["tac", "seed 0":"seed 2"].mean() == pytest.approx(math.sqrt(r), abs=0.06)
+    assert found["all"]["tac"] == pytest.approx(math.sqrt(k * r / (1 + (k - 1) * r)), abs=0.06)
 
 
 def test_a_student_whose_teacher_has_no_metrics_is_named(scene):

@@ -1,6 +1,8 @@
 """A study file: what it means, what a change makes stale, and that every mistake is named with its remedy."""
 
+import hashlib
 import inspect
+import json
 import os
 from pathlib import Path
 
@@ -47,6 +49,12 @@ def test_the_cells_of_smoke():
     counts = {stage: sum(c.stage == stage for c in cells) for stage in studies.STAGES}
     assert counts == {"intro": 1, "data": 2, "teacher": 9, "bank": 6, "distill": 7, "correlation": 1, "report": 1}
     assert {c.teacher for c in cells if c.strategy == "CE"} == {"none"}
+
+
+def test_the_fingerprints_of_smoke_are_those_before_a_study_could_have_several_seeds_and_rates():
+    """Else everything that was ever computed is computed again; where that, or another smoke.yaml, is meant: the new digest goes here."""
+    prints = [(c.id, smoke().fingerprint(c)) for c in smoke().cells()]
+    assert hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:16] == "8155386155b01652"
 
 
 @pytest.mark.parametrize("which", ["smoke", "tiny"])
@@ -188,6 +196,32 @@ def test_seeds_of_two_uses_differ_and_follow_the_studys(tiny, make_study):
     assert not set(seeds) & {make_study({"seed": 1}).seed_for(*n) for n in names}
 
 
+def test_every_seed_repeats_the_matrix_from_pretext_on_and_shares_the_images(tiny, make_study):
+    study = make_study({"seed": [0, 3]})
+    shared, repeated = ids(tiny, "data", "intro") | ends(tiny), ids(tiny, "teacher", "bank", "distill")
+    assert {c.id for c in study.cells()} == shared | repeated | {f"{name}/seed-3" for name in repeated}
+    for cell in study.cells():
+        assert {study.seed_of(c) for c in study.inputs(cell) if c.stage in ("teacher", "bank")} <= {study.seed_of(cell)}
+
+
+def test_a_further_seed_leaves_what_the_first_computed_and_another_first_one_does_not(tiny, make_study):
+    study, swapped = make_study({"seed": [0, 3]}), make_study({"seed": [3, 0]})
+    for other, stale in ((study, ends(tiny)), (swapped, ids(tiny, "teacher", "bank", "distill") | ends(tiny))):
+        assert {c.id for c in tiny.cells() if tiny.fingerprint(c) != other.fingerprint(c)} == stale
+
+
+def test_a_cells_fingerprint_and_seed_are_its_own_whichever_seed_is_in_force(make_study):
+    study = make_study({"seed": [0, 3]})
+    for cell in study.cells():
+        assert study.fingerprint(cell) == study.at(3).fingerprint(cell) and study.seed_of(cell) == study.at(3).seed_of(cell)
+    assert (study.seed, study.at(3).seed, study.at(-1).seed, study.at(3).at(-1).seed) == (0, 3, 0, 0)
+    assert study.at(3).seed_for("order") == make_study({"seed": 3}).seed_for("order") != study.seed_for("order")
+    cell = study.at(3).cell("bank", "birds", "resnet", "FT")
+    assert cell.id == "bank/birds/FT/resnet/seed-3" and cell in study.cells() and study.cell("bank", "birds", "resnet", "FT").id == cell.place
+    assert cell.parameters(study) == {"study": study.file, "dataset": "birds", "teacher": "resnet", "recipe": "FT", "seed": 3}
+    assert "seed" not in study.cell("bank", "birds", "resnet", "FT").parameters(study)
+
+
 def test_a_models_own_values_replace_the_recipes(make_study):
     study = make_study({"teachers.resnet.recipe": {"lr": 0.5}})
     assert study.recipe("FT", study.teacher("resnet")).lr == 0.5
@@ -244,6 +278,11 @@ WRONG = [
     ({"seed": "one"}, "seed is 'one': expected int"),
     ({"seed": 1.5}, "seed is 1.5: expected int"),
     ({"seed": True}, "seed is True: expected int"),
+    ({"seed": -1}, "seed is -1: expected 0 or more"),
+    ({"seed": []}, r"seed is \[\]: expected one, or a list of different ones"),
+    ({"seed": [0, 1, 0]}, r"seed is \[0, 1, 0\]: expected one, or a list of different ones"),
+    ({"seed": [0, "1"]}, "seed is '1': expected int"),
+    ({"seeds": [0, 1]}, r"key 'seeds' is unknown.*did you mean 'seed'"),
     ({"threads": 0}, "threads is 0: expected 1 or more"),
     ({"online": 1}, "online is 1: expected true or false"),
     ({"baseline": "yes"}, "baseline is 'yes': expected true or false"),
@@ -341,6 +380,7 @@ def test_an_unknown_study_is_refused_with_those_there_are(name, message):
     (lambda s: s.teacher("resnt"), "teacher 'resnt' is not in the study.*'resnet'.*expected one of byobnet, resnet, efficientnet"),
     (lambda s: s.student("x"), "student 'x' is not in the study: expected one of small"),
     (lambda s: s.data("bird"), "data set 'bird' is not in the study.*'birds'"),
+    (lambda s: s.at(2), "seed 2 is not in the study: expected one of 0, or -1 for the first"),
     (lambda s: s.recipe("CAL", s.teacher("resnet")), "recipe 'CAL' is not in the study"),
     (lambda s: s.inputs(Cell("banks")), "stage 'banks' is unknown: expected one of intro")])
 def test_asking_for_what_is_not_in_a_study_names_what_is(tiny, ask, message):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fgkd import models, tables
+from fgkd import models, stages, stats, tables
 from fgkd.metrics import METRICS
 from fgkd.study import Cell
 
@@ -134,6 +134,24 @@ def test_tac_is_that_of_the_strategys_own_teacher(finished):
     assert found.to_dict() == {key: value for key, value in expected.to_dict().items() if key[0] != "pretext"}
 
 
+def test_a_study_of_two_seeds_has_a_row_for_each_and_one_point_a_teacher(make_study):
+    study = make_study({"seed": [0, 1], "strategies": ["FT"], "teachers.byobnet.weights": "none", "recipes.student.epochs": 1})
+    frames = stages.everything(study)
+    rows = {"teachers": 6, "metrics": 6, "students": 8, "correlations": len(METRICS), "headline": len(METRICS), "seeds": len(METRICS) + 1, "epochs": 6}
+    assert {name: len(frame) for name, frame in frames.items()} == rows and tables.missing(study) == []
+    for name in ("teachers", "metrics", "students", "epochs"):
+        assert frames[name].seed.to_list() == sorted(frames[name].seed) and set(frames[name].seed.value_counts()) == {rows[name] // 2}
+    assert set(frames["correlations"].n) == {3} and set(frames["correlations"].seeds) == {2}
+    points = stats.joined(frames["students"], tables.with_tac(frames["metrics"], frames["teachers"])).set_index("teacher")
+    for name, column in {"students": "accuracy", "metrics": "ratio12", "teachers": "tac"}.items():
+        assert points[column].to_dict() == pytest.approx(frames[name][frames[name].teacher != "none"].groupby("teacher")[column].mean().to_dict())
+    for kept, columns in (((0, 1), ["metric", "seed 0", "seed 1", "all"]), ((0,), ["metric", "seed 0", "all"]), ((), [])):
+        for cell in study.cells():
+            if cell.stage == "distill" and cell.strategy != "CE" and study.seed_of(cell) not in kept:
+                (study.path(cell) / "record.json").unlink(missing_ok=True)
+        assert list(tables.collect(study).get("seeds", [])) == columns
+
+
 def test_missing_names_the_cells_without_a_record(tiny, finished):
     (finished.path(BANK) / "record.json").unlink()
     assert tables.missing(finished) == [BANK.id]
@@ -152,6 +170,6 @@ def test_a_study_under_way_has_the_tables_of_what_is_done(finished, kept):
 
 
 def test_tgda_students_are_joined_with_the_accuracy_of_the_cal_teacher():
-    metrics = pd.DataFrame([{"dataset": "d", "teacher": "t", "strategy": s, "ratio12": 1.5} for s in ("FT", "CAL", "TGDA")])
-    teachers = pd.DataFrame([{"dataset": "d", "teacher": "t", "recipe": r, "tac": tac, "parameters": 9} for r, tac in (("FT", 0.4), ("CAL", 0.6), ("FZ", 0.1))])
+    metrics = pd.DataFrame([{"dataset": "d", "teacher": "t", "strategy": s, "seed": 0, "ratio12": 1.5} for s in ("FT", "CAL", "TGDA")])
+    teachers = pd.DataFrame([{"dataset": "d", "teacher": "t", "recipe": r, "seed": 0, "tac": tac, "parameters": 9} for r, tac in (("FT", 0.4), ("CAL", 0.6), ("FZ", 0.1))])
     assert tables.with_tac(metrics, teachers).set_index("strategy").tac.to_dict() == {"FT": 0.4, "CAL": 0.6, "TGDA": 0.6}
