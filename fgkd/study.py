@@ -280,7 +280,7 @@ class Study:
                 return as_dict(self.data(cell.dataset))
             case "teacher":
                 model = self.teacher(cell.teacher)
-                return common | {"model": as_dict(model) | {"weights": _stamp(model.weights)}, "plugins": _digests(self.plugins), "recipe": as_dict(self.recipe(cell.strategy, model))}
+                return common | {"model": as_dict(model) | {"weights": Path(model.weights).name}, "plugins": _digests(self.plugins), "recipe": as_dict(self.recipe(cell.strategy, model)), "weights": _stamp(model.weights)}
             case "bank":
                 return common | {"epochs": self.bank_epochs, "strategies": self.readers(cell.strategy), "arrays": self.banked(cell.strategy)}
             case "distill":
@@ -569,9 +569,10 @@ def _beside(file: Path, path, where: str, exists: bool = True) -> str:
 
 
 def _stamp(weights: str) -> list:
-    """The weights' name, and a file's size and time: an exchanged file makes its cells stale, another folder does not."""
+    """The name of weights from elsewhere, and a file's size and time: an exchanged file makes its cells stale, another folder does not."""
     file = Path(weights)
-    return [file.name, *((file.stat().st_size, file.stat().st_mtime_ns) if file.is_absolute() and file.is_file() else ())]
+    stat = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_absolute() and file.is_file() else []
+    return [] if weights in ("none", "pretext") else [file.name, *stat]
 
 
 def _digests(files: tuple[str, ...]) -> list[str]:
