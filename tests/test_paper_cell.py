@@ -1,0 +1,39 @@
+"""A teacher of the paper's matrix and its students through their notebooks: 224 px, random weights, six pictures, a CPU.  A minute, 3 GB."""
+
+import shutil
+
+import numpy as np
+import papermill
+import yaml
+
+from fgkd import cost, tables
+from fgkd import study as studies
+from fgkd.study import Cell
+
+TEACHER = "vit_base_patch16_224"
+SHORT = {"epochs": 1, "batch_size": 4}
+CHANGES = {"base": "paper.yaml", "device": "cpu", "threads": 1, "datasets": {"birds": {"species": 2, "family_size": 1, "train": 2, "test": 1}},
+           "teachers": {TEACHER: {"weights": "none"}}, "recipes": {"CAL": SHORT, "student": SHORT}}
+
+
+def test_a_vit_with_attention_teaches_all_students_of_the_paper_by_all_losses(tmp_path, monkeypatch):
+    """The study is runs/paper.yaml as it stands, with a data set beside its eight."""
+    monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
+    shutil.copy(studies.PROJECT / "runs" / "paper.yaml", tmp_path)
+    (tmp_path / "cell.yaml").write_text(yaml.safe_dump(CHANGES))
+    study = studies.load(str(tmp_path / "cell.yaml"))
+    teacher, bank, distill = cells = [Cell("teacher", "birds", TEACHER, "CAL"), Cell("bank", "birds", TEACHER, "CAL"), Cell("distill", "birds", TEACHER, "TGDA")]
+    for cell in cells:
+        notebook = f"{cell.notebook}.ipynb"
+        papermill.execute_notebook(studies.PROJECT / "notebooks" / notebook, tmp_path / notebook, cell.parameters(study), kernel_name="python3", progress_bar=False)
+        assert (study.path(cell) / "result.json").exists()
+
+    trained, = tables.record(study, teacher)["rows"]
+    assert trained["model"] == "vit_base_patch16_224.orig_in21k" and trained["parameters"] > 85e6
+    metrics = tables.record(study, bank)["rows"]
+    assert [row["strategy"] for row in metrics] == ["CAL", "TGDA"] and all(np.isfinite(row[name]) for row in metrics for name in ("ratio12", "ratio12_crop", "ratio12_drop"))
+    arrays = {file.stem: np.load(file) for file in (study.path(bank) / "views").iterdir()}
+    assert arrays["logits"].shape == (1, 4, 2) and arrays["maps"].shape == (1, 4, 14, 14)
+    assert sum(array.nbytes for array in arrays.values()) == cost.bank_bytes(study, bank)
+    taught = [(row["student"], row["loss"]) for row in tables.record(study, distill)["rows"]]
+    assert taught == [("lcnet_035", loss) for loss in ("kd", "dkd", "rkd", "pkt", "hint")] + [("resnet18", "kd"), ("levit_128s", "kd")]
