@@ -95,6 +95,7 @@ class Recipe:
 
     @property
     def rates(self) -> tuple[float, ...]:
+        """What `lr` leaves to choose from."""
         return self.lr if isinstance(self.lr, tuple) else (self.lr,)
 
 
