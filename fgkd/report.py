@@ -84,6 +84,7 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
         answer = stats.answer(found["picks"])
         table = found.pop("headline").round(3)
         table["metric"] = [METRICS[m].label for m in table["metric"]]
+        table = table.dropna(axis=1, how="all")
         if (folder / "against.png").exists():
             caption = "Student accuracy against each metric, a point a teacher. The claim: falling for R12, rising for SSP and TAC."
             headline = (folder / "against.png", caption, table, "Every metric over all groups, best first; agrees is rho times the claimed direction.")
