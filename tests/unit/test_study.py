@@ -188,6 +188,12 @@ def test_a_number_however_written_is_a_float(write_study, text, value):
     assert found == value and type(found) is float
 
 
+def test_a_list_of_rates_is_one_to_choose_from_in_a_recipe_or_a_models_own(make_study):
+    study = make_study({"recipes.FT.lr": ["1e-3", 1], "teachers.resnet.recipe": {"lr": [0.5, 0.1]}, "teachers.byobnet.recipe": {"lr": "1e-2"}})
+    rates = {name: study.recipe("FT", study.teacher(name)).lr for name in ("efficientnet", "resnet", "byobnet")}
+    assert rates == {"efficientnet": (0.001, 1.0), "resnet": (0.5, 0.1), "byobnet": 0.01} and type(rates["byobnet"]) is float
+
+
 def test_a_name_written_as_a_number_is_a_name(make_study):
     study = make_study({"datasets": {2011: {"species": 3}}, "teachers": {1: {"model": "test_resnet"}}, "name": 7})
     assert study.name == "7" and Cell("teacher", "2011", "1", "FT") in study.cells()
@@ -238,6 +244,11 @@ WRONG = [
     ({"recipes.FT.epochs": 2.5}, "recipes.FT.epochs is 2.5: expected int"),
     ({"recipes.FT.lr": "fast"}, "recipes.FT.lr is 'fast': expected float"),
     ({"recipes.FT.lr": True}, "recipes.FT.lr is True: expected float"),
+    ({"recipes.FT.lr": [0.1, "fast"]}, "recipes.FT.lr is 'fast': expected float"),
+    ({"recipes.FT.lr": [0.1, 0]}, r"recipes.FT.lr is \(0.1, 0.0\): expected more than 0, or a list of different rates"),
+    ({"recipes.FT.lr": [0.1, 0.1]}, "recipes.FT.lr is .*a list of different rates"),
+    ({"teachers.resnet.recipe": {"lr": []}}, r"teachers.resnet.recipe.lr is \(\): expected more than 0"),
+    ({"recipes.FT.epochs": [1, 2]}, r"recipes.FT.epochs is \[1, 2\]: expected int"),
     ({"recipes.FT": 3}, "recipes.FT is 3: expected a mapping"),
     ({"recipes": "x"}, "recipes is 'x': expected a mapping"),
     ({"teachers.resnet": "test_resnet"}, "teachers.resnet is 'test_resnet': expected a mapping"),
