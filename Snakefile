@@ -1,7 +1,8 @@
 # The engine: a study's cells as jobs, each one call of papermill.  `fgkd run runs/demo.yaml` starts it; by hand:
 #     snakemake --cores 2 --config study=runs/demo.yaml
 # A job's output is the small result.json that its notebook writes last.  Its executed notebook is the job's log and is kept when
-# it fails; checkpoints and weights are undeclared files, so that a retry continues.  A bank is deleted after its last student.
+# it fails; checkpoints and weights are undeclared files, so that a retry continues.  A bank is deleted after its last student, and
+# no new one is begun while students can be trained: no more banks lie on disk than jobs run.
 import sys
 from fgkd import study as studies
 
@@ -37,6 +38,7 @@ for stage, notebook in studies.STAGES.items():
             [f"{study.folder}/{{id}}/result.json"] + ([temp(directory(f"{study.folder}/{{id}}/views"))] if stage == "bank" else [])
         log: notebook=f"{study.folder}/{{id}}/{notebook}.ipynb"
         wildcard_constraints: id=f"{stage}/.*|study/{stage}"
+        priority: {"data": 3, "distill": 2, "bank": 1}.get(stage, 0)  # data first, so that what is wrong with them shows; students as soon as there is a bank
         threads: study.threads
         params:
             fingerprint=lambda w: study.fingerprint(cells[w.id]),

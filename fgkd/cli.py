@@ -1,6 +1,6 @@
 """The command line: what a study would run, running it, how far it is, its report.
 
-    fgkd plan runs/demo.yaml        how many trainings, banks, groups; what is left to run
+    fgkd plan runs/demo.yaml        how many trainings, banks, groups; images and hours; what is left to run
     fgkd run runs/demo.yaml         run what is left, then build the report
     fgkd status runs/demo.yaml      done, running, failed, waiting; seconds; where each log is
     fgkd report runs/demo.yaml      build the report anew from what there is
@@ -21,7 +21,7 @@ import time
 
 from tqdm import tqdm
 
-from fgkd import kernel, tables
+from fgkd import cost, kernel, tables
 from fgkd import study as studies
 from fgkd.study import PROJECT, Cell, Study, StudyError
 
@@ -42,18 +42,21 @@ def main(words: list[str] | None = None) -> int:
 
 
 def plan(study: Study, options) -> int:
-    """Print what the study consists of and what is left to run."""
-    counts = counted(study)
+    """Print what the study consists of, what it takes, and what is left to run."""
+    waiting = [c for c in study.cells() if state(study, c)["state"] != "done"]
+    counts, takes = counted(study), cost.estimate(study, waiting, options.images_per_second)
     if options.json:
-        print(json.dumps(counts, indent=1))
+        print(json.dumps(counts | {"notebooks_left": len(waiting)} | takes, indent=1))
         return 0
     _check_models(study)
     for name, value in counts.items():
-        print(f"{name.replace('_', ' '):28} {value:,}")
-    waiting = [c for c in study.cells() if state(study, c)["state"] != "done"]
-    print(f"\n{len(study.cells()) - len(waiting)} of {len(study.cells())} notebooks are done" + ("; left to run:" if waiting else ""))
+        print(f"{name.replace('_', ' '):28} {f'{value / 1e6:,.1f} MB' if name.endswith('bytes') else f'{value:,}'}")
+    print("no more banks lie on disk at once than runs go on at once")
+    _print_estimate(**takes)
+    print(f"\n{counts['notebooks'] - len(waiting)} of {counts['notebooks']} notebooks are done" + ("; left to run:" if waiting else ""))
     for stage, number in collections.Counter(c.stage for c in waiting).items():
         print(f"  {number:4} x {studies.STAGES[stage]}")
+    _say_what_lacks(study)
     return 0
 
 
@@ -62,6 +65,7 @@ def run(study: Study, options) -> int:
     status = 0
     if any(state(study, c)["state"] != "done" for c in study.cells()):
         _check_models(study)
+        _check_weights(study)
         with _only_driver(study) as lock:
             status = _engine(study, options.cores, lock)
     failed = [(c, s) for c in study.cells() if (s := state(study, c))["state"] == "failed"]
@@ -81,6 +85,7 @@ def status(study: Study, options) -> int:
         print(f"{row['state']:12}{seconds}  {row['cell']:44}{row['log'] or ''}")
         if row["error"]:
             print(f"{'':24}{row['error']}")
+    _say_what_lacks(study)
     print(", ".join(f"{n} {name}" for name, n in counts.items()))
     return int(counts["failed"] > 0)
 
@@ -122,10 +127,11 @@ def counted(study: Study) -> dict[str, int]:
     trainings = {c: sum(len(study.losses_of(k, c.strategy)) for k in study.students) for c in cells if c.stage == "distill"}
     baselines = sum(n for c, n in trainings.items() if c.strategy == "CE")
     distillations = sum(trainings.values()) - baselines
-    sizes = [_bank_bytes(study, c) for c in cells if c.stage == "bank"]
-    return {"pretext_trainings": pretext, "teacher_trainings": per["teacher"] - pretext, "banks": per["bank"], "distillations": distillations,
-            "ce_baselines": baselines, "groups": distillations // (len(study.teachers) * len(study.seeds)), "notebooks": len(cells),
-            "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
+    sizes = [cost.bank_bytes(study, c) for c in cells if c.stage == "bank"]
+    teachers = per["teacher"] - pretext
+    return {"pretext_trainings": pretext, "teacher_trainings": teachers, "banks": per["bank"], "distillations": distillations,
+            "runs": teachers + distillations, "ce_baselines": baselines, "groups": distillations // (len(study.teachers) * len(study.seeds)),
+            "notebooks": len(cells), "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
 
 
 def state(study: Study, cell: Cell) -> dict:
@@ -235,30 +241,40 @@ def _check_models(study: Study) -> None:
         models.check_name(model.model)
 
 
-def _size(study: Study, dataset: str) -> tuple[int, int]:
-    """Training images and classes; (0, 0) for a folder that was not read yet."""
-    spec = study.data(dataset)
-    if spec.kind == "birds":
-        return spec.species * spec.train, spec.species
-    if found := tables.record(study, Cell("data", dataset)):
-        return found["rows"][0]["train"], found["rows"][0]["classes"]
-    if spec.kind in studies.OFFICIAL:
-        from fgkd import official
+def _check_weights(study: Study) -> None:
+    for model in (*study.teachers.values(), *study.students.values()):
+        studies.check_weights(model)
 
-        return official.SETS[spec.kind].train, official.SETS[spec.kind].classes
-    return 0, 0
+
+def _say_what_lacks(study: Study) -> None:
+    """Print which weights' file a run needs and does not find; cells that were trained from it count as stale meanwhile."""
+    try:
+        _check_weights(study)
+    except StudyError as error:
+        print(f"lacking: {error}")
+
+
+def _print_estimate(device: str | None, hours: float, hours_left: float, without_throughput: list[str], not_counted: list[str], networks: list[dict]) -> None:
+    def shown(value, digits=0):
+        return "-" if value is None else f"{value:,.{digits}f}"
+
+    print(f"\n{'images through each network':40}{'forward+backward':>18}{'forward':>16}{'images a second':>20}{'hours':>10}{'left':>10}")
+    for row in networks:
+        rate = f"{shown(row['train_per_second'])} / {shown(row['forward_per_second'])}"
+        print(f"{row['model']:40}{row['train']:18,}{row['forward']:16,}{rate:>20}{shown(row['hours'], 1):>10}{shown(row['hours_left'], 1):>10}")
+    if device:
+        print(f"hours of {device}: {'at least ' if without_throughput else ''}{hours:,.1f}, of which {hours_left:,.1f} are left; "
+              "passes through networks only: decoding, metrics and the start of notebooks come on top")
+    if without_throughput:
+        names = ", ".join(without_throughput) if device else "these"
+        print(f"no throughput is known of {names}: run some of their cells, or give --images-per-second")
+    if not_counted:
+        print(f"not counted: {', '.join(not_counted)}, whose images were not read yet")
 
 
 def _aligned(table) -> str:
     """A table of text, its columns to the left."""
     return table.astype(str).apply(lambda column: column.str.ljust(column.str.len().max())).to_string(index=False, justify="left")
-
-
-def _bank_bytes(study: Study, cell: Cell) -> int:
-    """fp16 logits of all views; a TGDA bank has three of them, boxes, and drop maps of at most a 16th of the view's side; features are not counted."""
-    images, classes = _size(study, cell.dataset)
-    view = 3 * classes + 4 + (study.views.crop // 16) ** 2 if study.banked(cell.strategy)["augmented"] else classes
-    return study.bank_epochs * images * view * 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -269,7 +285,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("study", help="a study's YAML file, or the name of one in runs/")
         sub.set_defaults(command=command)
         if command is plan:
-            sub.add_argument("--json", action="store_true", help="the counts as JSON")
+            sub.add_argument("--json", action="store_true", help="all of it as JSON")
+            sub.add_argument("--images-per-second", metavar="NUMBER_OR_FILE", help="throughput of all networks on one device, or a YAML or JSON file by "
+                             "timm name: 'model: 700' or 'model: {train: 700, forward: 2000}', and 'device: name' (default: as this study measured)")
         if command is run:
             sub.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
     sub = commands.add_parser("data", help=data.__doc__, description=data.__doc__)

@@ -19,7 +19,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from fgkd import van  # noqa: F401  (registers VAN with timm)
-from fgkd.study import Model, StudyError
+from fgkd.study import Model, StudyError, check_weights
 from fgkd.tables import write_bytes
 
 
@@ -86,6 +86,7 @@ def build(spec: Model, classes: int, *, crop: int, seed: int) -> Classifier:
     Raises StudyError for a name that timm does not know and for weights that are absent or do not fit.
     """
     check_name(spec.model)
+    check_weights(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = _create(spec, classes, crop)

@@ -288,7 +288,7 @@ class Study:
                 return as_dict(self.data(cell.dataset))
             case "teacher":
                 model = self.teacher(cell.teacher)
-                return common | {"model": as_dict(model), "plugins": _digests(self.plugins), "recipe": as_dict(self.recipe(cell.strategy, model)), "weights": _stamp(model.weights)}
+                return common | {"model": as_dict(model) | {"weights": Path(model.weights).name}, "plugins": _digests(self.plugins), "recipe": as_dict(self.recipe(cell.strategy, model)), "weights": _stamp(model.weights)}
             case "bank":
                 return common | {"epochs": self.bank_epochs, "strategies": self.readers(cell.strategy), "arrays": self.banked(cell.strategy)}
             case "distill":
@@ -302,16 +302,17 @@ class Study:
 def load(study: str) -> Study:
     """Read a study from a YAML file, or by the name of a file in `runs/`.
 
-    Raises StudyError naming the key or value that is wrong, what was expected and what to do.
+    Raises StudyError naming the key or value that is wrong, what was expected and what to do.  Data and weights need not be there yet.
     """
     file = _find(study)
-    try:
-        raw = yaml.load(file.read_text(), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise StudyError(f"{file} holds {type(raw).__name__}, expected keys and values such as 'datasets:' and 'teachers:'")
-    return _build(raw, file.resolve())
+    return _build(_read(file), file.resolve())
+
+
+def check_weights(model: Model) -> None:
+    """Raise StudyError unless the file is there that the model's weights are to come from."""
+    if os.path.isabs(model.weights) and not os.path.isfile(model.weights):
+        advice = "a variable in it is not set: export it" if "$" in model.weights else "check the path, which is relative to the study's folder"
+        raise StudyError(f"weights '{model.weights}' of '{model.key}' do not exist: {advice}")
 
 
 def check_parameters(namespace: dict, **types_: type) -> None:
@@ -356,6 +357,29 @@ def _find(study: str) -> Path:
             return file
     known = sorted({f.stem for folder in folders for f in folder.glob("*.yaml")})
     raise StudyError(f"study '{study}' is unknown{_hint(study, known)}: expected one of {', '.join(known)}, or the path of a YAML file")
+
+
+def _read(file: Path, *above: Path) -> dict:
+    """The file's keys and values, over those of the study beside it that its `base` names, all but its name."""
+    try:
+        raw = yaml.load(file.read_text(), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise StudyError(f"{file} holds {type(raw).__name__}, expected keys and values such as 'datasets:' and 'teachers:'")
+    if "base" not in raw:
+        return raw
+    base = file.parent / _typed(raw.pop("base"), str, "base")
+    if base.parent != file.parent or not base.is_file():
+        raise StudyError(f"{file.name}: base '{base}' does not exist: expected the name of a study file in {file.parent}")
+    if base in (file, *above):
+        raise StudyError(f"{file.name}: base '{base.name}' leads back to itself: leave one of the two out")
+    return _merged({k: v for k, v in _read(base, file, *above).items() if k != "name"}, raw)
+
+
+def _merged(base: dict, own: dict) -> dict:
+    """`own` over `base`, mappings key by key."""
+    return base | {k: _merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in own.items()}
 
 
 def _build(raw: dict, file: Path) -> Study:
@@ -444,7 +468,7 @@ def _model(key: str, raw, where: str, file: Path) -> Model:
         return model
     if Path(model.weights).suffix not in (".safetensors", ".pth", ".pt", ".bin", ".tar"):
         raise StudyError(f"{where}.{key}.weights is '{model.weights}': expected none, pretext, timm, or a .safetensors, .pth, .pt, .bin or .pth.tar file")
-    return dataclasses.replace(model, weights=_beside(file, model.weights, f"{where}.{key}.weights"))
+    return dataclasses.replace(model, weights=_beside(file, model.weights, f"{where}.{key}.weights", exists=False))
 
 
 def _loss(key: str, raw) -> Loss:
@@ -556,8 +580,10 @@ def _beside(file: Path, path, where: str, exists: bool = True) -> str:
 
 
 def _stamp(weights: str) -> list:
-    """Size and time of a weights file, so that an exchanged file makes its cells stale."""
-    return [os.stat(weights).st_size, os.stat(weights).st_mtime_ns] if os.path.isabs(weights) else []
+    """The name of weights from elsewhere, and a file's size and time: an exchanged file makes its cells stale, another folder does not."""
+    file = Path(weights)
+    stat = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_absolute() and file.is_file() else []
+    return [] if weights in ("none", "pretext") else [file.name, *stat]
 
 
 def _digests(files: tuple[str, ...]) -> list[str]:

@@ -1,5 +1,6 @@
 """The smoke study through the real engine: Snakemake, papermill, kernels, report.  A minute."""
 
+import itertools
 import json
 import os
 import shutil
@@ -53,6 +54,15 @@ def test_the_engine_gives_the_same_tables_as_a_plain_call_in_another_folder(smok
 
 def test_banks_are_gone_once_their_last_student_is_done(smoke):
     assert not list((smoke[0] / "smoke" / "bank").rglob("views"))
+
+
+def test_no_more_banks_lie_on_disk_at_once_than_runs_go_on_at_once(smoke):
+    study, events = studies.load("smoke"), []
+    for cell in (c for c in study.cells() if c.stage == "bank"):
+        readers = [c for c in study.cells() if cell in study.inputs(c)]
+        when = [(smoke[0] / "smoke" / c.id / name).stat().st_mtime for c, name in ((cell, "record.json"), *((c, "result.json") for c in readers))]
+        events += [(when[0], 1), (max(when[1:]), -1)]
+    assert max(itertools.accumulate(step for _, step in sorted(events))) <= os.cpu_count()
 
 
 def test_a_second_run_runs_nothing(smoke):

@@ -152,6 +152,11 @@ def test_weights_with_a_missing_extra_or_misshapen_entry_are_refused(trained, tm
         build(weights=str(file))
 
 
+def test_absent_weights_are_refused_before_anything_is_built(tmp_path):
+    with pytest.raises(StudyError, match="weights '.*absent.pth' of '.*' do not exist: check the path"):
+        build(weights=str(tmp_path / "absent.pth"))
+
+
 def test_weights_of_another_architecture_are_refused(trained):
     with pytest.raises(StudyError, match="seven.safetensors' do not fit model 'test_efficientnet'.*Name the model that they were saved from"):
         build("test_efficientnet", weights=str(trained[1]))

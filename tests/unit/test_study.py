@@ -110,6 +110,7 @@ def test_a_pretext_value_reaches_only_the_teachers_that_start_from_it(tiny, make
     ({"views.crop": 30}, lambda s: ids(s, "teacher", "bank", "distill") | ends(s)),
     ({"datasets.birds.train": 7}, lambda s: {c.id for c in s.cells() if "birds" in c.id} | ends(s)),
     ({"question": "Why?"}, lambda s: ids(s, "intro") | ends(s)),
+    ({"students.small.weights": "timm"}, lambda s: ids(s, "distill") | ends(s)),
 ])
 def test_a_change_makes_stale_what_depends_on_it(tiny, make_study, change, stale):
     assert changed(tiny, make_study(change)) == stale(tiny)
@@ -124,6 +125,50 @@ def test_an_exchanged_weights_file_makes_stale_what_starts_from_it(make_study, t
     stale = {c.id for c in before.cells() if before.fingerprint(c) != prints[c.id]}
     expected = ids(before, "teacher", "bank", "distill", having="resnet") if "teachers" in key else ids(before, "distill")
     assert stale == expected | ends(before)
+
+
+def test_another_folder_for_the_weights_changes_nothing(make_study, tmp_path, monkeypatch):
+    (tmp_path / "a.safetensors").write_bytes(b"one")
+    changes = {"teachers.resnet.weights": "$MINE/a.safetensors", "students.small.weights": "$MINE/a.safetensors"}
+    monkeypatch.setenv("MINE", str(tmp_path))
+    before = make_study(changes)
+    prints = [before.fingerprint(c) for c in before.cells()]
+    monkeypatch.setenv("MINE", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.safetensors").rename(tmp_path / "elsewhere" / "a.safetensors")
+    assert [c for c, old in zip(before.cells(), prints) if make_study(changes).fingerprint(c) != old] == []
+
+
+@pytest.mark.parametrize("weights, message", [
+    ("absent.safetensors", "weights '/.*/absent.safetensors' of 'resnet' do not exist: check the path, which is relative to the study's folder"),
+    ("$UNSET_FOLDER/a.pth", r"weights '/.*/\$UNSET_FOLDER/a.pth' of 'resnet' do not exist: a variable in it is not set: export it")])
+def test_a_study_loads_without_a_weights_file_and_its_check_names_it(make_study, weights, message):
+    study = make_study({"teachers.resnet.weights": weights})
+    assert len(study.cells()) == len({study.fingerprint(c) for c in study.cells()})
+    studies.check_weights(study.teacher("byobnet"))
+    with pytest.raises(StudyError, match=message):
+        studies.check_weights(study.teacher("resnet"))
+
+
+def test_a_study_has_what_its_base_says_where_it_says_nothing(write_study, make_study, tmp_path):
+    write_study({"name": "first", "students.other": {"model": "test_resnet"}}, "base")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\nstrategies: [FT]\npretext:\nteachers: {byobnet: {weights: none}}\nrecipes: {FT: {lr: 0.5}}\n")
+    found = studies.load(str(tmp_path / "mine.yaml"))
+    plain = make_study({"students.other": {"model": "test_resnet"}, "strategies": ["FT"], "pretext": ..., "teachers.byobnet.weights": "none", "recipes.FT.lr": 0.5}, "mine")
+    assert found == plain and found.name == "mine"
+
+
+@pytest.mark.parametrize("text, message", [
+    ("base: absent.yaml", "mine.yaml: base '.*absent.yaml' does not exist: expected the name of a study file in "),
+    ("base: ../mine.yaml", "base '.*' does not exist: expected the name"), ("base: [a, b]", "base is .*: expected str"),
+    ("base: mine.yaml", "mine.yaml: base 'mine.yaml' leads back to itself"), ("base: one.yaml", "two.yaml: base 'one.yaml' leads back to itself"),
+    ("base: broken.yaml", "broken.yaml is not YAML"), ("base: tiny.yaml\nteacher: {}", "mine.yaml: key 'teacher' is unknown")])
+def test_a_base_that_cannot_be_followed_is_refused(write_study, tmp_path, text, message):
+    write_study()
+    for name, base in (("mine", text), ("one", "base: two.yaml"), ("two", "base: one.yaml"), ("broken", "a: [")):
+        (tmp_path / f"{name}.yaml").write_text(base)
+    with pytest.raises(StudyError, match=message):
+        studies.load(str(tmp_path / "mine.yaml"))
 
 
 def test_an_edited_plugin_makes_the_trainings_stale(make_study, tmp_path):
@@ -290,7 +335,6 @@ WRONG = [
     ({"name": ".."}, "name is named '..'"),
     ({"teachers.none": {"model": "test_resnet"}}, "'none' as a teacher"),
     ({"datasets.pretext": {}}, "'pretext' as a data set"),
-    ({"teachers.resnet.weights": "absent.safetensors"}, "teachers.resnet.weights: file '.*absent.safetensors' does not exist: check the path"),
     ({"teachers.resnet.weights": "pretex"}, "teachers.resnet.weights is 'pretex': expected none, pretext, timm"),
     ({"plugins": ["absent.py"]}, "plugins: file '.*absent.py' does not exist"),
     ({"datasets.mine": {"kind": "folder"}}, "datasets.mine.root is missing"),
