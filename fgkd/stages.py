@@ -123,7 +123,7 @@ def student_views(study: Study, dataset: str, *, image: int, epochs: int, bank: 
     seen = torch.cat([images.batch(index, images.epoch(seed, e)) for e in range(epochs)])
     rows = {"view": seen}
     if "boxes" in bank.arrays:
-        boxes, maps = (torch.from_numpy(bank.arrays[name][:epochs, image]) for name in ("boxes", "maps"))
+        boxes, maps = (torch.from_numpy(np.array(bank.arrays[name][:epochs, image])) for name in ("boxes", "maps"))
         rows |= {"crop": views.crop(seen, boxes), "drop": views.drop(seen, maps)}
     return {name: pictures.round().byte().permute(0, 2, 3, 1).numpy() for name, pictures in rows.items()}
 
