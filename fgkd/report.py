@@ -244,15 +244,15 @@ def _figure(path: Path, caption: str, out: Path) -> dict:
 
 
 def _table(name: str, frame: pd.DataFrame, out: Path, *, rows: int, caption: str | None = None) -> dict:
-    """Write a table as CSV; its first rows as HTML."""
+    """Write a table as CSV; its first rows as HTML, to four digits."""
     if not re.fullmatch(r"\w[\w .-]*", name):
         raise ValueError(f"table name {name!r} is no file name; use letters, digits, '_', '-', '.' and spaces")
     if any(label is not None for label in frame.index.names):
         frame = frame.reset_index()
     index = not isinstance(frame.index, pd.RangeIndex)
     _write(out / "tables" / f"{name}.csv", frame.to_csv(index=index))
-    with pd.option_context("display.max_colwidth", None):
-        markup = frame.head(rows).rename(columns=lambda name: str(name).replace("_", " ")).to_html(index=index, border=0, na_rep="–", escape=True)
+    with pd.option_context("display.max_colwidth", None, "display.precision", 4):
+        markup = frame.head(rows).to_html(index=index, border=0, na_rep="–", escape=True)
     return {
         "name": name,
         "caption": caption,
@@ -497,7 +497,7 @@ def _tables(markup: str, *, name: str = "Table") -> str:
                     cell["class"] = "long"
         box = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": name}
         table.wrap(soup.new_tag("div", attrs=box))
-    return str(soup)
+    return re.sub(r"(<th[^>]*>)([^<]*)", lambda m: m[1] + m[2].replace("_", "_<wbr>"), str(soup))  # long names break after an underscore
 
 
 # Files

@@ -31,7 +31,7 @@ SCRIPTS = {
     "width": """document.scrollingElement.scrollWidth > %d ? [...document.querySelectorAll('body *')].filter(e =>
         e.getBoundingClientRect().right > %d).map(e => e.outerHTML.slice(0, 200)).concat([document.scrollingElement.scrollWidth]) : []""" % (PHONE, PHONE + 1),
     "print": """[...document.querySelectorAll('html, body *')].filter(e => {
-        if (!e.checkVisibility({contentVisibilityAuto: true})) return e.closest('details');
+        if (!e.checkVisibility({contentVisibilityAuto: true})) return e.closest('details:not(.table)');   // long tables are files
         const box = e.matches('html') || getComputedStyle(e).overflowX != 'visible';
         return e.getBoundingClientRect().right > innerWidth + 1 || box && e.scrollWidth > e.clientWidth + 1 }).map(e => e.outerHTML.slice(0, 200))""",
     "structure": """(() => {

@@ -177,10 +177,12 @@ def test_pictures_have_alternative_texts_and_tables_have_header_cells(render):
         new_code_cell("f", outputs=[shown({"image/png": PIXEL}, **{"image/png": {"width": 70}})]),
         new_code_cell("g", outputs=[shown({"image/png": PIXEL}, alt='A "fine" line')]),
         new_code_cell("t", outputs=[shown({"text/html": "<style scoped>td{}</style>" + frame.to_html()})]),
+        new_markdown_cell("## Question"),
     )
     assert [img["alt"] for img in page("img")] == ["Figure in the part “What R12 sees”", 'A "fine" line']
     assert [tag["scope"] for tag in page("th")] == ["col", "col", "col", "col", "row"]
     assert page.find("td", string="81.2")["class"] == ["number"] and page.html["lang"] == "en"
+    assert [tag.get("id") for tag in page(["h1", "h2"])] == ["Question", "What-R12-sees", None]
     assert len(page("style")) == 1 and len(page("div", class_="scroll")) == 2 and len(page("h1")) == 1
 
 
