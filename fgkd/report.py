@@ -181,7 +181,7 @@ def _entry(study: Study, cell: Cell, state: Mapping) -> Entry:
     detail += [f"{state['seconds']:.0f} s"] if state["seconds"] else []
     detail += [state["state"]] if state["state"] not in STATES else []
     seed = "" if cell.seed is None else f"seed {cell.seed}"
-    row = " · ".join(part for part in (cell.dataset, cell.strategy) if cell.teacher and part)
+    row = " · ".join(dict.fromkeys(part for part in (cell.dataset, cell.strategy) if cell.teacher))
     name = " · ".join(part for part in (cell.teacher or cell.dataset, seed) if part) or cell.notebook
     shown = state["state"] if state["state"] in STATES else "waiting"
     return Entry(SECTIONS[cell.stage], name, study.path(cell) / f"{cell.notebook}.ipynb", f"{cell.id}.html", shown, ", ".join(detail), row)

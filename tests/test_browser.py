@@ -71,8 +71,8 @@ class Tab:
     def __init__(self, address):
         self.socket = websocket.create_connection(address, suppress_origin=True, timeout=30)
         self.ids, self.session, self.events, self.path = itertools.count(), {}, [], None
-        (target,) = (t for t in self("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        self.session = {"sessionId": self("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]}
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self.session = {"sessionId": self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self(f"{domain}.enable")
 
@@ -177,10 +177,11 @@ BLANK = """<!DOCTYPE html><html lang="en"><head><meta name="viewport" content="w
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory, wait_for):
     folder = tmp_path_factory.mktemp("chromium")
-    browser = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"], stderr=subprocess.DEVNULL)
+    ready, browser = folder / "DevToolsActivePort", subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={folder}"], stderr=subprocess.DEVNULL)
     try:
-        port, path = wait_for(lambda: (folder / "DevToolsActivePort").exists() and (folder / "DevToolsActivePort").read_text().split())
-        tab = Tab(f"ws://127.0.0.1:{port}{path}")
+        address = wait_for(lambda: ready.exists() and ready.read_text().split(), 60)
+        assert address, "Chromium did not start"
+        tab = Tab("ws://127.0.0.1:{}{}".format(*address))
         yield tab
         tab.session = {}
         tab("Browser.close")

@@ -59,8 +59,8 @@ def build(tmp_path):
     entries = [
         report.Entry("Teachers", f"resnet101 {HARM}", good, "teachers/a b.html", "done", "TAC 81.2 %"),
         report.Entry("Teachers", "vgg19_bn", bad, "teachers/vgg.html", "failed"),
-        report.Entry("Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting"),
-        report.Entry("Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed"),
+        report.Entry("Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting", row="birds · FT"),
+        report.Entry("Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed", row="birds · FT"),
     ]
     table = pd.DataFrame({"metric": ["R12", HARM], "rho": [-0.41, None]})
 
@@ -222,6 +222,7 @@ def test_missing_failed_and_unreadable_runs_are_said_in_words(build):
     assert "missing" not in parse(build(missing=[])).text
     states = [tag.text for tag in index("span", class_="state")]
     assert states == ["✓ done; TAC 81.2 %", "✕ failed", "○ waiting", "✕ failed"]
+    assert [tag.text for tag in index("h4")] == ["birds · FT"]
     assert [bool(tag.a) for tag in index("li")] == [True, True, False, False]
 
 
