@@ -53,7 +53,7 @@ FIGURES = {
 class Entry:
     """One run of the study as the index shows it: a cell of the grid that links to its executed notebook.
 
-    `href` is relative to the site; `state` is one of 'done', 'failed', 'waiting', 'running'.
+    `href` is relative to the site; `state` is one of 'done', 'failed', 'waiting', 'running'; `row` names the entry's row in the grid of its section.
     """
 
     section: str
@@ -62,6 +62,7 @@ class Entry:
     href: str
     state: str
     detail: str = ""
+    row: str = ""
 
     def __post_init__(self):
         if self.state not in STATES:
@@ -84,15 +85,16 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
         answer = stats.answer(found["picks"])
         table = found.pop("headline").round(3)
         table["metric"] = [METRICS[m].label for m in table["metric"]]
-        if (folder / "against.png").exists():
+        table = table.dropna(axis=1, how="all")
+        if (folder / "against.svg").exists():
             caption = "Student accuracy against each metric, a point a teacher. The claim: falling for R12, rising for SSP and TAC."
-            headline = (folder / "against.png", caption, table, "Every metric over all groups, best first; agrees is rho times the claimed direction.")
+            headline = (folder / "against.svg", caption, table, "Every metric over all groups, best first; agrees is rho times the claimed direction.")
     entries = [_entry(study, cell, state) for cell, state in states.items()]
     missing = [f"{cell.id} ({state['state']}{': ' + state['error'] if state['error'] else ''})" for cell, state in states.items() if state["state"] != "done"]
     return site(
         study.folder / "report", title="Which teacher should your small model learn from?",
         question=f"{study.name}: {study.question}" if study.question else study.name, answer=answer, headline=headline,
-        figures=[(folder / f"{name}.png", caption) for name, caption in FIGURES.items() if (folder / f"{name}.png").exists()],
+        figures=[(folder / f"{name}.svg", caption) for name, caption in FIGURES.items() if (folder / f"{name}.svg").exists()],
         tables=found, entries=entries, facts=_facts(study, found), missing=missing,
     )
 
@@ -179,9 +181,10 @@ def _entry(study: Study, cell: Cell, state: Mapping) -> Entry:
     detail += [f"{state['seconds']:.0f} s"] if state["seconds"] else []
     detail += [state["state"]] if state["state"] not in STATES else []
     seed = "" if cell.seed is None else f"seed {cell.seed}"
-    name = " · ".join(part for part in (cell.dataset, cell.strategy, cell.teacher, seed) if part) or cell.notebook
+    row = " · ".join(dict.fromkeys(part for part in (cell.dataset, cell.strategy) if cell.teacher))
+    name = " · ".join(part for part in (cell.teacher or cell.dataset, seed) if part) or cell.notebook
     shown = state["state"] if state["state"] in STATES else "waiting"
-    return Entry(SECTIONS[cell.stage], name, study.path(cell) / f"{cell.notebook}.ipynb", f"{cell.id}.html", shown, ", ".join(detail))
+    return Entry(SECTIONS[cell.stage], name, study.path(cell) / f"{cell.notebook}.ipynb", f"{cell.id}.html", shown, ", ".join(detail), row)
 
 
 def _facts(study: Study, found: Mapping[str, pd.DataFrame]) -> dict[str, str]:
@@ -207,7 +210,7 @@ def _entry_page(entry: Entry, out: Path) -> str:
         return "page"
     home = Path(os.path.relpath(out / "index.html", target.parent)).as_posix()
     try:
-        page(notebook, target, title=f"{entry.section}: {entry.title}", home=home)
+        page(notebook, target, title=f"{entry.section}: {' · '.join(filter(None, (entry.row, entry.title)))}", home=home)
     except nbformat.reader.NotJSONError:
         target.unlink(missing_ok=True)
         return "unreadable"
@@ -215,15 +218,12 @@ def _entry_page(entry: Entry, out: Path) -> str:
 
 
 def _sections(entries: Sequence[Entry], pages: Mapping[str, str]) -> list[dict]:
-    """Entries by section, sections in order of first appearance."""
+    """Entries by section and row, both in order of first appearance."""
     sections = {}
     for entry in entries:
         href = quote(entry.href) if pages[entry.href] == "page" else None
-        sections.setdefault(entry.section, []).append({"entry": entry, "href": href})
-    return [
-        {"name": name, "items": items, "counts": _counts([item["entry"] for item in items])}
-        for name, items in sections.items()
-    ]
+        sections.setdefault(entry.section, {}).setdefault(entry.row, []).append({"entry": entry, "href": href})
+    return [{"name": name, "rows": rows, "counts": _counts([e for e in entries if e.section == name])} for name, rows in sections.items()]
 
 
 def _counts(entries: Sequence[Entry]) -> str:
@@ -244,14 +244,14 @@ def _figure(path: Path, caption: str, out: Path) -> dict:
 
 
 def _table(name: str, frame: pd.DataFrame, out: Path, *, rows: int, caption: str | None = None) -> dict:
-    """Write a table as CSV; its first rows as HTML."""
+    """Write a table as CSV; its first rows as HTML, to four digits."""
     if not re.fullmatch(r"\w[\w .-]*", name):
         raise ValueError(f"table name {name!r} is no file name; use letters, digits, '_', '-', '.' and spaces")
     if any(label is not None for label in frame.index.names):
         frame = frame.reset_index()
     index = not isinstance(frame.index, pd.RangeIndex)
     _write(out / "tables" / f"{name}.csv", frame.to_csv(index=index))
-    with pd.option_context("display.max_colwidth", None):
+    with pd.option_context("display.max_colwidth", None, "display.precision", 4):
         markup = frame.head(rows).to_html(index=index, border=0, na_rep="–", escape=True)
     return {
         "name": name,
@@ -269,13 +269,14 @@ def _table(name: str, frame: pd.DataFrame, out: Path, *, rows: int, caption: str
 def _cells(nb: nbformat.NotebookNode, *, folder: Path) -> list[dict]:
     """What the page template shows of each cell; papermill's own error markers give way to ours."""
     language = nb.metadata.get("language_info", {}).get("pygments_lexer", "ipython3")
-    highlight, cells, heading = Highlight2HTML(pygments_lexer=language), [], None
+    highlight, cells, heading, ids = Highlight2HTML(pygments_lexer=language), [], None, set()
     for cell in nb.cells:
         tags = cell.metadata.get("tags", [])
         if "papermill-error-cell-tag" in tags or not cell.source.strip():
             continue
         if cell.cell_type == "markdown":
             markup = _markdown(cell.source, folder=folder, attachments=cell.get("attachments"))
+            markup = re.sub(r'(<h[1-6]) id="([^"]*)"', lambda m: m[1] if m[2] in ids or ids.add(m[2]) else m[0], markup)  # the first keeps its address
             headings = [(int(n), _plain(name)) for n, name in re.findall(r"(?s)<h([1-6])[^>]*>(.*?)</h\1>", markup)]
             heading = headings[-1][1] if headings else heading
             cells.append({"kind": "markdown", "html": Markup(markup), "headings": headings})
@@ -496,7 +497,7 @@ def _tables(markup: str, *, name: str = "Table") -> str:
                     cell["class"] = "long"
         box = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": name}
         table.wrap(soup.new_tag("div", attrs=box))
-    return str(soup)
+    return re.sub(r"(<th[^>]*>)([^<]*)", lambda m: m[1] + m[2].replace("_", "_<wbr>"), str(soup))  # long names break after an underscore
 
 
 # Files

@@ -76,12 +76,15 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained; the defaults are the paper's for teachers but for epochs and batch size."""
+    """How a model is trained; the defaults are the paper's for teachers but for epochs and batch size.
+
+    A tuple of learning rates is one to choose from, on a part of the training split (see `stages`).
+    """
 
     epochs: int = 10
     batch_size: int = 32
     optimizer: str = "sgd"             # sgd | adamw
-    lr: float = 0.01
+    lr: float | tuple[float, ...] = 0.01
     weight_decay: float = 0.0
     momentum: float = 0.9              # sgd only
     warmup_steps: int = 0
@@ -89,6 +92,11 @@ class Recipe:
     clip: float = 1.0                  # largest gradient norm
     views: int = 0                     # FZ only: views of each image whose features are kept; 0 means one an epoch
     maps: int = 32                     # CAL only: attention maps
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """What `lr` leaves to choose from."""
+        return self.lr if isinstance(self.lr, tuple) else (self.lr,)
 
 
 @dataclass(frozen=True)
@@ -454,7 +462,8 @@ def _data(key: str, raw, views: Views, file: Path) -> DataSpec:
 
 def _model(key: str, raw, where: str, file: Path) -> Model:
     model = _make(Model, _typed(raw, dict, f"{where}.{key}"), f"{where}.{key}", key=_name(key, where[:-1]))
-    _recipe(model.recipe, f"{where}.{key}.recipe")
+    own = _recipe(model.recipe, f"{where}.{key}.recipe")
+    model = dataclasses.replace(model, recipe={name: getattr(own, name) for name in model.recipe})
     if model.weights in ("none", "pretext", "timm"):
         return model
     if Path(model.weights).suffix not in (".safetensors", ".pth", ".pt", ".bin", ".tar"):
@@ -481,7 +490,9 @@ def _loss(key: str, raw) -> Loss:
 def _recipe(raw, where: str) -> Recipe:
     recipe = _make(Recipe, _typed(raw, dict, where), where)
     _choice(recipe.optimizer, ("sgd", "adamw"), f"{where}.optimizer")
-    _positive(recipe, where, "epochs", "batch_size", "lr", "clip", "maps")
+    _positive(recipe, where, "epochs", "batch_size", "clip", "maps")
+    if not 0 < len(recipe.rates) == len(set(recipe.rates)) or not all(0 < rate < math.inf for rate in recipe.rates):
+        raise StudyError(f"{where}.lr is {recipe.lr}: expected more than 0, or a list of different rates to choose from")
     for name in ("weight_decay", "momentum", "warmup_steps", "min_lr", "views"):
         _at_least(0, getattr(recipe, name), f"{where}.{name}")
     return recipe
@@ -519,9 +530,9 @@ def _typed(value, kind, where: str):
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if type(None) in options and value is None:
         return None
-    kind = options[0]
+    kind = next((o for o in options if typing.get_origin(o) is tuple and isinstance(value, list)), options[0])
     if typing.get_origin(kind) is tuple:
-        return tuple(_typed(v, str, where) for v in _typed(value, list, where))
+        return tuple(_typed(v, typing.get_args(kind)[0], where) for v in _typed(value, list, where))
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)

@@ -68,23 +68,25 @@ class Images:
 
 
 def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tensor, objective: Objective, recipe: Recipe, *,
-        seed: int, checkpoint: Path, title: str = "training", extra: nn.Module | None = None) -> list[dict]:
+        seed: int, checkpoint: Path, title: str = "training", extra: nn.Module | None = None, only: Tensor | None = None) -> list[dict]:
     """Train `model` in place and return one row an epoch: the mean of each part of the loss, and the training accuracy.
 
     inputs: (epoch, index (B,)) -> what the model takes; labels: (N,) on the model's device; checkpoint: file to continue from,
-    written every 30 seconds and left to the caller to delete; extra: weights of the loss itself, trained along.
+    written every 30 seconds and left to the caller to delete; extra: weights of the loss itself, trained along; only: indices of the
+    samples to train on, all unless given.
     Raises FloatingPointError where the loss is no longer finite.
     """
     on = labels.device
     trained = model if extra is None else nn.ModuleList([model, extra])
     optimizer = _optimizer(trained, recipe)
     start, history = _resume(checkpoint, trained, optimizer)
-    steps = math.ceil(len(labels) / recipe.batch_size)
+    used = torch.arange(len(labels)) if only is None else only
+    steps = math.ceil(len(used) / recipe.batch_size)
     saved = time.monotonic()
     for epoch in tqdm(range(start, recipe.epochs), desc=title, unit="epoch", disable=None):
         trained.train()
         torch.manual_seed(seed + epoch)  # what dropout and a counterfactual draw from
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(labels)))
+        order = used[torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(used)))]
         totals, hits = {}, torch.zeros((), device=on)
         for step, index in enumerate(order.tensor_split(steps)):
             _set_rate(optimizer, recipe, step=epoch * steps + step, steps=steps * recipe.epochs)
@@ -97,7 +99,7 @@ def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tenso
             for name, part in parts.items():
                 totals[name] = totals.get(name, 0) + part.detach() * len(index)
             hits += (logits.detach().argmax(1) == labels[index.to(on)]).sum()
-        row = {"epoch": epoch} | {n: t.item() / len(labels) for n, t in totals.items()} | {"train_accuracy": hits.item() / len(labels)}
+        row = {"epoch": epoch} | {n: t.item() / len(used) for n, t in totals.items()} | {"train_accuracy": hits.item() / len(used)}
         if not all(math.isfinite(v) for v in row.values()):
             raise FloatingPointError(f"{title} diverged in epoch {epoch}: {row}. Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})")
         history.append(row)
@@ -183,32 +185,34 @@ class Further(nn.Module):
 
 
 @torch.inference_mode()
-def predict(run: Callable[[Tensor], Tensor], images: Images, seen: views.Views | None = None) -> Tensor:
-    """What `run`, a model in eval mode or a method of one, says of all images, (N, ...) on the CPU; through their centre crops unless other views are given."""
-    return torch.cat([run(x).cpu() for _, x in batches(images, images.centre() if seen is None else seen)])
+def predict(run: Callable[[Tensor], Tensor], images: Images, seen: views.Views | None = None, only: Tensor | None = None) -> Tensor:
+    """What `run`, a model in eval mode or a method of one, says of the images, (N, ...) on the CPU; of all of them, unless `only` some, and
+    through their centre crops unless other views are given."""
+    return torch.cat([run(x).cpu() for _, x in batches(images, images.centre() if seen is None else seen, only)])
 
 
-def batches(images: Images, seen: views.Views):
-    """(index (B,), views (B, 3, S, S)) of all images, in order."""
-    for index in torch.arange(len(images)).split(EVAL_BATCH):
+def batches(images: Images, seen: views.Views, only: Tensor | None = None):
+    """(index (B,), views (B, 3, S, S)) of all images, or of the indices `only`, in order."""
+    for index in (torch.arange(len(images)) if only is None else only).split(EVAL_BATCH):
         yield index, images.batch(index, seen)
 
 
-def fit_head(model: Classifier, images: Images, recipe: Recipe, *, views_seed: int, seed: int, checkpoint: Path, title: str) -> list[dict]:
-    """Train only the last layer, on features of the frozen backbone that are computed once a view and used in turn."""
-    count = min(recipe.views or recipe.epochs, recipe.epochs)
-    features = []
+def features(model: Classifier, images: Images, recipe: Recipe, *, views_seed: int, title: str) -> list[Tensor]:
+    """The pooled features (N, D) of the frozen backbone in each view that recipe FZ trains on: computed once, for all trainings of a last layer."""
     model.eval()
-    for epoch in tqdm(range(count), desc=f"{title}: features", unit="view", disable=None):
-        with torch.no_grad():
-            features.append(torch.cat([model.parts(x)[0] for _, x in batches(images, images.epoch(views_seed, epoch))]))
-    head = Head(model.head)
+    with torch.no_grad():
+        return [torch.cat([model.parts(x)[0] for _, x in batches(images, images.epoch(views_seed, epoch))])
+                for epoch in tqdm(range(min(recipe.views or recipe.epochs, recipe.epochs)), desc=f"{title}: features", unit="view", disable=None)]
+
+
+def fit_head(model: Classifier, images: Images, features: list[Tensor], recipe: Recipe, **options) -> list[dict]:
+    """Train only the last layer, on `features` of the views in turn; options: those of `fit`."""
     check_head(model, images)
 
     def inputs(epoch, index):
-        return features[epoch % count][index.to(images.device)]
+        return features[epoch % len(features)][index.to(images.device)]
 
-    return fit(head, inputs, images.labels, cross_entropy(images.labels), recipe, seed=seed, checkpoint=checkpoint, title=title)
+    return fit(Head(model.head), inputs, images.labels, cross_entropy(images.labels), recipe, **options)
 
 
 def fit_images(model: Classifier, images: Images, objective: Objective, recipe: Recipe, *, views_seed: int, **options) -> list[dict]:
@@ -217,10 +221,27 @@ def fit_images(model: Classifier, images: Images, objective: Objective, recipe: 
     return fit(model, lambda epoch, index: images.batch(index, seen(epoch)), images.labels, objective, recipe, **options)
 
 
-def accuracy(model: Classifier, images: Images) -> tuple[float, Tensor]:
-    """Top-1 accuracy on centre crops in eval mode, and the logits (N, C) that it comes from; a CAL teacher's are those of eight views."""
-    logits = predict(model.eval().predict, images)
-    return metrics.accuracy(logits, images.labels.cpu()), logits
+def accuracy(model: Classifier, images: Images, only: Tensor | None = None) -> tuple[float, Tensor]:
+    """Top-1 accuracy on centre crops in eval mode, of all images or of the indices `only`, and the logits (N, C) that it comes from; a CAL
+    teacher's are those of eight views."""
+    logits, labels = predict(model.eval().predict, images, only=only), images.labels.cpu()
+    return metrics.accuracy(logits, labels if only is None else labels[only]), logits
+
+
+def hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the 80 % of images that a search for a learning rate trains on, and of the 20 % that it is measured on, each in order.
+
+    A fifth of each class, rounded, is held out, which ones being a function of labels (N,) and seed alone.
+    Raises StudyError where no class has the 3 images that it takes.
+    """
+    labels = labels.cpu().numpy()
+    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels))
+    counts = np.bincount(labels)
+    place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
+    held = place < np.rint(counts / 5)[labels[order]]
+    if not held.any():
+        raise StudyError(f"no class has more than {counts.max()} training images: a search for a learning rate holds out one in five of a class; give a single lr")
+    return tuple(torch.from_numpy(np.sort(order[which])) for which in (~held, held))
 
 
 def check_head(model: Classifier, images: Images) -> None:

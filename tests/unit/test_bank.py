@@ -157,7 +157,7 @@ def test_a_student_of_the_bank_has_the_losses_of_one_taught_online(make_study):
 
 
 def test_tgda_students_and_all_losses_have_the_same_losses_from_the_bank_and_online(make_study):
-    """Seen: the largest deviation of any part in any epoch was 2e-4 of itself."""
+    """Seen: the largest deviation of any part in any epoch was 7e-4 of itself, RKD of features; logits are stored in fp16."""
     losses = {"dkd": None, "rkd": {"on": "features"}, "pkt": {"on": "features"}, "hint": {"on": "features"}, "hint_logits": {"loss": "hint"},
               "crd": {"on": "features", "options": {"negatives": 8, "width": 16}}}
     common = {"strategies": ["CAL", "TGDA"], "recipes.CAL": {"epochs": 2, "batch_size": 8, "lr": 0.01, "maps": 4}, "losses": losses,

@@ -59,8 +59,8 @@ def build(tmp_path):
     entries = [
         report.Entry("Teachers", f"resnet101 {HARM}", good, "teachers/a b.html", "done", "TAC 81.2 %"),
         report.Entry("Teachers", "vgg19_bn", bad, "teachers/vgg.html", "failed"),
-        report.Entry("Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting"),
-        report.Entry("Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed"),
+        report.Entry("Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting", row="birds · FT"),
+        report.Entry("Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed", row="birds · FT"),
     ]
     table = pd.DataFrame({"metric": ["R12", HARM], "rho": [-0.41, None]})
 
@@ -177,10 +177,12 @@ def test_pictures_have_alternative_texts_and_tables_have_header_cells(render):
         new_code_cell("f", outputs=[shown({"image/png": PIXEL}, **{"image/png": {"width": 70}})]),
         new_code_cell("g", outputs=[shown({"image/png": PIXEL}, alt='A "fine" line')]),
         new_code_cell("t", outputs=[shown({"text/html": "<style scoped>td{}</style>" + frame.to_html()})]),
+        new_markdown_cell("## Question"),
     )
     assert [img["alt"] for img in page("img")] == ["Figure in the part “What R12 sees”", 'A "fine" line']
     assert [tag["scope"] for tag in page("th")] == ["col", "col", "col", "col", "row"]
     assert page.find("td", string="81.2")["class"] == ["number"] and page.html["lang"] == "en"
+    assert [tag.get("id") for tag in page(["h1", "h2"])] == ["Question", "What-R12-sees", None]
     assert len(page("style")) == 1 and len(page("div", class_="scroll")) == 2 and len(page("h1")) == 1
 
 
@@ -220,6 +222,7 @@ def test_missing_failed_and_unreadable_runs_are_said_in_words(build):
     assert "missing" not in parse(build(missing=[])).text
     states = [tag.text for tag in index("span", class_="state")]
     assert states == ["✓ done; TAC 81.2 %", "✕ failed", "○ waiting", "✕ failed"]
+    assert [tag.text for tag in index("h4")] == ["birds · FT"]
     assert [bool(tag.a) for tag in index("li")] == [True, True, False, False]
 
 

@@ -96,10 +96,11 @@ def test_a_further_seed_gives_what_a_study_of_that_seed_alone_gives(make_study):
     assert done == {"teacher/pretext/pretext/byobnet", "teacher/birds/FT/byobnet", "bank/birds/FT/byobnet", "distill/birds/FT/byobnet"}
 
 
-def test_teachers_and_students_see_different_crops(tiny):
-    assert tiny.seed_for("teacher views", "birds") != tiny.seed_for("student views", "birds")
-    first, second = stages.student_views(tiny, "birds", image=3, epochs=2)
-    assert first.shape == (32, 32, 3) and first.dtype == np.uint8 and not np.array_equal(first, second)
+def test_teachers_and_students_see_different_crops(finished):
+    assert finished.seed_for("teacher views", "birds") != finished.seed_for("student views", "birds")
+    rows = stages.student_views(finished, "birds", image=3, epochs=2, bank=stages.bank(finished, "birds", "resnet", "FT")[1])
+    first, second = rows["view"]
+    assert set(rows) == {"view"} and first.shape == (32, 32, 3) and first.dtype == np.uint8 and not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "test.npy", "record.json"])
@@ -166,6 +167,106 @@ def test_a_killed_teacher_goes_on_from_its_checkpoint_to_the_same_weights(make_s
     assert drawn == [0, 1, 2, 2, 3] and not list(folder.glob("checkpoint-*"))
     files = [study.path(Cell("teacher", "birds", "resnet", "FT")) / "model.safetensors" for study in (whole, broken)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def searched(study, recipe):
+    """A teacher's candidates, its row and its weights."""
+    run = stages.teacher(study, "birds", "resnet", recipe)
+    return run.table("search"), run.rows.iloc[0], load_file(run.folder / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("recipe", ["FZ", "FT", "CAL"])
+def test_the_best_rate_on_held_out_images_trains_the_teacher_as_if_it_had_been_given(make_study, recipe):
+    values = {"strategies": [recipe], "recipes.CAL": {"epochs": 2, "maps": 4, "batch_size": 8}, "datasets.birds.train": 8}
+    study = make_study(values | {f"recipes.{recipe}.lr": [1e-9, 0.1, 0.02]}, "searched")
+    table, row, weights = searched(study, recipe)
+    assert list(table.lr) == [1e-9, 0.1, 0.02] and table.validation_accuracy.mul(8).to_list() == list(table.validation_accuracy.mul(8).round())
+    best = table[table.validation_accuracy == table.validation_accuracy.max()]
+    assert row.lr == best.lr.min() and not list(study.path(Cell("teacher", "birds", "resnet", recipe)).glob("checkpoint-*"))
+    given = stages.teacher(make_study(values | {f"recipes.{recipe}.lr": float(row.lr)}, "given"), "birds", "resnet", recipe)
+    assert same(load_file(given.folder / "model.safetensors"), weights) and given.rows.lr.item() == row.lr and "search" not in given.record
+
+
+def test_of_equal_rates_the_smallest_is_taken(make_study):
+    table, row, _ = searched(make_study({"recipes.FT.lr": [2e-12, 1e-12, 3e-12]}), "FT")
+    assert table.validation_accuracy.nunique() == 1 and row.lr == 1e-12
+
+
+@pytest.mark.parametrize("recipe", ["FT", "CAL"])
+def test_a_search_never_looks_at_the_test_split(make_study, monkeypatch, recipe):
+    changes = {"strategies": [recipe], "recipes.CAL": {"epochs": 2, "maps": 4}, f"recipes.{recipe}.lr": [0.1, 0.001], "datasets.birds.train": 15}
+    honest, spoilt = (make_study(changes, name) for name in ("honest", "spoilt"))
+    expected = searched(honest, recipe)
+    load = stages.data
+
+    def spoil(study, dataset):
+        found = load(study, dataset)
+        test = dataclasses.replace(found.test, images=255 - found.test.images[::-1], labels=(found.test.labels + 1) % 4)
+        return dataclasses.replace(found, test=test)
+
+    monkeypatch.setattr(stages, "data", spoil)
+    table, row, weights = searched(spoilt, recipe)
+    pd.testing.assert_frame_equal(table, expected[0], check_exact=True)
+    assert row.lr == expected[1].lr and same(weights, expected[2])
+    assert not np.array_equal(*(np.load(s.path(Cell("teacher", "birds", "resnet", recipe)) / "test.npy") for s in (honest, spoilt)))
+
+
+def test_held_out_images_have_no_part_in_a_candidates_training(make_study, monkeypatch):
+    changes = {"recipes.FT.lr": [0.1, 0.001], "datasets.birds.train": 15}
+    expected, study, load = searched(make_study(changes, "honest"), "FT")[0], make_study(changes, "spoilt"), stages.data
+
+    def spoil(study, dataset):
+        found = load(study, dataset)
+        held, images = training.hold_out(torch.from_numpy(found.train.labels), study.seed_for("search", "birds"))[1], np.array(found.train.images)
+        images[held] = 255 - images[held]
+        return dataclasses.replace(found, train=dataclasses.replace(found.train, images=images))
+
+    monkeypatch.setattr(stages, "data", spoil)
+    table = searched(study, "FT")[0]
+    assert list(table.train_accuracy) == list(expected.train_accuracy) and list(table.validation_accuracy) != list(expected.validation_accuracy)
+
+
+def test_a_killed_search_goes_on_with_the_candidate_it_was_at(make_study, monkeypatch):
+    whole, broken = (make_study({"recipes.FT.lr": [0.1, 0.02]}, name) for name in ("whole", "broken"))
+    expected = searched(whole, "FT")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    drawn, epoch = [], training.Images.epoch
+
+    def killed(self, seed, number):
+        drawn.append(number)
+        if drawn == [0, 1, 0, 1]:
+            raise KeyboardInterrupt
+        return epoch(self, seed, number)
+
+    monkeypatch.setattr(training.Images, "epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stages.teacher(broken, "birds", "resnet", "FT")
+    table, row, weights = searched(broken, "FT")
+    assert drawn == [0, 1, 0, 1, 1, 0, 1] and row.lr == expected[1].lr and same(weights, expected[2])
+    pd.testing.assert_frame_equal(table, expected[0], check_exact=True)
+    assert not list(broken.folder.rglob("checkpoint-*"))
+
+
+def test_a_rate_that_diverges_is_not_chosen_and_all_that_do_are_an_error(make_study):
+    table, row, _ = searched(make_study({"recipes.FT.lr": [1e30, 0.01], "recipes.FT.clip": 1e30}), "FT")
+    assert table.validation_accuracy.isna().to_list() == [True, False] and row.lr == 0.01
+    with pytest.raises(FloatingPointError, match="teacher/birds/FT/resnet: every learning rate of .* diverged: add lower ones"):
+        stages.teacher(make_study({"recipes.FT.lr": [1e30, 1e31], "recipes.FT.clip": 1e30}), "birds", "resnet", "FT")
+
+
+def test_a_students_rate_is_searched_for_with_each_of_its_losses(make_study):
+    values = {"losses": {"crd": {"options": {"negatives": 4, "width": 8}}}, "datasets.birds.train": 8}
+    run = stages.distill(make_study(values | {"recipes.student.lr": [1e-9, 0.003]}), "birds", "resnet", "FT")
+    table, weights = run.table("search"), {loss: load_file(run.folder / f"small-{loss}.safetensors") for loss in ("kd", "crd")}
+    assert list(zip(table.student, table.loss, table.lr)) == [("small", loss, lr) for loss in ("kd", "crd") for lr in (1e-9, 0.003)]
+    for row, (_, candidates) in zip(run.rows.itertuples(), table.groupby("loss", sort=False)):
+        assert row.lr == candidates[candidates.validation_accuracy == candidates.validation_accuracy.max()].lr.min()
+        given = stages.distill(make_study(values | {"recipes.student.lr": row.lr}), "birds", "resnet", "FT")
+        assert same(weights[row.loss], load_file(given.folder / f"small-{row.loss}.safetensors"))
 
 
 def test_a_checkpoint_of_other_values_is_not_continued(make_study, monkeypatch):

@@ -171,6 +171,35 @@ def test_every_sample_is_used_once_an_epoch_in_batches_of_two_or_more(tmp_path, 
     assert 2 <= min(map(len, seen)) and max(map(len, seen)) <= batch
 
 
+def test_only_the_samples_that_are_named_are_trained_on(tmp_path):
+    x, labels = points()
+    seen, only = [], torch.arange(3, 48, 2)
+    expected = fit(network(), x[only], labels[only], tmp_path / "c", epochs=2)
+    recipe = Recipe(epochs=2, batch_size=10, lr=0.05, warmup_steps=3)
+    found = training.fit(network(), lambda e, i: (seen.append(i), x[i])[1], labels, training.cross_entropy(labels), recipe, seed=11, checkpoint=tmp_path / "c", only=only)
+    assert found == expected and sorted(torch.cat(seen).tolist()) == sorted(2 * only.tolist())
+
+
+@pytest.mark.parametrize("counts", [[10, 5, 30], [1, 2, 3, 7, 8], [3]])
+def test_a_search_holds_out_a_fifth_of_each_class(counts):
+    labels = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts)))
+    used, held = training.hold_out(labels, 5)
+    assert sorted([*used.tolist(), *held.tolist()]) == list(range(len(labels))) and used.diff().gt(0).all() and held.diff().gt(0).all()
+    assert torch.bincount(labels[held], minlength=len(counts)).tolist() == [round(n / 5) for n in counts]
+
+
+def test_what_a_search_holds_out_is_a_function_of_labels_and_seed():
+    labels = torch.arange(200) % 4
+    held = [training.hold_out(labels, seed)[1].tolist() for seed in (1, 1, 2)]
+    assert held[0] == held[1] != held[2]
+    assert training.hold_out(labels, 1)[1].ne(training.hold_out(labels.sort().values, 1)[1]).any()
+
+
+def test_classes_too_small_to_hold_any_image_out_are_refused():
+    with pytest.raises(StudyError, match="no class has more than 2 training images.*give a single lr"):
+        training.hold_out(torch.tensor([0, 1, 1]), 0)
+
+
 def test_the_order_of_samples_changes_from_epoch_to_epoch(tmp_path):
     x, labels = points()
     orders = {}
@@ -193,10 +222,12 @@ def test_distillation_is_ce_plus_beta_kd_of_the_batchs_own_teacher_logits():
 def test_fz_changes_the_last_layer_and_nothing_else(images, tmp_path, views_kept):
     net = model()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    history = training.fit_head(net, images, Recipe(epochs=3, lr=0.1, views=views_kept), views_seed=1, seed=2, checkpoint=tmp_path / "c", title="FZ")
+    recipe = Recipe(epochs=3, lr=0.1, views=views_kept)
+    features = training.features(net, images, recipe, views_seed=1, title="FZ")
+    history = training.fit_head(net, images, features, recipe, seed=2, checkpoint=tmp_path / "c", title="FZ")
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if k.startswith(models.head_prefix(net))}
-    assert any("running_mean" in k for k in before) and len(history) == 3
+    assert any("running_mean" in k for k in before) and len(history) == 3 and len(features) == (views_kept or 3)
 
 
 def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(images, tmp_path, monkeypatch):
@@ -204,7 +235,7 @@ def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(image
     parts = type(net).parts
     monkeypatch.setattr(type(net), "parts", lambda self, x: (parts(self, x)[0], parts(self, x)[1] + 1))
     with pytest.raises(StudyError, match="more than its last layer.*neither recipe FZ nor a loss on features"):
-        training.fit_head(net, images, Recipe(epochs=1), views_seed=1, seed=2, checkpoint=tmp_path / "c", title="FZ")
+        training.fit_head(net, images, [], Recipe(epochs=1), seed=2, checkpoint=tmp_path / "c", title="FZ")
 
 
 def test_training_on_images_sees_the_views_of_its_seed_and_epoch(images, tmp_path):
@@ -258,6 +289,10 @@ def test_accuracy_is_that_of_the_logits_it_gives(images):
     net = model()
     share, logits = training.accuracy(net, images)
     assert not net.training and share == (logits.argmax(1) == images.labels).float().mean().item()
+    only = torch.tensor([19, 3, 4])
+    share, some = training.accuracy(net, images, only)
+    torch.testing.assert_close(some, logits[only])
+    assert share == pytest.approx((logits[only].argmax(1) == images.labels[only]).float().mean().item())
 
 
 def test_a_gpu_that_is_absent_is_an_error_and_auto_takes_the_cpu(monkeypatch):
