@@ -2,7 +2,8 @@
 
 An image passes through a network forward and backward ('train') or forward alone ('forward').  Training images pass once an epoch, three times
 for CAL and TGDA (view, crop, drop); an FZ teacher's pass forward once for each view that it keeps; a bank takes one forward pass of each view, or
-three where TGDA reads it; a test one of each test image, nine of a CAL teacher (eight views, and the image alone).
+three where TGDA reads it; a test one of each test image, nine of a CAL teacher (eight views, and the image alone).  A search for a learning
+rate trains on 80 % of the images and tests on the others, once a candidate.
 
 Hours are passes over throughputs: decoding, the last layer's training of FZ, metrics, figures and the start of notebooks come on top.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from fgkd import tables
-from fgkd.study import OFFICIAL, RECIPES, Cell, Study, StudyError
+from fgkd.study import OFFICIAL, RECIPES, Cell, Recipe, Study, StudyError
 
 KINDS = ("train", "forward")
 Work = Counter[tuple[str, str]]             # (timm name, kind of pass) -> images
@@ -52,20 +53,22 @@ def passes(study: Study, cell: Cell) -> Work:
     match cell.stage:
         case "teacher":
             how, seen = study.recipe(cell.strategy, teacher), 3 if cell.strategy == "CAL" else 1
+            trained, held = _searched(how, train)
             if cell.strategy == "FZ":
                 work[teacher.model, "forward"] = train * min(how.views or how.epochs, how.epochs)
             else:
-                work[teacher.model, "train"] = train * how.epochs * seen
-            work[teacher.model, "forward"] += test * seen**2
+                work[teacher.model, "train"] = trained * how.epochs * seen
+            work[teacher.model, "forward"] += test * seen**2 + held * (8 if cell.strategy == "CAL" else 1)
         case "bank":
             work[teacher.model, "forward"] = train * study.bank_epochs * _answers(study, cell.strategy)
         case "distill":
             for key, student in study.students.items():
-                number, epochs = len(study.losses_of(key, cell.strategy)), study.recipe("student", student).epochs
-                work[student.model, "train"] += number * train * epochs * (3 if cell.strategy == "TGDA" else 1)
-                work[student.model, "forward"] += number * test
+                number, how = len(study.losses_of(key, cell.strategy)), study.recipe("student", student)
+                trained, held = _searched(how, train)
+                work[student.model, "train"] += number * trained * how.epochs * (3 if cell.strategy == "TGDA" else 1)
+                work[student.model, "forward"] += number * (test + held)
                 if study.online and teacher:
-                    work[teacher.model, "forward"] += number * train * epochs * _answers(study, RECIPES[cell.strategy])
+                    work[teacher.model, "forward"] += number * trained * how.epochs * _answers(study, RECIPES[cell.strategy])
     return work
 
 
@@ -115,6 +118,12 @@ def given_rates(text: str, study: Study) -> tuple[Rates, str]:
         return _from_file(Path(text))
     models = [m.model for m in (*study.teachers.values(), *study.students.values())]
     return {(model, kind): _rate(rate, "--images-per-second") for model in models for kind in KINDS}, f"a device of {text} images a second"
+
+
+def _searched(how: Recipe, train: int) -> tuple[int, int]:
+    """Images that all trainings of one model take an epoch, its search for a learning rate included, and that this search tests on."""
+    candidates, held = len(how.rates) if len(how.rates) > 1 else 0, round(train / 5)
+    return train + candidates * (train - held), candidates * held
 
 
 def _answers(study: Study, recipe: str) -> int:

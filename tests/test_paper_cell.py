@@ -13,7 +13,7 @@ from fgkd.study import Cell
 TEACHER = "vit_base_patch16_224"
 SHORT = {"epochs": 1, "batch_size": 4}
 CHANGES = {"base": "paper.yaml", "device": "cpu", "threads": 1, "datasets": {"birds": {"species": 2, "family_size": 1, "train": 2, "test": 1}},
-           "teachers": {TEACHER: {"weights": "none"}}, "recipes": {"CAL": SHORT, "student": SHORT}}
+           "teachers": {TEACHER: {"weights": "none"}}, "recipes": {"CAL": SHORT | {"lr": 0.01}, "student": SHORT}}
 
 
 def test_a_vit_with_attention_teaches_all_students_of_the_paper_by_all_losses(tmp_path, monkeypatch):
