@@ -1,5 +1,9 @@
-"""The report in a real browser, over the DevTools protocol: each check passes on every page and fails on a page with its fault."""
+"""The report in a real browser, over the DevTools protocol: each check passes on every page and fails on a page with its fault.
 
+Of Chromium's flags, only what keeps it from the display, the sandbox that containers lack, and the network.
+"""
+
+import base64
 import itertools
 import json
 import shutil
@@ -52,7 +56,8 @@ SCRIPTS = {
         const paper = e => { const c = e ? rgba(getComputedStyle(e).backgroundColor) : [255, 255, 255, 1]; return c[3] == 1 ? c : over(c, paper(e.parentElement)) };
         const lum = c => [.2126, .7152, .0722].reduce((s, w, i) => s + w * (c[i] <= 10.31 ? c[i] / 3294.6 : ((c[i] / 255 + .055) / 1.055) ** 2.4), 0);
         const dark = matchMedia('(prefers-color-scheme: dark)').matches, ground = lum(paper(document.body));
-        const pale = [...document.querySelectorAll('body, body *')].filter(e => e.checkVisibility() && [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim())).flatMap(e => {
+        const said = e => e.checkVisibility() && [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim());
+        const pale = [...document.querySelectorAll('body, body *')].filter(said).flatMap(e => {
             const under = paper(e), [a, b] = [lum(over(rgba(getComputedStyle(e).color), under)), lum(under)].sort((x, y) => y - x);
             return (a + .05) / (b + .05) < 4.5 ? [((a + .05) / (b + .05)).toFixed(2) + ': ' + e.outerHTML.slice(0, 120)] : [] });
         return (dark ? ground < .05 : ground > .8) ? pale : [...pale, 'the ground is ' + (dark ? 'not dark' : 'not light')];
@@ -98,7 +103,6 @@ class Tab:
         self("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width == PHONE)
         self("Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         if fresh or path != self.path:
-            self("Page.navigate", url="about:blank")
             self.events.clear()
             self.path = path
             self("Page.navigate", url=path.as_uri())
@@ -161,7 +165,7 @@ FAULTS = {
     "links": ["<a href='none.html'>x</a>", "<a href='#none'>x</a>"],
     "focus": ["<a href='#' style='outline: none'>x</a>", "<a href='#' style='position: absolute; left: -99px'>x</a>"],
     "formulas": ["<math></math>", "<math style='display: none'><mi>x</mi></math>", "<span class='formula'><code>\\frac</code></span>"],
-    "pictures": ["<img src='data:image/png;base64,AAAA' alt='x'>", "<img src='data:image/svg+xml,<svg xmlns=%22http://www.w3.org/2000/svg%22 width=%229%22 height=%229%22/>' alt='x'>"],
+    "pictures": ["<img src='data:image/png;base64,AAAA' alt='x'>", "<img src='data:image/svg+xml,<svg xmlns=%22http://www.w3.org/2000/svg%22/>' width='9' alt='x'>"],
     "structure": ["<img src='data:,' alt=''>", "<table><tr><td>1</td></tr></table>", "<h3>x</h3>", "<h1>x</h1>", "<a href='#'></a>", "<p id='main'>x</p>"],
     "phone": ["<div style='width: 400px'>x</div>", "<pre>" + "x" * 200 + "</pre>"],
     "print": ["<pre style='overflow: auto'>" + "x" * 200 + "</pre>", "<details><summary>x</summary><p>y</p></details>"],
@@ -207,7 +211,10 @@ def site(finished_folder, tmp_path_factory):
         for cell in shown:
             notebook = nbformat.read(studies.PROJECT / "notebooks" / f"{cell.notebook}.ipynb", 4)
             if cell.stage == "distill":
-                notebook.cells[-2].outputs = [new_output("error", ename="ValueError", evalue="x" * 200, traceback=["\x1b[31mValueError\x1b[0m: " + "x" * 200])]
+                picture = base64.b64encode((study.folder / "figures" / "heat.png").read_bytes()).decode()
+                data = {"image/png": picture}, {"text/html": found["headline"].round(3).to_html()}
+                notebook.cells[-2].outputs = [new_output("display_data", data=d) for d in data]
+                notebook.cells[-2].outputs += [new_output("error", ename="ValueError", evalue="x" * 200, traceback=["\x1b[31mValueError\x1b[0m: " + "x" * 200])]
             study.path(cell).mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook, study.path(cell) / f"{cell.notebook}.ipynb")
             states[cell] |= {"state": "failed" if cell.stage == "distill" else "done", "seconds": 1.0}
@@ -230,7 +237,7 @@ def test_nothing_is_wrong_with_a_page_without_a_fault(tab, tmp_path):
     assert found(tab, tmp_path / "page.html") == {}
 
 
-@pytest.mark.parametrize(("check", "fault"), [(check, fault) for check, faults in FAULTS.items() for fault in faults])
+@pytest.mark.parametrize(("check", "fault"), [pytest.param(check, fault, id=check) for check, faults in FAULTS.items() for fault in faults])
 def test_a_page_with_a_fault_fails(check, fault, tab, tmp_path):
     (tmp_path / "page.html").write_text(BLANK % fault)
     assert CHECKS[check](tab, tmp_path / "page.html")
