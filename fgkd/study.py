@@ -378,8 +378,9 @@ def _read(file: Path, *above: Path) -> dict:
 
 
 def _merged(base: dict, own: dict) -> dict:
-    """`own` over `base`, mappings key by key."""
-    return base | {k: _merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in own.items()}
+    """`own` over `base`, mappings key by key; an empty value takes a key of `base` away."""
+    both = base | {k: _merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in own.items()}
+    return {k: v for k, v in both.items() if k not in base or own.get(k, True) is not None}
 
 
 def _build(raw: dict, file: Path) -> Study:

@@ -151,10 +151,11 @@ def test_a_study_loads_without_a_weights_file_and_its_check_names_it(make_study,
 
 
 def test_a_study_has_what_its_base_says_where_it_says_nothing(write_study, make_study, tmp_path):
-    write_study({"name": "first", "students.other": {"model": "test_resnet"}}, "base")
-    (tmp_path / "mine.yaml").write_text("base: base.yaml\nstrategies: [FT]\npretext:\nteachers: {byobnet: {weights: none}}\nrecipes: {FT: {lr: 0.5}}\n")
+    write_study({"name": "first", "losses": {"dkd": None}, "students.other": {"model": "test_resnet"}}, "base")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\nstrategies: [FT]\npretext:\nteachers: {byobnet: {weights: none}, resnet: }\nlosses: {pkt: }\nrecipes: {FT: {lr: 0.5}}\n")
     found = studies.load(str(tmp_path / "mine.yaml"))
-    plain = make_study({"students.other": {"model": "test_resnet"}, "strategies": ["FT"], "pretext": ..., "teachers.byobnet.weights": "none", "recipes.FT.lr": 0.5}, "mine")
+    plain = make_study({"students.other": {"model": "test_resnet"}, "strategies": ["FT"], "pretext": ..., "losses": {"dkd": None, "pkt": None},
+                        "teachers.resnet": ..., "teachers.byobnet.weights": "none", "recipes.FT.lr": 0.5}, "mine")
     assert found == plain and found.name == "mine"
 
 
