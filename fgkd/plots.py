@@ -243,9 +243,9 @@ def _closed(figure: Figure) -> Figure:
 
 def _labels(axis, x, y, names) -> None:
     """Names beside points, moved apart vertically where they would overlap."""
-    low, high = axis.get_ylim()
-    gap = (high - low) * 0.07
     axis.margins(x=0.28, y=0.15)
+    low, high = axis.get_ylim()
+    gap = (high - low) * 0.085
     previous = -np.inf
     for px, at, name in sorted(zip(x, y, names), key=lambda p: p[1]):
         at = max(at, previous + gap)
