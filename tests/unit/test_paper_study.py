@@ -31,6 +31,10 @@ def test_it_is_the_paper_s_1216_runs_in_128_groups_of_8(name, capsys):
     expected = {"pretext_trainings": 0, "teacher_trainings": 192, "distillations": 1024, "runs": 1216, "groups": paper.GROUPS["all"], "ce_baselines": 24}
     assert {key: counts[key] for key in expected} == expected
     assert counts["not_counted"] == [] and len(counts["networks"]) == 11
+    if name == "paper":
+        text = (studies.PROJECT / "README.md").read_text()
+        rows = {f"| {row['train'] / 1e6:.1f} million | {row['forward'] / 1e6:.1f} million |" for row in counts["networks"]}
+        assert all(row in text for row in rows) and all(f"{counts[key] / 1e9:.{digits}f} GB" in text for key, digits in (("largest_bank_bytes", 1), ("bank_bytes", 0)))
 
 
 @pytest.mark.parametrize("name", FILES)
