@@ -1,4 +1,4 @@
-"""The smoke study through the real engine: Snakemake, papermill, kernels, report.  A minute."""
+"""The smoke study through the real engine: Snakemake, papermill, kernels, report.  Six minutes."""
 
 import itertools
 import json
