@@ -67,7 +67,7 @@ def write(folder: Path, teacher: Classifier, images: Images, *, epochs: int, vie
             draws = views.draw_attention(len(images), seed=views_seed, epoch=epoch)
             said = [answer(teacher, x, draws[index].to(x.device), augmented=augmented, features=features) for index, x in batches(images, images.epoch(views_seed, epoch))]
             whole = {name: torch.cat([s[name] for s in said]) for name in said[0]}
-            values.append(_samples(whole))
+            values.append(_samples(whole, images.labels))
             rows.append({"epoch": epoch} | _summary(values[-1:]))
             for name, value in whole.items():
                 _append(partial / f"{name}.npy", value, epochs, first=epoch == 0)
@@ -98,16 +98,16 @@ def names(*, augmented: bool, features: bool) -> tuple[str, ...]:
     return ("logits", *(("features",) if features else ()), *(("boxes", "maps", "crop", "drop") if augmented else ()))
 
 
-def _samples(said: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every metric of every sample: name -> (N,)."""
+def _samples(said: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], ...]:
+    """Every metric of every sample, name -> (N,): those of its logits, those that its label allows."""
     more = {f"ratio12_{view}": metrics.ratio12(said[view]) for view in ("crop", "drop") if view in said}
-    return metrics.samples(said["logits"]) | {"nonpositive": said["logits"].topk(2, dim=1).values[:, 1] <= 0} | more
+    nonpositive = said["logits"].topk(2, dim=1).values[:, 1] <= 0
+    return metrics.samples(said["logits"]) | {"nonpositive": nonpositive} | more, metrics.labelled_samples(said["logits"], labels)
 
 
-def _summary(values: list[dict[str, Tensor]]) -> dict[str, float]:
-    pooled = {name: torch.cat([v[name] for v in values]) for name in values[0]}
-    nonpositive = pooled.pop("nonpositive")
-    return metrics.summarize_samples(pooled, nonpositive)
+def _summary(values: list[tuple[dict[str, Tensor], ...]]) -> dict[str, float]:
+    plain, labelled = ({name: torch.cat([v[name] for v in part]) for name in part[0]} for part in zip(*values))
+    return metrics.summarize_samples(plain, plain.pop("nonpositive")) | metrics.summarize_labelled(labelled)
 
 
 def _append(file: Path, value: Tensor, epochs: int, *, first: bool) -> None:

@@ -2,8 +2,8 @@
 
 An image passes through a network forward and backward ('train') or forward alone ('forward').  Training images pass once an epoch, three times
 for CAL and TGDA (view, crop, drop); an FZ teacher's pass forward once for each view that it keeps; a bank takes one forward pass of each view, or
-three where TGDA reads it; a test one of each test image, nine of a CAL teacher (eight views, and the image alone).  A search for a learning
-rate trains on 80 % of the images and tests on the others, once a candidate.
+three where TGDA reads it; LogME one of each training image through a pretrained teacher; a test one of each test image, nine of a CAL
+teacher (eight views, and the image alone).  A search for a learning rate trains on 80 % of the images and tests on the others, once a candidate.
 
 Hours are passes over throughputs: decoding, the last layer's training of FZ, metrics, figures and the start of notebooks come on top.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from fgkd import tables
-from fgkd.study import OFFICIAL, RECIPES, Cell, Recipe, Study, StudyError
+from fgkd.study import OFFICIAL, PRETEXT, RECIPES, Cell, Recipe, Study, StudyError
 
 KINDS = ("train", "forward")
 Work = Counter[tuple[str, str]]             # (timm name, kind of pass) -> images
@@ -59,6 +59,8 @@ def passes(study: Study, cell: Cell) -> Work:
             else:
                 work[teacher.model, "train"] = trained * how.epochs * seen
             work[teacher.model, "forward"] += test * seen**2 + held * (8 if cell.strategy == "CAL" else 1)
+            if teacher.weights != "none" and cell.strategy != PRETEXT:
+                work[teacher.model, "forward"] += train
         case "bank":
             work[teacher.model, "forward"] = train * study.bank_epochs * _answers(study, cell.strategy)
         case "distill":

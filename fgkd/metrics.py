@@ -12,7 +12,7 @@ trained, not of its probabilities.  It is infinite at P_2 = 0 and negative below
 
 All functions take (N, C) tensors or arrays, compute in fp64 and return fp64 tensors (N,) on the same device.
 
-FURTHER lists rivals that need labels, features or the pretrained head; no bank writes them yet, so no correlation expects them.
+METRICS also lists rivals that need more than logits: labels (the bank has them), the pretrained network (see `transfer`) and the student.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Claim:
-    """Which way a metric is claimed to point: direction +1 larger is better, -1 smaller is better."""
+    """Which way a metric is claimed to point: direction +1 larger is better, -1 smaller is better; afterwards: it takes the trained student."""
 
     label: str
     direction: int
     source: str
+    afterwards: bool = False
 
 
 METRICS = {
@@ -43,8 +44,6 @@ METRICS = {
     "entropy": Claim("entropy", 1, "Shannon entropy of softmax, nats"),
     "ssp": Claim("SSP", 1, "arXiv 2605.15689: std of the probabilities of ranks 2 to 4"),
     "tac": Claim("TAC", 1, "the teacher's top-1 accuracy on the test split"),
-}
-FURTHER = {
     "ratio12_centred": Claim("R12, centred", -1, "as R12, after each sample's mean logit is subtracted"),
     "nll": Claim("NLL", -1, "Menon et al. 2021: teachers of better probabilities, not only of better labels, teach better"),
     "ece": Claim("ECE", -1, "Guo et al. 2017: expected calibration error; a direction as for NLL"),
@@ -53,6 +52,7 @@ FURTHER = {
     "logme": Claim("LogME", 1, "You et al. 2021: evidence of a linear model of the labels on the features"),
     "leep": Claim("LEEP", 1, "Nguyen et al. 2020: log-likelihood of the labels through the pretrained head's classes"),
     "nce": Claim("NCE", 1, "Tran et al. 2019: negative conditional entropy of the labels given the pretrained head's class"),
+    "agreement": Claim("agreement", 1, "Stanton et al. 2021: share of test images of which the student says what its teacher says", afterwards=True),
 }
 
 
@@ -170,14 +170,14 @@ def calibration_error(confidence, correct, *, bins: int = 15) -> float:
 
 
 def labelled_samples(logits, labels) -> dict[str, Tensor]:
-    """What FURTHER asks of each sample of logits (N, C) with labels (N,): name -> (N,)."""
+    """What `summarize_labelled` asks of each sample of logits (N, C) with labels (N,): name -> (N,)."""
     logits, labels = _labelled(logits, labels)
     confidence, named = logits.softmax(1).max(1)
     return {"ratio12_centred": ratio12_centred(logits), "nll": nll(logits, labels), "confidence": confidence, "correct": (named == labels).double()}
 
 
 def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
-    """The rivals of FURTHER from `labelled_samples`, of one batch or of all batches joined.
+    """The rivals that labels allow, from `labelled_samples`, of one batch or of all batches joined.
 
     >>> found = summarize_labelled(labelled_samples([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [0, 1]))
     >>> {name: round(value, 3) for name, value in found.items()}

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib.util
 import sys
+from collections import Counter
 from pathlib import Path
 
 import safetensors.torch
@@ -79,10 +80,10 @@ class Head(nn.Module):
         return self.layer(features).flatten(1)
 
 
-def build(spec: Model, classes: int, *, crop: int, seed: int) -> Classifier:
+def build(spec: Model, classes: int | None, *, crop: int, seed: int) -> Classifier:
     """The network of `spec` with a new head for `classes` classes, for views of `crop` pixels; in train mode, on the CPU.
 
-    seed: of the random initialisation.  A file's weights are loaded strictly, all but the head.
+    classes: None keeps the head of pretrained weights.  seed: of the random initialisation.  A file's weights are loaded strictly, all but the head.
     Raises StudyError for a name that timm does not know and for weights that are absent or do not fit.
     """
     check_name(spec.model)
@@ -90,7 +91,7 @@ def build(spec: Model, classes: int, *, crop: int, seed: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = _create(spec, classes, crop)
-        if spec.weights not in ("none", "pretext"):
+        if spec.weights not in ("none", "pretext") and classes is not None:
             net.reset_classifier(classes)
     return Classifier(net).to(memory_format=torch.channels_last)
 
@@ -151,6 +152,20 @@ def head_prefix(model: Classifier) -> str:
 
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def pretraining(spec: Model) -> str:
+    """What the network was trained on before: none, pretext, or the end of its timm tag, such as in1k; in21k for in22k too, which is the same set."""
+    if spec.weights in ("none", "pretext"):
+        return spec.weights
+    tag = timm.get_pretrained_cfg(spec.model).tag
+    return tag.rsplit("_")[-1].replace("22k", "21k") or "unknown"
+
+
+def norm(model: nn.Module) -> str:
+    """The kind of normalisation that most of the network's layers have: BatchNorm, GroupNorm, LayerNorm, RmsNorm, or none."""
+    kinds = Counter(kind for module in model.modules() for kind in ("BatchNorm", "GroupNorm", "LayerNorm", "RmsNorm") if kind in type(module).__name__)
+    return kinds.most_common(1)[0][0] if kinds else "none"
 
 
 def _create(spec: Model, classes: int, crop: int) -> nn.Module:

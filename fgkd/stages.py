@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 from fgkd import bank as banks
-from fgkd import cal, datasets, metrics, models, tables, training, views
+from fgkd import cal, datasets, metrics, models, tables, training, transfer, views
 from fgkd.study import PRETEXT, RECIPES, Cell, Loss, Recipe, Study
 
 
@@ -79,7 +79,8 @@ def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> Run:
         models.save(model, folder / "model.safetensors")
         tables.write_array(folder / "test.npy", logits.numpy())
         row = {"dataset": dataset, "teacher": teacher, "recipe": recipe, "model": spec.model, "tac": tac, "tac_single": single,
-               "train_accuracy": history[-1]["train_accuracy"], "parameters": models.parameters(model), "epochs": how.epochs, "lr": how.lr}
+               "train_accuracy": history[-1]["train_accuracy"], "parameters": models.parameters(model), "pretraining": models.pretraining(spec),
+               "norm": models.norm(model), "epochs": how.epochs, "lr": how.lr} | _transfer(study, cell, train)
         return {"rows": [row], "history": history} | ({"search": search} if search else {})
 
     return _once(study, cell, compute, files=("model.safetensors", "test.npy"))
@@ -202,6 +203,23 @@ def _said(study: Study, cell: Cell, train: training.Images):
     model, seed = load_teacher(study, *source), study.seed_for("student views", cell.dataset)
     draws = functools.lru_cache(1)(lambda epoch: views.draw_attention(len(train), seed=seed, epoch=epoch))
     return lambda x, epoch, index: banks.answer(model, x, draws(epoch)[index].to(x.device), **study.banked(source[2])), reference
+
+
+def _transfer(study: Study, cell: Cell, train: training.Images) -> dict[str, float | None]:
+    """LogME, LEEP and NCE of the teacher's pretrained network, on centre crops of the training images; None where there is none, or no head."""
+    found, spec = dict.fromkeys(tables.TRANSFER), study.teacher(cell.teacher)
+    if spec.weights == "none" or cell.dataset == PRETEXT:
+        return found
+    if spec.weights == "pretext":
+        model = load_teacher(study, PRETEXT, cell.teacher, PRETEXT)
+    else:
+        model = models.build(spec, None, crop=study.views.crop, seed=0).to(train.device).eval()
+    with torch.inference_mode():
+        features, logits = (torch.cat(parts) for parts in zip(*(model.parts(x) for _, x in training.batches(train, train.centre()))))
+    found["logme"] = transfer.logme(features, train.labels)
+    if model.net.num_classes:
+        found |= {"leep": transfer.leep(logits.double().softmax(1), train.labels), "nce": transfer.nce(logits.argmax(1), train.labels)}
+    return found
 
 
 def _trained_teacher(study: Study, cell: Cell, train: training.Images, classes: int, frozen: list[torch.Tensor] | None,

@@ -176,14 +176,15 @@ def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def joined(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """The points of all groups, one a teacher: the mean over `seeds` (a number) of its metrics and of its student's `accuracy`, and
-    accuracy_sd, the latter's standard deviation over seeds, NaN for a single one.
+    """The points of all groups, one a teacher: the mean over `seeds` (a number) of its metrics and of its student's `accuracy` and
+    `agreement`, and accuracy_sd, the standard deviation of `accuracy` over seeds, NaN for a single one.
 
     A student goes with the teacher of its own seed; ValueError where that one has no metrics.  A metric that is NaN for a seed is NaN.
     """
     students = students[students.strategy != "CE"]
     keys = ["dataset", "teacher", "strategy", "seed"]
-    rows = students[[*GROUP, "teacher", "seed", "accuracy"]].merge(metrics[[*keys, *METRICS]], on=keys, how="left", validate="many_to_one", indicator=True)
+    before = [name for name, claim in METRICS.items() if not claim.afterwards]
+    rows = students[[*GROUP, "teacher", "seed", "accuracy", "agreement"]].merge(metrics.reindex(columns=[*keys, *before]), on=keys, how="left", validate="many_to_one", indicator=True)
     if len(lost := rows[rows._merge == "left_only"]):
         raise ValueError(f"{len(lost)} students have no metrics of their teacher, the first: {lost.iloc[0][GROUP + ['teacher', 'seed']].to_dict()}")
     teachers, values = rows.groupby([*GROUP, "teacher"], sort=False), ["accuracy", *METRICS]
@@ -211,7 +212,7 @@ def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """One row a group and rule: the accuracy of its pick's student, its regret, and whether it is the best (hit) or among the best three.
 
-    A rule is a metric (its best teacher in the claimed direction; ties are shared), 'best', 'random' (all teachers share) and 'no
+    A rule is a metric that is known before any student (its best teacher in the claimed direction; ties are shared), 'best', 'random' (all teachers share) and 'no
     teacher' (the CE baseline, where there is one).  regret: points below the best teacher's student, as a share of 1.
     """
     rows = []
@@ -219,7 +220,7 @@ def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     for key, group in points.groupby(GROUP, sort=True):
         reached, baseline = group.accuracy.to_numpy(), alone.get(key[:2], math.nan)
         best, third = reached.max(), np.sort(reached)[-3:].min()
-        scores = {claim.label: group[name].to_numpy() * claim.direction for name, claim in METRICS.items()} | {"best": reached, "random": 0 * reached}
+        scores = {claim.label: group[name].to_numpy() * claim.direction for name, claim in METRICS.items() if not claim.afterwards} | {"best": reached, "random": 0 * reached}
         for rule, score in scores.items():
             picked = score == np.fmax.reduce(score)
             share = picked / picked.sum() if picked.any() else picked * math.nan

@@ -26,6 +26,8 @@ from fgkd.study import PROJECT, RECIPES, Cell, Study
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
 PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
+TRAITS = ["pretraining", "norm"]
+TRANSFER = ["logme", "leep", "nce"]
 STAGE_TABLES = {"teachers": "teacher", "metrics": "bank", "students": "distill"}
 
 
@@ -122,10 +124,10 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
-    """The banks' metrics with the test accuracy of the teacher that each strategy learns from beside them."""
+    """The banks' metrics and beside them those of the teacher that each strategy learns from, TAC first among them, and its traits."""
     keys = ["dataset", "teacher", "recipe", "seed"]
-    found = metrics.assign(recipe=metrics.strategy.map(RECIPES)).merge(teachers[[*keys, "tac", "parameters"]], on=keys, how="left", validate="many_to_one")
-    return found.drop(columns="recipe")
+    beside = teachers.reindex(columns=[*keys, "tac", "parameters", *TRAITS, *TRANSFER]).astype(dict.fromkeys(TRANSFER, float))
+    return metrics.assign(recipe=metrics.strategy.map(RECIPES)).merge(beside, on=keys, how="left", validate="many_to_one").drop(columns="recipe")
 
 
 def missing(study: Study) -> list[str]:

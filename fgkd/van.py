@@ -126,7 +126,7 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str
 # OpenMMLab's configurations of VAN have the same.
 default_cfgs = generate_default_cfgs({name: {
     "input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.9, "interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
-    "num_classes": 1000, "first_conv": "stages.0.downsample.proj", "classifier": "head", "license": "apache-2.0"} for name in ("van_b0", "van_b3")})
+    "num_classes": 1000, "first_conv": "stages.0.downsample.proj", "classifier": "head", "license": "apache-2.0"} for name in ("van_b0.in1k", "van_b3.in1k")})
 
 
 @register_model

@@ -1,6 +1,7 @@
 """Models: names, weights that fit or are refused, and a head that is the network's own last layer."""
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -235,3 +236,21 @@ def test_a_plugin_that_fails_is_named_with_its_error_each_time(tmp_path, source,
     for _ in range(2):
         with pytest.raises(StudyError, match=f"plugin '.*bad.py' failed to import: {message}"):
             models.load_plugins((str(file),))
+
+
+@pytest.mark.parametrize("name, kind", [("resnet10t", "BatchNorm"), ("test_efficientnet_gn", "GroupNorm"), ("test_vit3", "LayerNorm"), ("test_nfnet", "none")])
+def test_the_kind_of_normalisation_is_that_of_most_layers(name, kind):
+    assert models.norm(timm.create_model(name)) == kind
+
+
+@pytest.mark.parametrize("name, weights, found", [
+    ("convnext_base.fb_in22k", "timm", "in21k"), ("resnet101.a1h_in1k", "timm", "in1k"), ("resnetv2_101x3_bit.goog_in21k", "a.safetensors", "in21k"),
+    ("van_b3", "a.pth", "in1k"), ("test_vit3.r160_in1k", "pretext", "pretext"), ("test_vit3", "none", "none")])
+def test_pretraining_is_the_end_of_the_tag(name, weights, found):
+    assert models.pretraining(Model("teacher", name, weights)) == found
+
+
+def test_a_file_keeps_its_own_head_where_no_number_of_classes_is_given(trained):
+    model, file = trained
+    kept = build(classes=None, weights=str(file)).eval()
+    assert torch.equal(kept(photos()), model(photos()))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgkd import stages, tables, training
-from fgkd.study import Cell, StudyError
+from fgkd import stages, tables, training, transfer
+from fgkd.study import PRETEXT, Cell, StudyError
 
 TIMES = ["seconds", "peak_memory_mb", "commit"]
 PLUGIN = """
@@ -340,3 +340,18 @@ def test_a_teacher_that_is_not_in_the_study_is_refused_before_anything_is_writte
     with pytest.raises(StudyError, match="teacher 'resnt' is not in the study"):
         stages.teacher(tiny, "birds", "resnt", "FT")
     assert not tiny.folder.exists()
+
+
+def test_transfer_is_measured_on_the_pretrained_network_before_the_teachers_training(finished):
+    pretext = stages.load_teacher(finished, PRETEXT, "byobnet", PRETEXT)
+    train = stages.data(finished, "birds").train
+    pixels = torch.from_numpy(np.array(train.images)).permute(0, 3, 1, 2)[:, :, 2:34, 2:34]
+    with torch.no_grad():
+        features, logits = pretext.parts(pixels)
+    row = stages.teacher(finished, "birds", "byobnet", "FT").rows.iloc[0]
+    assert row.logme == pytest.approx(transfer.logme(features, train.labels), abs=1e-4)
+    assert row.leep == pytest.approx(transfer.leep(logits.softmax(1), train.labels), abs=1e-4)
+    assert row.nce == transfer.nce(logits.argmax(1), train.labels)
+    assert (row.pretraining, row.norm) == ("pretext", "BatchNorm")
+    bare = stages.teacher(finished, "birds", "resnet", "FT").rows.iloc[0]
+    assert bare[["logme", "leep", "nce"]].isna().all() and bare.pretraining == "none"

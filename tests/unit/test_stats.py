@@ -30,7 +30,7 @@ def student_rows(accuracies, *, dataset="birds", strategy="FT", student="small",
     rows = [{"dataset": dataset, "student": student, "strategy": strategy, "loss": "kd", "teacher": t, "accuracy": a} for t, a in accuracies.items()]
     if baseline is not None:
         rows.append({"dataset": dataset, "student": student, "strategy": "CE", "loss": "ce", "teacher": "none", "accuracy": baseline})
-    return pd.DataFrame(rows, columns=[*stats.GROUP, "teacher", "accuracy"]).assign(seed=seed)
+    return pd.DataFrame(rows, columns=[*stats.GROUP, "teacher", "accuracy"]).assign(seed=seed, agreement=0.5)
 
 
 def rhos(x, y):

@@ -115,7 +115,10 @@ def test_a_finished_study_fills_every_table(finished):
     assert tables.missing(finished) == []
     for name in ("teachers", "metrics", "students"):
         assert frames[name][tables.PROVENANCE].notna().all(axis=None)
-    assert frames["metrics"][[m for m in METRICS if m != "tac"]].notna().all(axis=None)
+    measured = stats.joined(frames["students"], tables.with_tac(frames["metrics"], frames["teachers"]))
+    pretrained = measured.teacher.map(lambda t: finished.teacher(t).weights != "none")
+    assert set(pretrained) == {True, False} and measured[[m for m in METRICS if m not in tables.TRANSFER]].notna().all(axis=None)
+    assert all((measured[name].notna() == pretrained).all() for name in tables.TRANSFER)
     assert set(frames["correlations"].n) == {3}
     assert frames["students"][frames["students"].strategy == "CE"].teacher.to_list() == ["none"]
 
