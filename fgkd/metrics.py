@@ -17,6 +17,7 @@ METRICS also lists rivals that need more than logits: labels (the bank has them)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ class Claim:
 METRICS = {
     "ratio12": Claim("R12", -1, "arXiv 2605.15689: ratio of the two largest raw logits"),
     "ratio12_median": Claim("R12, median", -1, "as R12, robust to samples whose second logit is near 0"),
+    "ratio12_centred": Claim("R12, centred", -1, "as R12, after each sample's mean logit is subtracted"),
     "ratio13": Claim("R13", -1, "ratio of the largest to the third raw logit"),
     "ratio23": Claim("R23", -1, "ratio of the second to the third raw logit"),
     "ratio12_softmax": Claim("R12 of softmax", -1, "ratio of the two largest probabilities"),
@@ -44,7 +46,6 @@ METRICS = {
     "entropy": Claim("entropy", 1, "Shannon entropy of softmax, nats"),
     "ssp": Claim("SSP", 1, "arXiv 2605.15689: std of the probabilities of ranks 2 to 4"),
     "tac": Claim("TAC", 1, "the teacher's top-1 accuracy on the test split"),
-    "ratio12_centred": Claim("R12, centred", -1, "as R12, after each sample's mean logit is subtracted"),
     "nll": Claim("NLL", -1, "Menon et al. 2021: teachers of better probabilities, not only of better labels, teach better"),
     "ece": Claim("ECE", -1, "Guo et al. 2017: expected calibration error; a direction as for NLL"),
     "train_accuracy": Claim("training accuracy", 1, "top-1 accuracy on the views that the students see"),
@@ -173,7 +174,7 @@ def labelled_samples(logits, labels) -> dict[str, Tensor]:
     """What `summarize_labelled` asks of each sample of logits (N, C) with labels (N,): name -> (N,)."""
     logits, labels = _labelled(logits, labels)
     confidence, named = logits.softmax(1).max(1)
-    return {"ratio12_centred": ratio12_centred(logits), "nll": nll(logits, labels), "confidence": confidence, "correct": (named == labels).double()}
+    return {"nll": nll(logits, labels), "confidence": confidence, "correct": (named == labels).double()}
 
 
 def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
@@ -181,16 +182,15 @@ def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
 
     >>> found = summarize_labelled(labelled_samples([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [0, 1]))
     >>> {name: round(value, 3) for name, value in found.items()}
-    {'ratio12_centred': -2.0, 'nll': 1.667, 'ece': 0.561, 'train_accuracy': 0.5}
+    {'nll': 1.667, 'ece': 0.561, 'train_accuracy': 0.5}
     """
-    return {"ratio12_centred": values["ratio12_centred"].mean().item(), "nll": values["nll"].mean().item(),
-            "ece": calibration_error(values["confidence"], values["correct"]), "train_accuracy": values["correct"].mean().item()}
+    return {"nll": values["nll"].mean().item(), "ece": calibration_error(values["confidence"], values["correct"]), "train_accuracy": values["correct"].mean().item()}
 
 
 def samples(logits) -> dict[str, Tensor]:
     """Every per-sample metric of logits (N, C): name -> (N,)."""
-    return {"ratio12": ratio12(logits), "ratio13": ratio13(logits), "ratio23": ratio23(logits), "ratio12_softmax": ratio12_softmax(logits),
-            "margin": margin(logits), "entropy": entropy(logits), "ssp": secondary_std(logits)}
+    return {"ratio12": ratio12(logits), "ratio12_centred": ratio12_centred(logits), "ratio13": ratio13(logits), "ratio23": ratio23(logits),
+            "ratio12_softmax": ratio12_softmax(logits), "margin": margin(logits), "entropy": entropy(logits), "ssp": secondary_std(logits)}
 
 
 def summarize(logits, labels=None) -> dict[str, float]:
@@ -207,9 +207,13 @@ def summarize(logits, labels=None) -> dict[str, float]:
 
 
 def summarize_samples(values: dict[str, Tensor], nonpositive: Tensor) -> dict[str, float]:
-    """The summary of per-sample values (N,) and of whether P_2 <= 0 (N,); what a bank accumulates over its epochs."""
-    means = {name: v.mean().item() for name, v in values.items()}
-    median = np.median(values["ratio12"].cpu().numpy()).item()
+    """The summary of per-sample values (N,) and of whether P_2 <= 0 (N,); what a bank accumulates over its epochs.
+
+    A ratio of 0 to 0, as of a network that says 0 to all classes, is left out: it is counted among P_2 <= 0.
+    """
+    means = {name: v.nanmean().item() for name, v in values.items()}
+    defined = values["ratio12"][~values["ratio12"].isnan()].cpu().numpy()
+    median = np.median(defined).item() if len(defined) else math.nan
     return {"ratio12": means.pop("ratio12"), "ratio12_median": median, "ratio12_nonpositive": nonpositive.double().mean().item(), **means}
 
 

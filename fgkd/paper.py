@@ -73,3 +73,37 @@ def cub_group() -> pd.DataFrame:
         low, high = stats.interval(rho, len(points))
         rows.append({"metric": name, "n": len(points), "rho": rho, "low": low, "high": high, "p": stats.exact_p(x, y), "tau": stats.kendall(x, y)})
     return pd.DataFrame(rows)
+
+
+def claims(correlations: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
+    """What the paper claims, and what a study says of it: a row a claim, a quantity that is above 0 where the claim holds.
+
+    correlations, choices: tables as of `stats.correlations` and `stats.choices`.  Columns: `claim`, `published` (NaN where the paper prints no
+    such number), `ours` with its 95 % interval over data sets (`low`, `high`), `groups`, `datasets`, and `verdict`: holds or fails where the
+    interval leaves 0 out, else cannot tell, as always below 6 data sets.
+    """
+    strong, rho = published("strength").query("strength == 'strong'").set_index("scope"), published("correlation_by_dataset").set_index("dataset").loc["average"]
+    picked, names = published("lcnet035_tgda_accuracy").set_index("dataset").loc["average"], {"ssp": "SSP", "tac": "TAC"}
+    measured = correlations.assign(strong=(correlations.strength == "strong").where(correlations.rho.notna()).astype(float))
+    agrees, size, is_strong = (measured.pivot(index=stats.GROUP, columns="metric", values=v) for v in ("agrees", "abs_rho", "strong"))
+    chance = measured.set_index([*stats.GROUP, "metric"]).n.xs("ratio12", level="metric").map(lambda n: stats.by_chance(n)["abs_rho"] if 3 <= n <= 9 else np.nan)
+    reached = choices[choices.strategy == "TGDA"].pivot(index=stats.GROUP, columns="rule", values="accuracy").reindex(columns=["R12", "SSP", "TAC", "no teacher"])
+    rows = [("R12: mean signed rho", np.nan, agrees.ratio12),
+            ("R12 - chance: mean |rho|", rho.ratio12 - stats.by_chance(8)["abs_rho"], size.ratio12 - chance)]
+    for rival, name in names.items():
+        rows += [(f"R12 - {name}: mean |rho|", rho.ratio12 - rho[rival], size.ratio12 - size[rival]),
+                 (f"R12 - {name}: mean signed rho", np.nan, agrees.ratio12 - agrees[rival]),
+                 (f"R12 - {name}: share of strong groups", (strong.ratio12 - strong[rival])["all"] / 100, is_strong.ratio12 - is_strong[rival])]
+        rows += [(f"R12 - {name}: share of strong groups, {scope}", (strong.ratio12 - strong[rival])[scope] / 100,
+                  (is_strong.ratio12 - is_strong[rival])[lambda s: s.index.get_level_values("strategy") == scope]) for scope in ("CAL", "TGDA")]
+    rows += [(f"R12 - {rule}: accuracy of the pick, TGDA", (picked.ratio12 - picked[column]) / 100,
+              reached["R12"] - reached[rule]) for rule, column in {"SSP": "ssp", "TAC": "tac", "no teacher": "ce"}.items()]
+    return pd.DataFrame([_claim(*row) for row in rows])
+
+
+def _claim(claim: str, printed: float, values: pd.Series) -> dict:
+    values = values.dropna()
+    sets = values.index.get_level_values("dataset")
+    low, high = stats.mean_interval(values, sets)
+    verdict = "holds" if low > 0 else "fails" if high < 0 else "cannot tell"
+    return {"claim": claim, "published": printed, "ours": values.mean(), "low": low, "high": high, "groups": len(values), "datasets": sets.nunique(), "verdict": verdict}

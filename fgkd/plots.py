@@ -161,14 +161,14 @@ def accuracies(students: pd.DataFrame, teachers) -> Figure:
 
 
 def stability(epochs: pd.DataFrame, metric: str, teachers) -> Figure:
-    """A metric's mean over the first v views of every image, v = 1, 2, ..., one line a teacher; one panel a strategy."""
-    look, strategies = styles(teachers), list(dict.fromkeys(epochs.strategy))
-    figure, axes = plt.subplots(1, len(strategies), figsize=(4.6 * len(strategies), 3.2), squeeze=False)
-    for axis, strategy in zip(axes[0], strategies):
-        for teacher, rows in epochs[epochs.strategy == strategy].groupby("teacher", sort=False):
+    """A metric's mean over the first v views of every image, v = 1, 2, ..., one line a teacher; one panel a recipe."""
+    look, recipes = styles(teachers), list(dict.fromkeys(epochs.recipe))
+    figure, axes = plt.subplots(1, len(recipes), figsize=(4.6 * len(recipes), 3.2), squeeze=False)
+    for axis, recipe in zip(axes[0], recipes):
+        for teacher, rows in epochs[epochs.recipe == recipe].groupby("teacher", sort=False):
             running = rows.sort_values("epoch")[metric].expanding().mean()
             axis.plot(np.arange(1, len(running) + 1), running, label=teacher, markersize=3, **look[teacher])
-        axis.set(xlabel="views of each image", ylabel=f"{METRICS[metric].label}, mean so far", title=strategy)
+        axis.set(xlabel="views of each image", ylabel=f"{METRICS[metric].label}, mean so far", title=recipe)
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _closed(figure)
 

@@ -182,6 +182,18 @@ def everything(study: Study) -> dict[str, pd.DataFrame]:
     return tables.collect(study)
 
 
+def on_test(study: Study) -> pd.DataFrame:
+    """The metrics of every trained teacher on the test images' centre crops, a row a dataset, teacher, recipe and seed; of a CAL teacher its mean over views."""
+    rows = []
+    for cell in study.cells():
+        if cell.stage == "teacher" and cell.dataset != PRETEXT:
+            run = teacher(study.at(study.seed_of(cell)), cell.dataset, cell.teacher, cell.strategy)
+            logits, labels = run.logits("test"), data(study, cell.dataset).test.labels
+            names = {"dataset": cell.dataset, "teacher": cell.teacher, "recipe": cell.strategy, "seed": study.seed_of(cell)}
+            rows.append(names | metrics.summarize(logits) | metrics.summarize_labelled(metrics.labelled_samples(logits, labels)))
+    return pd.DataFrame(rows)
+
+
 def conclude(study: Study, stage: str, frames: dict[str, pd.DataFrame]) -> Run:
     """Write the study's tables and the record of its 'correlation' or 'report' cell."""
     for name, frame in frames.items():

@@ -59,6 +59,24 @@ def exact_p(x, y, *, draws: int = 100_000, seed: int = 0) -> float:
     return float((np.abs(null) >= abs(rho) - 1e-9).mean())
 
 
+def spearman_within(x, y, families) -> float:
+    """Spearman's rho of x (n,) and y (n,) inside families (n,): Pearson's correlation of the ranks less the mean rank of each family.
+
+    It is the partial rank correlation given the family: what is left where two families differ in both x and y, as networks of two kinds
+    of normalisation may.  A family of one says nothing.  NaN where fewer than 3 teachers have company or nothing differs inside families.
+
+    >>> spearman_within([1, 2, 3, 7, 8, 9], [3, 2, 1, 9, 8, 7], list("aaabbb"))
+    -1.0
+    """
+    x, y = _pair(x, y)
+    _, family, size = np.unique(np.asarray(families), return_inverse=True, return_counts=True)
+    if not len(x) or (size[family] > 1).sum() < 3:
+        return math.nan
+    rx, ry = (r - (np.bincount(family, r) / size)[family] for r in (_ranks(x), _ranks(y)))
+    scale = math.sqrt((rx @ rx) * (ry @ ry))
+    return float(np.clip(rx @ ry / scale, -1, 1).round(12)) if scale > 1e-9 else math.nan
+
+
 def kendall(x, y) -> float:
     """Kendall's tau-b of x (n,) and y (n,): pairs in the same order less pairs in the opposite one, as a share; NaN where rho is.
 
@@ -203,10 +221,32 @@ def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """
     taught = students[students.strategy != "CE"]
     reached = taught.pivot(index=[*GROUP, "teacher"], columns="seed", values="accuracy")
-    table = pd.DataFrame({f"seed {seed}": _agreement(joined(rows, metrics)) for seed, rows in taught.groupby("seed")} | {"all": _agreement(joined(taught, metrics))})
+    table = pd.DataFrame({f"seed {seed}": agreement(joined(rows, metrics)) for seed, rows in taught.groupby("seed")} | {"all": agreement(joined(taught, metrics))})
     other = pd.concat([group.corr(spearman).where(~np.eye(len(reached.columns), dtype=bool)) for _, group in reached.groupby(GROUP)]).mean()
     table.loc["other seed"] = [*other, other.mean()]
     return table.rename_axis("metric").reset_index()
+
+
+def agreement(points: pd.DataFrame, within: str | None = None) -> pd.Series:
+    """Each metric's rho in the claimed direction, the mean over groups that have one; within: a column of `points` such as the teachers' norm,
+    inside whose families alone the order then counts (`spearman_within`)."""
+    def rho(group, name):
+        return spearman(group[name], group.accuracy) if within is None else spearman_within(group[name], group.accuracy, group[within])
+
+    groups = [group for _, group in points.groupby(GROUP)]
+    return pd.Series({name: pd.Series([claim.direction * rho(g, name) for g in groups]).mean() for name, claim in METRICS.items()})
+
+
+def settling(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataFrame:
+    """How many views of each image a metric's order of teachers takes: a row a number of `views`, with the rho between the order by the mean
+    over so many and that over all, its mean and its lowest over data sets, recipes and seeds.
+
+    epochs: a row a bank and view, as of `tables.collect`.
+    """
+    wide = epochs.pivot(index=["dataset", "recipe", "seed", "teacher"], columns="epoch", values=metric)
+    running = wide.T.expanding().mean().T
+    rhos = pd.DataFrame([{v + 1: spearman(group[v], group.iloc[:, -1]) for v in group} for _, group in running.groupby(["dataset", "recipe", "seed"])])
+    return pd.DataFrame({"views": rhos.columns, "rho": rhos.mean().to_numpy(), "lowest": rhos.min().to_numpy()})
 
 
 def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
@@ -295,12 +335,6 @@ def compare(correlations: pd.DataFrame, first: str = "ratio12", others=("ssp", "
         rows.append({"metric": first, "rival": rival, "groups": len(differences), "datasets": sets.nunique(), "difference": differences.mean(),
                      "low": low, "high": high, "p": math.nan if sets.nunique() < 6 else swap_p(differences, sets)})
     return pd.DataFrame(rows).assign(p_holm=lambda table: holm(table.p))
-
-
-def _agreement(points: pd.DataFrame) -> pd.Series:
-    """Each metric's rho in the claimed direction, the mean over groups that have one."""
-    groups = [group for _, group in points.groupby(GROUP)]
-    return pd.Series({name: pd.Series([claim.direction * spearman(g[name], g.accuracy) for g in groups]).mean() for name, claim in METRICS.items()})
 
 
 def _pair(x, y) -> tuple[np.ndarray, np.ndarray]:

@@ -206,6 +206,11 @@ class Study:
         """A teacher, bank or distill cell of the seed in force."""
         return Cell(stage, dataset, teacher, strategy, None if self.seed == self.seeds[0] else self.seed)
 
+    @property
+    def first(self) -> Cell:
+        """The first teacher of the first data set and strategy, whose logits the introduction looks at."""
+        return Cell("teacher", next(iter(self.datasets)), next(iter(self.teachers)), RECIPES[self.strategies[0]])
+
     def seed_of(self, cell: Cell) -> int:
         return self.seeds[0] if cell.seed is None else cell.seed
 
@@ -255,7 +260,9 @@ class Study:
         """The cells whose results this one reads."""
         d, t, s, seed = cell.dataset, cell.teacher, cell.strategy, cell.seed
         match cell.stage:
-            case "intro" | "data":
+            case "intro":
+                return (self.first,)
+            case "data":
                 return ()
             case "teacher":
                 pretext = s != PRETEXT and self.teacher(t).weights == "pretext"

@@ -111,7 +111,7 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
             name = next(n for n, stage in STAGE_TABLES.items() if stage == cell.stage)
             extra = {k: found["provenance"][k] for k in PROVENANCE}
             rows[name] += [row | extra for row in found["rows"]]
-            names = {"dataset": cell.dataset, "strategy": cell.strategy, "teacher": cell.teacher, "seed": study.seed_of(cell)}
+            names = {"dataset": cell.dataset, "recipe": cell.strategy, "teacher": cell.teacher, "seed": study.seed_of(cell)}
             epochs += [names | e for e in found.get("epochs", [])]
     frames = {name: pd.DataFrame(r) for name, r in rows.items()}
     if not any(frame.empty for frame in frames.values()):
@@ -128,6 +128,11 @@ def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "teacher", "recipe", "seed"]
     beside = teachers.reindex(columns=[*keys, "tac", "parameters", *TRAITS, *TRANSFER]).astype(dict.fromkeys(TRANSFER, float))
     return metrics.assign(recipe=metrics.strategy.map(RECIPES)).merge(beside, on=keys, how="left", validate="many_to_one").drop(columns="recipe")
+
+
+def per_strategy(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a teacher of a `recipe` -> a row for each `strategy` whose students learn from it."""
+    return frame.merge(pd.DataFrame(RECIPES.items(), columns=["strategy", "recipe"]), on="recipe").drop(columns="recipe")
 
 
 def missing(study: Study) -> list[str]:

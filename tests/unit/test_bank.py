@@ -52,14 +52,21 @@ def online(teacher, images):
 
 
 def by_hand(logits):
-    """The metrics of logits (S, C) in numpy, fp64."""
+    """The metrics of logits (S, C) in numpy, fp64: views of the images, whose labels come again in each."""
+    labels = np.tile(np.arange(N) % CLASSES, len(logits) // N)
+    each = np.exp(logits - logits.max(1, keepdims=True).astype(np.float64))
+    each /= each.sum(1, keepdims=True)
+    confidence, correct, place = each.max(1), each.argmax(1) == labels, np.ceil(each.max(1) * 15)
+    ece = sum(abs((correct[place == b] * 1.0 - confidence[place == b]).sum()) for b in set(place)) / len(logits)
+    centred = np.sort(logits - logits.astype(np.float64).mean(1, keepdims=True), axis=1)[:, ::-1]
     p = np.sort(logits.astype(np.float64), axis=1)[:, ::-1]
     q = np.exp(p - p[:, :1])
     q /= q.sum(1, keepdims=True)
     ratio = p[:, 0] / p[:, 1]
     return {"ratio12": ratio.mean(), "ratio12_median": np.median(ratio), "ratio12_nonpositive": (p[:, 1] <= 0).mean(), "ratio13": (p[:, 0] / p[:, 2]).mean(),
             "ratio23": (p[:, 1] / p[:, 2]).mean(), "ratio12_softmax": (q[:, 0] / q[:, 1]).mean(), "margin": (p[:, 0] - p[:, 1]).mean(),
-            "entropy": -(q * np.log(q)).sum(1).mean(), "ssp": q[:, 1:4].std(1, ddof=1).mean()}
+            "entropy": -(q * np.log(q)).sum(1).mean(), "ssp": q[:, 1:4].std(1, ddof=1).mean(), "ratio12_centred": (centred[:, 0] / centred[:, 1]).mean(),
+            "nll": -np.log(each[np.arange(len(logits)), labels]).mean(), "ece": ece, "train_accuracy": correct.mean()}
 
 
 def test_a_banks_metrics_and_logits_equal_an_online_pass_over_the_same_views(tmp_path, teacher, images):

@@ -32,7 +32,7 @@ def test_metrics_by_hand():
     q = np.exp([6.0, 4.0, 1.0, 0.0]) / np.exp([6.0, 4.0, 1.0, 0.0]).sum()
     found = {name: value.item() for name, value in metrics.samples(logits).items()}
     assert found == pytest.approx({
-        "ratio12": 1.5, "ratio13": 6, "ratio23": 4, "ratio12_softmax": math.exp(2), "margin": 2,
+        "ratio12": 1.5, "ratio12_centred": 2.6, "ratio13": 6, "ratio23": 4, "ratio12_softmax": math.exp(2), "margin": 2,
         "entropy": -(q * np.log(q)).sum(), "ssp": q[1:].std(ddof=1)}, rel=1e-12)
 
 
@@ -216,3 +216,9 @@ def test_rivals_of_joined_batches_are_those_of_the_whole():
 def test_labels_of_no_class_are_refused(function, labels):
     with pytest.raises(ValueError, match="labels run from .*expected 0 to 1"):
         function([[2.0, 1.0], [0.0, 1.0]], labels)
+
+
+def test_a_ratio_of_zero_to_zero_is_left_out_of_the_summary_and_counted():
+    found = metrics.summarize([[6.0, 3.0, 0.0], [0.0, 0.0, 0.0], [4.0, 1.0, 0.0]])
+    assert (found["ratio12"], found["ratio12_median"]) == (3, 3) and found["ratio12_nonpositive"] == pytest.approx(1 / 3)
+    assert math.isnan(metrics.summarize([[0.0, 0.0, 0.0]])["ratio12"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgkd import stages, tables, training, transfer
+from fgkd import metrics, stages, tables, training, transfer
 from fgkd.study import PRETEXT, Cell, StudyError
 
 TIMES = ["seconds", "peak_memory_mb", "commit"]
@@ -355,3 +355,12 @@ def test_transfer_is_measured_on_the_pretrained_network_before_the_teachers_trai
     assert (row.pretraining, row.norm) == ("pretext", "BatchNorm")
     bare = stages.teacher(finished, "birds", "resnet", "FT").rows.iloc[0]
     assert bare[["logme", "leep", "nce"]].isna().all() and bare.pretraining == "none"
+
+
+def test_metrics_on_test_images_are_those_of_the_stored_logits(finished):
+    table = stages.on_test(finished)
+    assert len(table) == 6 and set(table.recipe) == {"FZ", "FT"}
+    row = table[(table.teacher == "resnet") & (table.recipe == "FT")].iloc[0]
+    run = stages.teacher(finished, "birds", "resnet", "FT")
+    assert row.ratio12_median == metrics.summarize(run.logits("test"))["ratio12_median"] and row.train_accuracy == run.rows.tac[0]
+    assert set(tables.per_strategy(table.assign(recipe="CAL")).strategy) == {"CAL", "TGDA"}

@@ -517,3 +517,44 @@ def test_a_group_without_one_of_two_rhos_is_not_compared():
     table.loc[(table.student == "b") & (table.metric == "tac"), "agrees"] = math.nan
     found = stats.compare(table, others=["tac"]).iloc[0]
     assert (found.groups, found.difference) == (1, -1)
+
+
+def test_rho_inside_families_is_the_partial_rank_correlation_given_the_family():
+    rng = np.random.default_rng(0)
+    for family in (list("aabbccdd"), list("aaaabbbc"), list("abcdeeee")):
+        x, y = rng.normal(size=(2, 8))
+        kinds = pd.get_dummies(pd.Series(family)).to_numpy(float)
+        left = [r - kinds @ np.linalg.lstsq(kinds, r, rcond=None)[0] for r in (scipy.stats.rankdata(x), scipy.stats.rankdata(y))]
+        assert stats.spearman_within(x, y, family) == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert stats.spearman_within(x, y, ["one"] * 8) == pytest.approx(stats.spearman(x, y))
+
+
+@pytest.mark.parametrize("family", ["abcd", "aabc"])
+def test_families_of_one_say_nothing(family):
+    assert math.isnan(stats.spearman_within([1, 2, 3, 4], [1, 3, 2, 4], list(family)))
+
+
+def test_a_confound_that_makes_a_metric_look_good_is_gone_inside_families():
+    names, accuracies = "abcdef", [0.1, 0.2, 0.3, 0.6, 0.7, 0.8]
+    metrics = metric_rows(teachers=names, ratio12=[7, 8, 9, 1, 2, 3])
+    points = stats.joined(student_rows(dict(zip(names, accuracies))), metrics).assign(norm=list("bbblll"))
+    assert stats.agreement(points).ratio12 > 0.5
+    assert stats.agreement(points, within="norm").ratio12 == -1
+
+
+def test_settling_by_hand():
+    values = {"a": [1.0, 3.0, 1.0], "b": [2.0, 4.0, 4.0], "c": [3.0, 1.0, 1.0]}  # means: a 1, 2, 5/3; b 2, 3, 10/3; c 3, 2, 5/3
+    rows = [{"dataset": "birds", "recipe": "FT", "seed": 0, "teacher": t, "epoch": e, "ratio12": v} for t, column in values.items() for e, v in enumerate(column)]
+    found = stats.settling(pd.DataFrame(rows))
+    assert found.views.to_list() == [1, 2, 3] and found.rho.to_list() == pytest.approx([0, 1, 1]) and found.lowest.to_list() == found.rho.to_list()
+    other = pd.DataFrame(rows).assign(seed=1, ratio12=lambda r: r.teacher.map({"a": 1.0, "b": 2.0, "c": 3.0}))
+    both = stats.settling(pd.concat([pd.DataFrame(rows), other]))
+    assert both.rho.to_list() == pytest.approx([0.5, 1, 1]) and both.lowest.to_list() == pytest.approx([0, 1, 1])
+
+
+def test_agreement_is_a_metric_but_no_rule_since_it_needs_the_student():
+    metrics = metric_rows(ratio12=[1, 2, 3])
+    students = student_rows({"a": 0.3, "b": 0.2, "c": 0.1}).assign(agreement=[0.9, 0.8, 0.7])
+    points = stats.joined(students, metrics)
+    assert stats.correlations(students, metrics).set_index("metric").rho["agreement"] == 1
+    assert "agreement" not in set(stats.choices(points, students).rule)

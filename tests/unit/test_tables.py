@@ -126,7 +126,7 @@ def test_a_finished_study_fills_every_table(finished):
 def test_a_banks_row_is_the_mean_of_its_epochs(finished):
     frames = tables.collect(finished)
     keys = ["dataset", "strategy", "teacher"]
-    means = frames["epochs"].groupby(keys).ratio13.mean()
+    means = tables.per_strategy(frames["epochs"]).query("strategy in ['FZ', 'FT']").groupby(keys).ratio13.mean()
     pd.testing.assert_series_equal(frames["metrics"].set_index(keys).ratio13.sort_index(), means.sort_index(), rtol=1e-9)
 
 
