@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 from IPython import get_ipython
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from matplotlib.transforms import Bbox
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from fgkd.metrics import METRICS
+from fgkd.metrics import METRICS, labelled_samples, summarize_labelled
 from fgkd.stats import STRENGTHS, spearman, strength
 
 # Okabe and Ito's palette, told apart by colour-blind readers; the shapes tell apart what print in grey does not.
@@ -28,7 +30,7 @@ def set_style() -> None:
     if get_ipython() is not None:
         set_matplotlib_formats("png")
     plt.rcParams.update({
-        "figure.dpi": 96, "savefig.dpi": 150, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
+        "figure.dpi": 96, "savefig.dpi": 150, "figure.constrained_layout.use": True, "figure.constrained_layout.h_pad": 0.07, "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "axes.axisbelow": True,
         "legend.frameon": False, "image.interpolation": "nearest", "svg.hashsalt": "fgkd"})
 
@@ -85,8 +87,9 @@ def top_two(logits, *, title: str) -> Figure:
         left.annotate(f"R12 = {ratio:g}", (reach[1], reach[1] / ratio), fontsize=8, color="#5A5A5A")
     left.axhline(0, color="black", linewidth=0.8)
     left.set(xlabel="largest logit $P_1$", ylabel="second largest logit $P_2$", title=title)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         ratio = top[:, 0] / top[:, 1]
+    ratio = ratio[~np.isnan(ratio)]
     shown = ratio[(ratio > 0) & (ratio < 6)]
     right.hist(shown, bins=40, color=PALETTE[0])
     right.axvline(np.median(ratio), color=PALETTE[1], label=f"median {np.median(ratio):.2f}")
@@ -174,7 +177,7 @@ def stability(epochs: pd.DataFrame, metric: str, teachers) -> Figure:
 
 
 def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
-    """Student accuracy against each metric, a panel a strategy and metric, teachers by name, Spearman's rho in the title."""
+    """Student accuracy against each metric, a panel a strategy and metric, teachers by name, their line of least squares, Spearman's rho in the title."""
     look, strategies = styles(teachers), list(dict.fromkeys(table.strategy))
     figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), 2.9 * len(strategies)), squeeze=False)
     for line, strategy in zip(axes, strategies):
@@ -182,25 +185,104 @@ def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
         for axis, name in zip(line, names):
             for row in rows.itertuples():
                 axis.scatter(getattr(row, name), 100 * row.accuracy, s=45, zorder=3, **look[row.teacher])
-            _labels(axis, rows[name], 100 * rows.accuracy, rows.teacher)
+            _fit(axis, rows[name].to_numpy(), 100 * rows.accuracy.to_numpy())
             rho = spearman(rows[name], rows.accuracy)
             found = f"{rho:+.2f}, {strength(rho)}" if strength(rho) else "undefined"
             axis.set(title=f"{strategy}: rho {found} (n = {len(rows)})",
                      xlabel=f"{METRICS[name].label}  ({'smaller' if METRICS[name].direction < 0 else 'larger'} is claimed better)")
+            axis.margins(0.2)
         line[0].set_ylabel("student accuracy, %")
+    return _closed(_named(figure, {axis: table[table.strategy == s].teacher for line, s in zip(axes, strategies) for axis in line}))
+
+
+def ranks(table: pd.DataFrame, names: list[str], teachers) -> Figure:
+    """Each metric's order of the teachers (left, the best in the claimed direction on top) and that of their students (right), a panel a strategy and metric."""
+    look, strategies = styles(teachers), list(dict.fromkeys(table.strategy))
+    figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), (0.7 + 0.27 * len(look)) * len(strategies) + 0.4), squeeze=False)
+    for line, strategy in zip(axes, strategies):
+        rows = table[table.strategy == strategy]
+        reached = rows.accuracy.rank(ascending=False, method="first")
+        for axis, name in zip(line, names):
+            order = (METRICS[name].direction * rows[name]).rank(ascending=False, method="first", na_option="bottom")
+            for teacher, left, right in zip(rows.teacher, order, reached):
+                axis.plot((0, 1), (left, right), **look[teacher])
+                axis.text(1.08, right, teacher, fontsize=9, va="center")
+            axis.set(title=f"{strategy}: {METRICS[name].label}", xlim=(-0.15, 2.1), ylim=(len(rows) + 0.5, 0.5), yticks=range(1, len(rows) + 1),
+                     xticks=(0, 1), xticklabels=("metric", "students"))
+        line[0].set_ylabel("rank")
     return _closed(figure)
 
 
-def heat(correlations: pd.DataFrame) -> Figure:
-    """Spearman's rho times the claimed direction: a row a metric, a column a group; blue agrees with the claim."""
+def capacity(points: pd.DataFrame, metric: str, teachers) -> Figure:
+    """A metric and student accuracy against the teacher's size, means over groups; points: columns teacher, parameters, accuracy and the metric."""
+    means = points.groupby("teacher", sort=False)[[metric, "parameters", "accuracy"]].mean()
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    for axis, values, text in zip(axes, (means[metric], 100 * means.accuracy), (METRICS[metric].label, "student accuracy, %")):
+        for teacher, value in values.items():
+            axis.scatter(means.parameters[teacher] / 1e6, value, s=45, zorder=3, **styles(teachers)[teacher])
+        rho = spearman(means.parameters, values)
+        axis.set_xscale("log", subs=())
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if np.ptp(np.log10(means.parameters)) > 0.5 else range(1, 10)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set(xlabel="million weights of the teacher", ylabel=text, title=f"rho {rho:+.2f} (n = {len(means)})" if strength(rho) else "rho undefined")
+        axis.margins(0.2)
+    return _closed(_named(figure, {axis: means.index for axis in axes}))
+
+
+def reliability(logits: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
+    """Accuracy against confidence in 15 bins of equal width, a line a name: logits (N, C) of each, labels (N,); the expected calibration error in the legend."""
+    figure, axis = plt.subplots(figsize=(5.6, 4))
+    axis.plot((0, 1), (0, 1), color="#8A8A8A", linestyle="--", label="calibrated")
+    for (name, values), style in zip(logits.items(), styles(logits).values()):
+        found = {k: v.numpy() for k, v in labelled_samples(values, labels).items()}
+        bins = pd.DataFrame(found).groupby(np.ceil(15 * found["confidence"]).astype(int))[["confidence", "correct"]].mean()
+        axis.plot(bins.confidence, bins.correct, label=f"{name}, ECE {summarize_labelled(labelled_samples(values, labels))['ece']:.3f}", **style)
+    axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence: the largest probability", ylabel="accuracy")
+    axis.legend()
+    return _closed(figure)
+
+
+def confused(logits: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[str, ...], *, pairs: int = 8) -> Figure:
+    """The pairs of classes that are taken for each other most often, a mark a name: share of the pair's images, of logits (N, C) each, labels (N,)."""
+    counts = np.bincount(labels, minlength=len(classes))
+    shares = {}
+    for name, values in logits.items():
+        taken = np.zeros((len(classes), len(classes)))
+        np.add.at(taken, (labels, values.argmax(1)), 1)
+        shares[name] = np.triu(taken + taken.T, 1) / np.maximum(counts[:, None] + counts, 1)
+    worst = np.argsort(-sum(shares.values()), axis=None)[:pairs]
+    figure, axis = plt.subplots(figsize=(8, 0.55 * len(worst) + 0.9))
+    places = [divmod(int(place), len(classes)) for place in worst]
+    for y, (a, b) in enumerate(places):
+        axis.plot([100 * s[a, b] for s in shares.values()], [y] * len(shares), color="#B0B0B0", zorder=1)
+    for (name, share), style in zip(shares.items(), styles(shares).values()):
+        axis.scatter([100 * share[place] for place in places], range(len(places)), label=name, zorder=2, **style)
+    axis.set(yticks=range(len(places)), yticklabels=[f"{classes[a]}\n{classes[b]}" for a, b in places], xlabel="images of the pair that are taken for the other, %")
+    axis.invert_yaxis()
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return _closed(figure)
+
+
+def heat(correlations: pd.DataFrame, names: tuple[str, ...] = ("ratio12", "ssp", "tac")) -> Figure:
+    """Spearman's rho times the claimed direction, blue where it agrees with the claim: a row a metric, a column a group; of more than 16 groups a panel each
+    of `names`, a row a data set, a column a strategy, means over students and further losses."""
     import seaborn
 
     columns = ["dataset", "student", "strategy", "loss"]
+    look = {"annot": True, "fmt": "+.2f", "vmin": -1, "vmax": 1, "cmap": "RdBu", "linewidths": 0.5}
+    if correlations.groupby(columns).ngroups > 16:
+        figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 1.2 + 0.34 * correlations.dataset.nunique()), sharey=True)
+        for axis, name in zip(axes, names):
+            table = correlations[correlations.metric == name].pivot_table(index="dataset", columns="strategy", values="agrees", sort=False, dropna=False)
+            seaborn.heatmap(table, ax=axis, cbar=name == names[-1], **look)
+            axis.set(xlabel="", ylabel="", title=METRICS[name].label)
+        axes[0].tick_params(axis="y", rotation=0)
+        return _closed(figure)
     varying = [c for c in columns if correlations[c].nunique() > 1] or ["strategy"]
     table = correlations.assign(group=correlations[varying].agg(", ".join, axis=1)).pivot_table(index="metric", columns="group", values="agrees", sort=False, dropna=False)
     table.index = [METRICS[m].label for m in table.index]
     figure, axis = plt.subplots(figsize=(3.2 + 0.9 * table.shape[1], 0.9 + 0.36 * len(table)))
-    seaborn.heatmap(table, ax=axis, annot=True, fmt="+.2f", vmin=-1, vmax=1, cmap="RdBu", cbar_kws={"label": "rho in the claimed direction"}, linewidths=0.5)
+    seaborn.heatmap(table, ax=axis, cbar_kws={"label": "rho in the claimed direction"}, **look)
     axis.set(xlabel="", ylabel="", title="Does the metric point where it is claimed to?")
     axis.tick_params(axis="x", rotation=30)
     return _closed(figure)
@@ -230,8 +312,21 @@ def picks(table: pd.DataFrame) -> Figure:
     axis.barh(table.rule, 100 * table.accuracy, color=colours)
     for i, value in enumerate(table.accuracy):
         axis.text(100 * value, i, f" {100 * value:.1f}", va="center", fontsize=9)
+    axis.margins(y=0.01)
     axis.invert_yaxis()
     axis.set(xlabel="student accuracy, %, mean over groups", xlim=(0, 110 * table.accuracy.max()))
+    return _closed(figure)
+
+
+def regret(choices: pd.DataFrame, rules: list[str]) -> Figure:
+    """What each rule's pick loses against the group's best teacher, a dot a group, the line their mean; choices: as of `stats.choices`."""
+    figure, axis = plt.subplots(figsize=(7, 0.42 * len(rules) + 0.9))
+    for y, rule in enumerate(rules):
+        lost = 100 * choices[choices.rule == rule].regret.sort_values().to_numpy()
+        axis.scatter(lost, y + 0.3 * (np.arange(len(lost)) % 5 / 4 - 0.5), s=18, alpha=0.6, linewidths=0, color="#8A8A8A" if rule in ("random", "no teacher") else PALETTE[0])
+        axis.plot([lost.mean()] * 2, (y - 0.35, y + 0.35), color="black", linewidth=2)
+    axis.set(yticks=range(len(rules)), yticklabels=rules, xlabel="points of student accuracy below the best teacher of the group")
+    axis.invert_yaxis()
     return _closed(figure)
 
 
@@ -241,13 +336,30 @@ def _closed(figure: Figure) -> Figure:
     return figure
 
 
-def _labels(axis, x, y, names) -> None:
-    """Names beside points, moved apart vertically where they would overlap."""
-    axis.margins(x=0.28, y=0.15)
-    low, high = axis.get_ylim()
-    gap = (high - low) * 0.085
-    previous = -np.inf
-    for px, at, name in sorted(zip(x, y, names), key=lambda p: p[1]):
-        at = max(at, previous + gap)
-        axis.text(px, at, f"   {name}", fontsize=8, va="center")
-        previous = at
+def _fit(axis, x, y) -> None:
+    """The line of least squares through at least 3 finite points."""
+    there = np.isfinite(x) & np.isfinite(y)
+    if there.sum() > 2 and np.ptp(x[there]) > 0:
+        reach = np.array([x[there].min(), x[there].max()])
+        axis.plot(reach, np.polyval(np.polyfit(x[there], y[there], 1), reach), color="#B0B0B0", linewidth=1, zorder=1)
+
+
+def _named(figure: Figure, names: dict) -> Figure:
+    """A name beside each point of every axis of `names`, at the nearest place where it covers neither a point nor another name."""
+    figure.draw_without_rendering()
+    scale = figure.dpi / 72
+    for axis, texts in names.items():
+        spots = [np.ma.filled(c.get_offsets(), np.nan)[0] for c in axis.collections]
+        found = [(text, spot, axis.transData.transform(spot)) for text, spot in zip(texts, spots) if np.isfinite(spot).all()]
+        taken = [Bbox.from_extents(*(at - 4 * scale), *(at + 4 * scale)) for _, _, at in found]
+        for text, spot, at in found:
+            label = axis.annotate(text, spot, (0, 0), textcoords="offset points", fontsize=8, va="center", ha="center", in_layout=False)
+            size = np.array(label.get_window_extent().size)
+            offsets = [np.array(side) * (size / 2 + (4 + reach) * scale) for reach in (0, 7, 14, 24)
+                       for side in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))]
+            boxes = [Bbox.from_bounds(*(at + offset - size / 2), *size) for offset in offsets]
+            costs = [sum(box.overlaps(other) for other in taken) + 9 * (not all(axis.bbox.contains(*corner) for corner in (box.min, box.max))) for box in boxes]
+            best = int(np.argmin(costs))
+            label.xyann = offsets[best] / scale
+            taken.append(boxes[best])
+    return figure

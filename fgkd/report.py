@@ -42,10 +42,13 @@ SECTIONS = {
     "correlation": "Analysis", "report": "Analysis",
 }
 FIGURES = {
+    "ranks": "The order of teachers by each metric, and by their students: level lines are a metric that ranks them right.",
     "accuracies": "Accuracy of every student, a column a strategy and further loss, a mark a teacher; dashed: the student without a teacher.",
     "picks": "What choosing by each metric gains: mean accuracy of the student whose teacher it picks.",
-    "heat": "Spearman's rho in the claimed direction, for every metric and group: blue agrees with the claim, red contradicts it.",
+    "regret": "What each rule's pick loses against the best teacher of a group: a dot a group, the line their mean.",
+    "heat": "Spearman's rho in the claimed direction: blue agrees with the claim, red contradicts it.",
     "strengths": "Share of groups by strength of |rho|, which forgives a wrong sign; dashed: the share that would be strong by chance.",
+    "capacity": "The teacher's size against its R12 and against its students' accuracy.",
 }
 
 
