@@ -30,10 +30,10 @@ from nbconvert.filters.ansi import ansi2html, strip_ansi
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 
-from fgkd import stats
+from fgkd import paper, stats
 from fgkd import tables as records
 from fgkd.metrics import METRICS
-from fgkd.study import Cell, Study
+from fgkd.study import PROJECT, Cell, Study
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATES = ("done", "failed", "waiting", "running")
@@ -85,13 +85,12 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
     if "headline" in found:
         points = stats.joined(found["students"], records.with_tac(found["metrics"], found["teachers"]))
         found["picks"] = stats.picks(points, found["students"])
+        found["claims"] = paper.claims(found["correlations"], stats.choices(points, found["students"]))
         answer = stats.answer(found["picks"])
-        table = found.pop("headline").round(3)
-        table["metric"] = [METRICS[m].label for m in table["metric"]]
-        table = table.dropna(axis=1, how="all")
+        table = found.pop("headline")
         if (folder / "against.svg").exists():
             caption = "Student accuracy against each metric, a point a teacher. The claim: falling for R12, rising for SSP and TAC."
-            headline = (folder / "against.svg", caption, table, "Every metric over all groups, best first; agrees is rho times the claimed direction.")
+            headline = (folder / "against.svg", caption, *_headline(table))
     entries = [_entry(study, cell, state) for cell, state in states.items()]
     missing = [f"{cell.id} ({state['state']}{': ' + state['error'] if state['error'] else ''})" for cell, state in states.items() if state["state"] != "done"]
     return site(
@@ -188,6 +187,17 @@ def _entry(study: Study, cell: Cell, state: Mapping) -> Entry:
     name = " · ".join(part for part in (cell.teacher or cell.dataset, seed) if part) or cell.notebook
     shown = state["state"] if state["state"] in STATES else "waiting"
     return Entry(SECTIONS[cell.stage], name, study.path(cell) / f"{cell.notebook}.ipynb", f"{cell.id}.html", shown, ", ".join(detail), row)
+
+
+def _headline(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The headline table in a reader's words, and a caption that says once what is the same in all its rows."""
+    same = {c: table[c].iloc[0] for c in ("groups", "datasets", "teachers", "chance_abs_rho", "chance_strong") if table[c].nunique() == 1}
+    words = {"metric": "metric", "agrees": "rho in the claimed direction", "low": "from", "high": "to (95 %)", "mean_abs_rho": "|rho|", "chance_abs_rho": "|rho| by chance",
+             "strong": "strong groups", "chance_strong": "strong by chance", "groups": "groups", "datasets": "data sets", "teachers": "teachers"}
+    shown = table[[c for c in words if c not in same]].dropna(axis=1, how="all").round(3).rename(columns=words)
+    shown["metric"] = [METRICS[m].label for m in table["metric"]]
+    facts = [f"{words[c]} {value:.3g}" for c, value in same.items()]
+    return shown, f"Every metric, means over groups, best first. The same for all: {', '.join(facts)}." if facts else "Every metric, means over groups, best first."
 
 
 def _facts(study: Study, found: Mapping[str, pd.DataFrame]) -> dict[str, str]:
@@ -289,7 +299,7 @@ def _cells(nb: nbformat.NotebookNode, *, folder: Path) -> list[dict]:
             cells.append({
                 "kind": "code",
                 "count": cell.get("execution_count"),
-                "source": Markup(highlight(cell.source).replace("<pre>", '<pre tabindex="0">')),
+                "source": Markup(highlight(cell.source.replace(f"{PROJECT}/", "")).replace("<pre>", '<pre tabindex="0">')),
                 "label": _label(tags),
                 "outputs": _outputs(outputs, alt=alt, folder=folder),
                 "failed": "raises-exception" not in tags and any(o.output_type == "error" for o in outputs),
