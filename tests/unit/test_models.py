@@ -245,7 +245,8 @@ def test_the_kind_of_normalisation_is_that_of_most_layers(name, kind):
 
 @pytest.mark.parametrize("name, weights, found", [
     ("convnext_base.fb_in22k", "timm", "in21k"), ("resnet101.a1h_in1k", "timm", "in1k"), ("resnetv2_101x3_bit.goog_in21k", "a.safetensors", "in21k"),
-    ("van_b3", "a.pth", "in1k"), ("test_vit3.r160_in1k", "pretext", "pretext"), ("test_vit3", "none", "none")])
+    ("van_b3", "a.pth", "in1k"), ("test_vit3.r160_in1k", "pretext", "pretext"), ("test_vit3", "none", "none"), ("mobilenetv1_050", "a.pth", "unknown"),
+    ("lcnet_035", "a.pth", "unknown")])
 def test_pretraining_is_the_end_of_the_tag(name, weights, found):
     assert models.pretraining(Model("teacher", name, weights)) == found
 
