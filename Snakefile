@@ -46,5 +46,5 @@ for stage, notebook in studies.STAGES.items():
             python=sys.executable,
             notebook=str(studies.PROJECT / "notebooks" / f"{notebook}.ipynb"),
         shell:
-            "{params.python:q} -m papermill -k python3 --no-progress-bar --log-level WARNING"
+            "FGKD_EXIT=$(dirname {log.notebook:q})/exit.json {params.python:q} -m papermill -k python3 --no-progress-bar --log-level WARNING"
             " {params.notebook:q} {log.notebook:q} {params.arguments:q}"

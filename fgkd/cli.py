@@ -17,7 +17,10 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -42,11 +45,13 @@ def main(words: list[str] | None = None) -> int:
 
 
 def plan(study: Study, options) -> int:
-    """Print what the study consists of, what it takes, and what is left to run."""
+    """Print what the study consists of, what it takes, and what is left to run and why."""
     waiting = [c for c in study.cells() if state(study, c)["state"] != "done"]
     counts, takes = counted(study), cost.estimate(study, waiting, options.images_per_second)
+    reasons = collections.Counter((c.notebook, why(study, c)) for c in waiting)
     if options.json:
-        print(json.dumps(counts | {"notebooks_left": len(waiting)} | takes, indent=1))
+        left = [{"notebook": notebook, "reason": reason, "number": number} for (notebook, reason), number in reasons.items()]
+        print(json.dumps(counts | {"notebooks_left": len(waiting), "left": left} | takes, indent=1))
         return 0
     _check_models(study)
     for name, value in counts.items():
@@ -54,8 +59,8 @@ def plan(study: Study, options) -> int:
     print("no more banks lie on disk at once than runs go on at once")
     _print_estimate(**takes)
     print(f"\n{counts['notebooks'] - len(waiting)} of {counts['notebooks']} notebooks are done" + ("; left to run:" if waiting else ""))
-    for stage, number in collections.Counter(c.stage for c in waiting).items():
-        print(f"  {number:4} x {studies.STAGES[stage]}")
+    for (notebook, reason), number in reasons.items():
+        print(f"  {number:4} x {notebook:22} {reason}")
     _say_what_lacks(study)
     return 0
 
@@ -67,9 +72,10 @@ def run(study: Study, options) -> int:
         _check_models(study)
         _check_weights(study)
         with _only_driver(study) as lock:
-            status = _engine(study, options.cores, lock)
-    failed = [(c, s) for c in study.cells() if (s := state(study, c))["state"] == "failed"]
-    for cell, found in failed:
+            status = _engine(study, options.cores, lock, _failed(study) if options.retry_failed else ())
+    failed = _failed(study)
+    for cell in failed:
+        found = state(study, cell)
         print(f"\nfailed: {cell.id}\n  {found['error']}\n  {found['log']}", file=sys.stderr)
     if status and not failed:
         print(f"the engine ended with exit status {status}; its log is {study.folder / 'engine.log'}", file=sys.stderr)
@@ -84,7 +90,7 @@ def status(study: Study, options) -> int:
         seconds = f"{row['seconds']:8.1f} s" if row["seconds"] is not None else " " * 10
         print(f"{row['state']:12}{seconds}  {row['cell']:44}{row['log'] or ''}")
         if row["error"]:
-            print(f"{'':24}{row['error']}")
+            print(textwrap.indent("\n".join([row["error"], *_last_lines(row["log"])]), " " * 24))
     _say_what_lacks(study)
     print(", ".join(f"{n} {name}" for name, n in counts.items()))
     return int(counts["failed"] > 0)
@@ -151,13 +157,40 @@ def state(study: Study, cell: Cell) -> dict:
         return found
     if not ended:
         return found | {"state": "running" if _driven(study) else "interrupted"}
-    return found | {"state": "failed", "seconds": meta.get("duration"), "error": _error(notebook)}
+    return found | {"state": "failed", "seconds": meta.get("duration"), "error": _error(notebook) + _ending(folder)}
 
 
-def _engine(study: Study, cores: int, lock: int) -> int:
-    """Snakemake in the process group that ends with this process, a progress bar over its finished cells; its exit status."""
+def why(study: Study, cell: Cell) -> str:
+    """Why a cell that is not done is to run: its state, what changed in its own settings, or that something which it reads is made anew."""
+    found = state(study, cell)
+    if found["state"] != "stale":
+        return {"waiting": "never ran", "failed": f"failed: {found['error']}", "interrupted": "was interrupted"}.get(found["state"], found["state"])
+    now = json.loads(json.dumps(study.values(cell), default=str))
+    record = tables.read_json(study.path(cell) / "record.json")
+    before, now = _flat(record["provenance"]["parameters"] if record else now), _flat(now)
+    changed = [f"{key} {before.get(key)} -> {now.get(key)}" for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if changed[3:] else "") or "what it reads is made anew"
+
+
+def _flat(value, name: str = "") -> dict:
+    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: leaf for k, v in value.items() for key, leaf in _flat(v, f"{name}.{k}" if name else str(k)).items()}
+
+
+def _failed(study: Study) -> list[Cell]:
+    return [c for c in study.cells() if state(study, c)["state"] == "failed"]
+
+
+def _engine(study: Study, cores: int, lock: int, only: Sequence[Cell] = ()) -> int:
+    """Snakemake in the process group that ends with this process, a progress bar over its finished cells; its exit status.
+
+    only: the cells to run, with what they need; all unless given.
+    """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(study.folder), "--cores", str(cores),
-               "--config", f"study={study.file}", "--keep-going", "--nolock", "--rerun-incomplete", "--rerun-triggers", "params", "--quiet", "progress"]
+               "--config", f"study={study.file}", "--keep-going", "--nolock", "--rerun-incomplete", "--rerun-triggers", "params", "--quiet", "progress",
+               *(f"{study.path(c)}/result.json" for c in only)]
     threads = str(study.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "FGKD_RUNS": str(study.folder.parent.resolve()),
                                 "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
@@ -200,6 +233,21 @@ def _error(notebook: dict) -> str:
             if output.get("output_type") == "error":
                 return f"{output['ename']}: {output['evalue']}"
     return "its kernel ended without an error message: it was killed, or ran out of memory"
+
+
+def _ending(folder) -> str:
+    """How the cell's kernel ended and its peak memory, where they are known."""
+    found = tables.read_json(folder / "exit.json")
+    if found is None:
+        return ""
+    ended = f"signal {-found['exit_status']}" if found["exit_status"] < 0 else f"exit status {found['exit_status']}"
+    return f" ({ended}, peak memory {found['peak_memory_mb']:,} MB)"
+
+
+def _last_lines(log: str, number: int = 3) -> list[str]:
+    """The last lines that a notebook printed."""
+    outputs = [o for cell in tables.read_json(Path(log))["cells"] for o in cell.get("outputs", []) if o["output_type"] == "stream"]
+    return [line.rpartition("\r")[2] for line in "".join("".join(o["text"]) for o in outputs).split("\n") if line.strip()][-number:]
 
 
 @contextlib.contextmanager
@@ -289,6 +337,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--images-per-second", metavar="NUMBER_OR_FILE", help="throughput of all networks on one device, or a YAML or JSON file by "
                              "timm name: 'model: 700' or 'model: {train: 700, forward: 2000}', and 'device: name' (default: as this study measured)")
         if command is run:
+            sub.add_argument("--retry-failed", action="store_true", help="run again what failed, with what it needs, and nothing else (default: all that is left)")
             sub.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
     sub = commands.add_parser("data", help=data.__doc__, description=data.__doc__)
     sub.add_argument("key", nargs="?", choices=studies.OFFICIAL, metavar="KEY", help=f"one of {', '.join(studies.OFFICIAL)}")

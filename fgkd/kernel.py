@@ -5,7 +5,7 @@ A batch of small runs would spend most of its time on imports (about 5 CPU secon
 JUPYTER_PATH alone: papermill's command line, the notebooks and their results are the same with and without it.
 
 The kernelspec runs this file as a light process that passes its arguments to the warm one, forwards signals, and ends with
-the kernel's exit status; when it is killed, so is its kernel.  The socket is a file that only its owner can open.
+the kernel's exit status; when it is killed, so is its kernel.  How a kernel ended and its peak memory go to the file FGKD_EXIT names.  The socket is a file that only its owner can open.
 
 Nothing outlives `fgkd run`, even when that is killed.  The warm process watches a pipe whose other end `fgkd run` alone holds, a
 kernel one that its parent alone holds, and the system closes a pipe with its holder.  The warm process then kills its process
@@ -95,7 +95,11 @@ def _handle(connection: socket.socket) -> None:
             os.kill(kernel, signal.SIGKILL)
 
     threading.Thread(target=forward, daemon=True).start()
-    status = os.waitstatus_to_exitcode(os.waitpid(kernel, 0)[1])
+    _, ended, used = os.wait4(kernel, 0)
+    status = os.waitstatus_to_exitcode(ended)
+    if file := request["environment"].get("FGKD_EXIT"):
+        peak = used.ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
+        Path(file).write_text(json.dumps({"exit_status": status, "peak_memory_mb": peak}))
     with contextlib.suppress(OSError):
         connection.sendall(bytes([status if status >= 0 else 128 - status]))
     os._exit(0)

@@ -30,7 +30,7 @@ from nbconvert.filters.ansi import ansi2html, strip_ansi
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 
-from fgkd import paper, stats
+from fgkd import paper, plots, stats
 from fgkd import tables as records
 from fgkd.metrics import METRICS
 from fgkd.study import PROJECT, Cell, Study
@@ -88,7 +88,10 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
         found["claims"] = paper.claims(found["correlations"], stats.choices(points, found["students"]))
         answer = stats.answer(found["picks"])
         table = found.pop("headline")
-        if (folder / "against.svg").exists():
+        if len(points):
+            plots.set_style()
+            plots.save(plots.against(stats.example(points), ["ratio12", "ssp", "tac"], study.teachers), folder, "against")
+            plots.save(plots.heat(found["correlations"]), folder, "heat")
             caption = "Student accuracy against each metric, a point a teacher. The claim: falling for R12, rising for SSP and TAC."
             headline = (folder / "against.svg", caption, *_headline(table))
     entries = [_entry(study, cell, state) for cell, state in states.items()]

@@ -210,6 +210,11 @@ def joined(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     return points.assign(seeds=teachers.size(), accuracy_sd=teachers.accuracy.std()).reset_index()
 
 
+def example(points: pd.DataFrame) -> pd.DataFrame:
+    """The points of one data set, student and loss, the first there are: a group a strategy."""
+    return points[(points[["dataset", "student", "loss"]] == points[["dataset", "student", "loss"]].iloc[0]).all(axis=1)]
+
+
 def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """How much of the ranking is the seed's: a row a metric, the mean of its `agrees` over groups with each seed alone ('seed 0', ...) and
     with the mean over them ('all').

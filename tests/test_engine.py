@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -152,3 +153,12 @@ def test_one_failing_teacher_is_named_and_the_others_go_on(tmp_path):
     assert {c.teacher for c in states if c.stage == "distill"} == {"byobnet", "efficientnet", "none"}
     index = (tmp_path / "broken" / "report" / "index.html").read_text()
     assert "runs are missing" in index and "diverged in epoch" in index
+    assert 'src="figures/against.svg"' in index and "teachers 2" in index  # what there is is shown, with its n
+    said = fgkd("status", str(tmp_path / "broken.yaml"), runs=tmp_path).stdout
+    assert re.search(r"failed .* teacher/pretext/pretext/vit .*\n +FloatingPointError: .*\(exit status 0, peak memory [\d,]+ MB\)\n", said)
+    shown = fgkd("plan", str(tmp_path / "broken.yaml"), runs=tmp_path).stdout
+    assert re.search(r"1 x 03_teacher +failed: FloatingPointError: .*diverged", shown) and re.search(r"1 x 03_teacher +never ran", shown)
+    (tmp_path / "broken" / "data" / "birds" / "result.json").unlink()
+    done = fgkd("run", str(tmp_path / "broken.yaml"), "--retry-failed", runs=tmp_path)
+    assert done.returncode == 1 and "failed: teacher/pretext/pretext/vit" in done.stderr
+    assert not (tmp_path / "broken" / "data" / "birds" / "result.json").exists()  # nothing else was run

@@ -190,3 +190,45 @@ def test_asking_for_the_state_does_not_keep_a_driver_out(tiny):
         cli.state(tiny, CELL)
         with cli._only_driver(tiny):
             pass
+
+
+def reasons(study, after):
+    """Why each cell that is not done in `after` is to run, where all cells of `study` are done: id -> reason."""
+    for cell in study.cells():
+        result(study, cell)
+    return {c.id: cli.why(after, c) for c in after.cells() if cli.state(after, c)["state"] != "done"}
+
+
+def test_a_plan_says_which_setting_changed_and_what_follows_from_it(finished, make_study):
+    found = reasons(finished, make_study({"teachers.resnet.recipe": {"lr": 0.5}}))
+    assert found.pop("teacher/birds/FT/resnet") == "model.recipe.lr None -> 0.5, recipe.lr 0.01 -> 0.5"
+    assert found.pop("teacher/birds/FZ/resnet") == "model.recipe.lr None -> 0.5, recipe.lr 0.1 -> 0.5"
+    assert set(found) == {f"{stage}/birds/{r}/resnet" for stage in ("bank", "distill") for r in ("FZ", "FT")} | {"study/correlation", "study/report"}
+    assert set(found.values()) == {"what it reads is made anew"}
+
+
+def test_a_comment_in_the_study_file_runs_nothing(finished, make_study):
+    Path(finished.file).write_text("# a comment\n" + Path(finished.file).read_text())
+    assert reasons(finished, studies.load(finished.file)) == {}
+
+
+def test_a_plan_groups_what_is_left_by_reason(finished, capsys):
+    for cell in finished.cells():
+        result(finished, cell)
+    study = finished
+    (study.path(CELL) / "result.json").unlink()
+    notebook(study, CELL, ERROR, end_time="now")
+    (study.path(Cell("intro")) / "result.json").unlink()
+    assert cli.main(["plan", study.file]) == 0
+    shown = capsys.readouterr().out
+    assert "23 of 25 notebooks are done; left to run:" in shown
+    assert "   1 x 03_teacher             failed: ValueError: no bank\n" in shown and "   1 x 01_what_is_ratio12     never ran\n" in shown
+
+
+def test_how_a_kernel_ended_stands_beside_the_error_and_what_it_printed(tiny, capsys):
+    notebook(tiny, CELL, {"cell_type": "code", "outputs": [{"output_type": "stream", "text": ["one\ntwo\n", "10%\r50%\n", "three\n"]}]}, end_time="now")
+    tables.write_json(tiny.path(CELL) / "exit.json", {"exit_status": -9, "peak_memory_mb": 2048})
+    found = cli.state(tiny, CELL)
+    assert found["error"] == "its kernel ended without an error message: it was killed, or ran out of memory (signal 9, peak memory 2,048 MB)"
+    assert cli.main(["status", tiny.file]) == 1
+    assert "peak memory 2,048 MB)\n" + "".join(" " * 24 + f"{line}\n" for line in ("two", "50%", "three")) in capsys.readouterr().out
