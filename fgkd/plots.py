@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from fgkd.metrics import METRICS, labelled_samples, summarize_labelled
+from fgkd.metrics import METRICS, calibration_error, labelled_samples
 from fgkd.stats import STRENGTHS, spearman, strength
 
 # Okabe and Ito's palette, told apart by colour-blind readers; the shapes tell apart what print in grey does not.
@@ -235,8 +235,9 @@ def reliability(logits: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
     axis.plot((0, 1), (0, 1), color="#8A8A8A", linestyle="--", label="calibrated")
     for (name, values), style in zip(logits.items(), styles(logits).values()):
         found = {k: v.numpy() for k, v in labelled_samples(values, labels).items()}
+        ece = calibration_error(found["confidence"], found["correct"])
         bins = pd.DataFrame(found).groupby(np.ceil(15 * found["confidence"]).astype(int))[["confidence", "correct"]].mean()
-        axis.plot(bins.confidence, bins.correct, label=f"{name}, ECE {summarize_labelled(labelled_samples(values, labels))['ece']:.3f}", **style)
+        axis.plot(bins.confidence, bins.correct, label=f"{name}, ECE {ece:.3f}", **style)
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence: the largest probability", ylabel="accuracy")
     axis.legend()
     return _closed(figure)

@@ -85,10 +85,9 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
     if "headline" in found:
         points = stats.joined(found["students"], records.with_tac(found["metrics"], found["teachers"]))
         found["picks"] = stats.picks(points, found["students"])
-        found["claims"] = paper.claims(found["correlations"], stats.choices(points, found["students"]))
-        answer = stats.answer(found["picks"])
-        table = found.pop("headline")
+        answer, table = stats.answer(found["picks"]), found.pop("headline")
         if len(points):
+            found["claims"] = paper.claims(found["correlations"], stats.choices(points, found["students"]))
             plots.set_style()
             plots.save(plots.against(stats.example(points), ["ratio12", "ssp", "tac"], study.teachers), folder, "against")
             plots.save(plots.heat(found["correlations"]), folder, "heat")

@@ -232,3 +232,8 @@ def test_how_a_kernel_ended_stands_beside_the_error_and_what_it_printed(tiny, ca
     assert found["error"] == "its kernel ended without an error message: it was killed, or ran out of memory (signal 9, peak memory 2,048 MB)"
     assert cli.main(["status", tiny.file]) == 1
     assert "peak memory 2,048 MB)\n" + "".join(" " * 24 + f"{line}\n" for line in ("two", "50%", "three")) in capsys.readouterr().out
+
+
+def test_where_nothing_has_failed_there_is_nothing_to_retry(tiny, capsys):
+    assert cli.main(["run", tiny.file, "--retry-failed"]) == 0
+    assert "nothing has failed" in capsys.readouterr().out and not list(tiny.folder.rglob("result.json"))

@@ -259,3 +259,18 @@ def test_what_would_overwrite_is_refused(build, tmp_path):
         build(entries=twice)
     with pytest.raises(ValueError, match="no file name"):
         build(tables={"../runs": pd.DataFrame()})
+
+
+def test_a_study_in_which_only_the_baseline_was_trained_has_a_report(finished):
+    for cell in finished.cells():
+        if cell.stage == "distill" and cell.strategy != "CE":
+            (finished.path(cell) / "record.json").unlink()
+    index = report.build(finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.cells()})
+    assert "<h2" in index.read_text() and not (finished.folder / "report" / "tables" / "claims.csv").exists()
+
+
+def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alone(finished):
+    index = report.build(finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.cells()}).read_text()
+    assert 'src="figures/against.svg"' in index and "rho in the claimed direction" in index
+    assert "The same for all: teachers 3" in index, re.findall("Every metric[^<]*", index)
+    assert len(pd.read_csv(finished.folder / "report" / "tables" / "claims.csv")) == 15
