@@ -87,6 +87,7 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
         found["picks"] = stats.picks(points, found["students"])
         answer, table = stats.answer(found["picks"]), found.pop("headline")
         if len(points):
+            found["breakdown"] = stats.breakdown(found["correlations"])
             found["claims"] = paper.claims(found["correlations"], stats.choices(points, found["students"]))
             plots.set_style()
             plots.save(plots.against(stats.example(points), ["ratio12", "ssp", "tac"], study.teachers), folder, "against")

@@ -319,6 +319,12 @@ def summary(correlations: pd.DataFrame, by=()) -> pd.DataFrame:
         "chance_abs_rho", "chance_strong", "weak", "modest", "chance_weak", "chance_modest"])
 
 
+def breakdown(correlations: pd.DataFrame) -> pd.DataFrame:
+    """The `summary` for each data set, student, strategy and loss in turn: columns `by`, `value`, then its own."""
+    parts = [summary(correlations, by).rename(columns={by: "value"}) for by in GROUP]
+    return pd.concat([part.assign(by=by) for by, part in zip(GROUP, parts)], ignore_index=True).set_index(["by", "value"]).reset_index()
+
+
 def headline(correlations: pd.DataFrame) -> pd.DataFrame:
     """The `summary` over all groups without its shares of weak and modest ones: a row a metric, best signed first."""
     table = summary(correlations).loc[:, :"chance_strong"]

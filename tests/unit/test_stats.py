@@ -558,3 +558,12 @@ def test_agreement_is_a_metric_but_no_rule_since_it_needs_the_student():
     points = stats.joined(students, metrics)
     assert stats.correlations(students, metrics).set_index("metric").rho["agreement"] == 1
     assert "agreement" not in set(stats.choices(points, students).rule)
+
+
+def test_the_breakdown_is_the_summary_of_the_groups_with_that_value():
+    keys = [(d, "small", s, "kd", m) for d in ("birds", "cars") for s in ("FT", "TGDA") for m in ("ratio12", "tac")]
+    table = correlation_rows({key: i / 10 for i, key in enumerate(keys)})
+    found = stats.breakdown(table)
+    assert found.groupby("by").value.unique().map(list).to_dict() == {"dataset": ["birds", "cars"], "loss": ["kd"], "strategy": ["FT", "TGDA"], "student": ["small"]}
+    tgda = found[(found.by == "strategy") & (found.value == "TGDA")].drop(columns=["by", "value"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(tgda, stats.summary(table[table.strategy == "TGDA"]))
