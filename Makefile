@@ -6,7 +6,7 @@ VENV   ?= .venv
 STUDY  ?= demo
 BIN    := $(VENV)/bin
 
-.PHONY: env study test unit notebooks stored lab lock clean
+.PHONY: env study test test-slurm unit notebooks stored lab lock clean
 env: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -35,6 +35,11 @@ stored: env
 	$(BIN)/nbstripout --keep-output --keep-count --keep-id \
 	  --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version" notebooks/*.ipynb
 
+# The smoke study through a Slurm of one node that is installed (as root, from Debian's packages) and started for it.
+test-slurm: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock "$$(sed -n 's/^slurm = \["\(.*\)"\]/\1/p' pyproject.toml)"
+	FGKD_TEST_SLURM=1 $(BIN)/python -m pytest -s tests/test_slurm.py
+
 lab: env
 	$(BIN)/jupyter lab notebooks
 
@@ -42,7 +47,7 @@ lab: env
 lock: env
 	mkdir -p build && $(BIN)/python -m pip install --quiet uv
 	printf 'torch==2.15.0\ntorchvision==0.29.2\ntimm==1.0.31\nsetuptools\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-	  --all-extras --no-annotate --no-header --upgrade pyproject.toml - -o build/lock
+	  --extra notebooks --extra engine --extra test --no-annotate --no-header --upgrade pyproject.toml - -o build/lock
 	{ head -1 requirements.lock; cat build/lock; } > build/new && mv build/new requirements.lock
 
 clean:

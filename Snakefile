@@ -25,6 +25,11 @@ def arguments(wildcards):
     return [str(word) for name, value in given.items() for word in ("-r" if isinstance(value, str) else "-p", name, value)]
 
 
+def asked(stage, name):
+    """What the study asks for a run of the stage; short stages ask for nothing and stay on this machine."""
+    return getattr(study.resources[stage], name) if stage in study.resources else 0
+
+
 rule all:
     localrule: True
     default_target: True
@@ -40,11 +45,16 @@ for stage, notebook in studies.STAGES.items():
         wildcard_constraints: id=f"{stage}/.*|study/{stage}"
         priority: {"data": 3, "distill": 2, "bank": 1}.get(stage, 0)  # data first, so that what is wrong with them shows; students as soon as there is a bank
         threads: study.threads
+        localrule: stage not in study.resources
+        resources:
+            gpu=asked(stage, "gpus"),
+            mem_mb=asked(stage, "memory"),
+            runtime=asked(stage, "minutes"),
         params:
             fingerprint=lambda w: study.fingerprint(cells[w.id]),
             arguments=arguments,
             python=sys.executable,
             notebook=str(studies.PROJECT / "notebooks" / f"{notebook}.ipynb"),
         shell:
-            "FGKD_EXIT=$(dirname {log.notebook:q})/exit.json {params.python:q} -m papermill -k python3 --no-progress-bar --log-level WARNING"
+            "FGKD_GPU={resources.gpu} FGKD_EXIT=$(dirname {log.notebook:q})/exit.json {params.python:q} -m papermill -k python3 --no-progress-bar --log-level WARNING"
             " {params.notebook:q} {log.notebook:q} {params.arguments:q}"

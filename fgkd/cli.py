@@ -74,7 +74,7 @@ def run(study: Study, options) -> int:
         _check_models(study)
         _check_weights(study)
         with _only_driver(study) as lock:
-            status = _engine(study, options.cores, lock, _failed(study) if options.retry_failed else ())
+            status = _engine(study, options.cores, lock, _failed(study) if options.retry_failed else (), options.profile)
     failed = _failed(study)
     for cell in failed:
         found = state(study, cell)
@@ -185,10 +185,11 @@ def _failed(study: Study) -> list[Cell]:
     return [c for c in study.cells() if state(study, c)["state"] == "failed"]
 
 
-def _engine(study: Study, cores: int, lock: int, only: Sequence[Cell] = ()) -> int:
+def _engine(study: Study, cores: int, lock: int, only: Sequence[Cell] = (), profile: str | None = None) -> int:
     """Snakemake in the process group that ends with this process, a progress bar over its finished cells; its exit status.
 
-    only: the cells to run, with what they need; all unless given.
+    only: the cells to run, with what they need; all unless given.  profile: a folder with Snakemake's settings for a cluster, whose nodes start
+    plain kernels; without one the GPUs of this machine are shared out in slots.
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(study.folder), "--cores", str(cores),
                "--config", f"study={study.file}", "--keep-going", "--nolock", "--rerun-incomplete", "--rerun-triggers", "params", "--quiet", "progress",
@@ -201,10 +202,25 @@ def _engine(study: Study, cores: int, lock: int, only: Sequence[Cell] = ()) -> i
     for cell in study.cells():
         if state(study, cell)["state"] != "done":  # made with other values, or its notebook was cut short: Snakemake is to make it anew
             (study.path(cell) / "result.json").unlink(missing_ok=True)
-    with open(study.folder / "engine.log", "w") as log, kernel.warm(environment, (lock,)) as (environment, group):
+    if profile:
+        command += ["--profile", os.path.abspath(profile)]
+    elif slots := _gpu_slots(study):
+        command += ["--resources", f"gpu={len(slots)}"]
+        environment["FGKD_GPUS"] = ",".join(slots)
+    engine = contextlib.nullcontext((environment, None)) if profile else kernel.warm(environment, (lock,))
+    with open(study.folder / "engine.log", "w") as log, engine as (environment, group):
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=group, pass_fds=[lock])
         _follow(study, process)
     return process.returncode
+
+
+def _gpu_slots(study: Study) -> list[str]:
+    """This machine's GPUs by name, each as often as runs share it; none where the study runs on the CPU."""
+    import torch
+
+    count = 0 if study.device == "cpu" else torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
+    return [name for name in names for _ in range(study.runs_per_gpu)]
 
 
 def _follow(study: Study, process: subprocess.Popen) -> None:
@@ -327,6 +343,12 @@ def _aligned(table) -> str:
     return table.astype(str).apply(lambda column: column.str.ljust(column.str.len().max())).to_string(index=False, justify="left")
 
 
+def _profile(folder: str) -> str:
+    if not (Path(folder) / "config.yaml").is_file():
+        raise argparse.ArgumentTypeError(f"'{folder}' has no config.yaml: expected a folder such as profiles/slurm")
+    return folder
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fgkd", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -340,6 +362,7 @@ def _parser() -> argparse.ArgumentParser:
                              "timm name: 'model: 700' or 'model: {train: 700, forward: 2000}', and 'device: name' (default: as this study measured)")
         if command is run:
             sub.add_argument("--retry-failed", action="store_true", help="run again what failed, with what it needs, and nothing else (default: all that is left)")
+            sub.add_argument("--profile", type=_profile, metavar="FOLDER", help="Snakemake's settings for a cluster, such as profiles/slurm")
             sub.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
     sub = commands.add_parser("data", help=data.__doc__, description=data.__doc__)
     sub.add_argument("key", nargs="?", choices=studies.OFFICIAL, metavar="KEY", help=f"one of {', '.join(studies.OFFICIAL)}")

@@ -14,6 +14,7 @@ group, to which the engine and papermill belong; a kernel, which leads a session
 
 import array
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -112,6 +113,8 @@ def _become_kernel(request: dict, descriptors: list[int]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    if os.environ.get("FGKD_GPU") == "1" and (slots := os.environ.get("FGKD_GPUS")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = take_gpu(slots.split(","), Path(os.environ["FGKD_RUNS"]))
     os.environ.pop("JPY_PARENT_PID", None)  # the kernel's parent is not papermill; `forward` ends it instead
     sys.argv = ["ipykernel_launcher", "--IPKernelApp.log_level=ERROR", *request["arguments"]]
     sys.path.insert(0, "")
@@ -120,6 +123,18 @@ def _become_kernel(request: dict, descriptors: list[int]) -> None:
     IPKernelApp.launch_instance()
     sys.stdout.flush()
     os._exit(0)
+
+
+def take_gpu(slots: list[str], folder: Path) -> str:
+    """The GPU of a slot that no other process holds, which this one holds until it ends; waits for one.  slots: a GPU's name for each run that it takes."""
+    while True:
+        for number, gpu in enumerate(slots):
+            held = os.open(folder / f".gpu-{number}", os.O_CREAT | os.O_RDWR)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return gpu
+            os.close(held)
+        time.sleep(0.2)
 
 
 def _when_closed(pipe: int, act: Callable[[], None]) -> None:

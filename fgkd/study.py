@@ -165,6 +165,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a run of a stage asks of the machine or the cluster; no result depends on it."""
+
+    gpus: int = 1                      # 0 or 1; without a GPU it runs on the CPU
+    memory: int = 8000                 # MB
+    minutes: int = 1440                # a cluster ends it then; started again it goes on from its last checkpoint
+
+
+@dataclass(frozen=True)
 class Study:
     name: str
     file: str                          # absolute path of the YAML file
@@ -185,6 +194,8 @@ class Study:
     recipes: dict[str, Recipe]
     distillation: Distillation
     losses: dict[str, Loss]
+    resources: dict[str, Resources]    # by stage: teacher, bank, distill
+    runs_per_gpu: int                  # how many runs share a GPU of this machine
 
     @property
     def folder(self) -> Path:
@@ -412,7 +423,8 @@ def _build(raw: dict, file: Path) -> Study:
         strategies=tuple(_choice(s, STRATEGIES, "strategies") for s in _typed(raw.get("strategies", list(STRATEGIES)), list, "strategies")),
         baseline=_typed(raw.get("baseline", True), bool, "baseline"), recipes=recipes,
         distillation=_make(Distillation, _section(raw, "distillation"), "distillation"),
-        losses={k: _loss(k, v) for k, v in _section(raw, "losses").items()})
+        losses={k: _loss(k, v) for k, v in _section(raw, "losses").items()},
+        resources=_resources(_section(raw, "resources")), runs_per_gpu=_at_least(1, _typed(raw.get("runs_per_gpu", 1), int, "runs_per_gpu"), "runs_per_gpu"))
     _check(study)
     return study
 
@@ -445,6 +457,18 @@ def _seeds(raw) -> tuple[int, ...]:
     if not 0 < len(seeds) == len(set(seeds)):
         raise StudyError(f"seed is {raw}: expected one, or a list of different ones")
     return seeds
+
+
+def _resources(raw: dict) -> dict[str, Resources]:
+    stages = ("teacher", "bank", "distill")
+    _check_keys(set(raw), set(stages), "stage", "resources")
+    found = {k: _make(Resources, _typed(raw.get(k, {}), dict, f"resources.{k}"), f"resources.{k}") for k in stages}
+    for key, spec in found.items():
+        if spec.gpus not in (0, 1):
+            raise StudyError(f"resources.{key}.gpus is {spec.gpus}: expected 0 or 1, since a run uses one device")
+        for name in ("memory", "minutes"):
+            _at_least(1, getattr(spec, name), f"resources.{key}.{name}")
+    return found
 
 
 def _data(key: str, raw, views: Views, file: Path) -> DataSpec:
