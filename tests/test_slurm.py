@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from fgkd.study import PROJECT
 
 pytestmark = pytest.mark.skipif(os.environ.get("FGKD_TEST_SLURM") != "1", reason="starts Slurm's daemons: make test-slurm")
+ETC = Path("/etc/slurm")             # where a job's own commands look: Snakemake's executor hands on no SLURM_CONF
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIGURATION = """
 ClusterName=fgkd
@@ -64,6 +66,8 @@ def slurm(tmp_path_factory):
     """The environment in which Slurm's commands find a node of their own, which ends with the tests."""
     if not installed():
         pytest.skip("Slurm could not be installed here: it takes root, and Debian's packages munge, slurmctld and slurmd")
+    if (ETC / "slurm.conf").exists():
+        pytest.skip(f"{ETC} has a slurm.conf: this machine belongs to a cluster of its own")
     folder, host = tmp_path_factory.mktemp("slurm"), socket.gethostname()
     folder.chmod(0o755)
     for name in ("state", "spool"):
@@ -73,9 +77,13 @@ def slurm(tmp_path_factory):
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
-    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+    environment = dict(os.environ)
     munge = ["munged", "--force", "--foreground", *(f"--{what}={folder}/munge.{end}" for what, end in (
         ("key-file", "key"), ("socket", "socket"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed")))]
+    ETC.mkdir(exist_ok=True)
+    for name in ("slurm.conf", "cgroup.conf"):
+        (ETC / name).unlink(missing_ok=True)
+        (ETC / name).symlink_to(folder / name)
     daemons = []
     try:
         for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]):
@@ -90,6 +98,8 @@ def slurm(tmp_path_factory):
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait(30)
+        for name in ("slurm.conf", "cgroup.conf"):
+            (ETC / name).unlink()
 
 
 def ask(environment, *words):

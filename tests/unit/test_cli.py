@@ -237,3 +237,19 @@ def test_how_a_kernel_ended_stands_beside_the_error_and_what_it_printed(tiny, ca
 def test_where_nothing_has_failed_there_is_nothing_to_retry(tiny, capsys):
     assert cli.main(["run", tiny.file, "--retry-failed"]) == 0
     assert "nothing has failed" in capsys.readouterr().out and not list(tiny.folder.rglob("result.json"))
+
+
+@pytest.mark.parametrize("visible, slots", [(None, ["0", "0", "1", "1"]), ("3,GPU-7", ["3", "3", "GPU-7", "GPU-7"])])
+def test_every_gpu_has_as_many_slots_as_runs_may_share_it(make_study, monkeypatch, visible, slots):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cli._gpu_slots(make_study({"device": "auto", "runs_per_gpu": 2})) == slots
+    assert cli._gpu_slots(make_study({"device": "cpu", "runs_per_gpu": 2})) == []
+
+
+def test_a_profile_that_is_none_is_refused(tiny, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", tiny.file, "--profile", "profiles"])
+    assert "'profiles' has no config.yaml: expected a folder such as profiles/slurm" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -129,3 +130,28 @@ def test_what_a_process_started_is_killed_with_it_and_a_lock_ends_with_the_last_
 def test_the_socket_is_its_owners_alone_and_goes_with_the_warm_process(environment):
     folder = environment["JUPYTER_PATH"].split(os.pathsep)[0]
     assert os.stat(folder).st_mode & 0o077 == 0 and os.stat(f"{folder}/socket").st_mode & 0o077 == 0
+
+
+SLOT = """
+import sys, time
+from pathlib import Path
+from fgkd.kernel import take_gpu
+print(take_gpu(["3", "3", "5"], Path(sys.argv[1])), flush=True)
+time.sleep(60)
+"""
+
+
+def test_no_more_runs_see_a_gpu_than_it_has_slots_and_a_killed_one_frees_its_own(tmp_path):
+    holders = []
+    try:
+        for expected in ("3", "3", "5", None):
+            holders.append(subprocess.Popen([sys.executable, "-c", SLOT, str(tmp_path)], stdout=subprocess.PIPE, text=True))
+            if expected:
+                assert holders[-1].stdout.readline() == f"{expected}\n"
+        assert not select.select([holders[-1].stdout], [], [], 1)[0]
+        holders[2].kill()
+        assert holders[-1].stdout.readline() == "5\n"
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.communicate()

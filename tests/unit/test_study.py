@@ -440,3 +440,19 @@ def test_another_weight_of_a_loss_makes_its_students_stale_and_no_teacher(make_s
     one, two = (make_study({"losses": {"pkt": {"strategies": ["FT"], "weight": weight}}}) for weight in (1.0, 2.0))
     assert {c.strategy for c in one.cells() if c.stage in ("teacher", "bank", "distill") and one.fingerprint(c) != two.fingerprint(c)} == {"FT"}
     assert {c.stage for c in one.cells() if one.fingerprint(c) != two.fingerprint(c)} == {"distill", "correlation", "report"}
+
+
+def test_what_a_cluster_is_asked_for_makes_nothing_stale(tiny, make_study):
+    after = make_study({"resources": {"teacher": {"gpus": 0, "memory": 1, "minutes": 5}}, "runs_per_gpu": 4})
+    assert changed(tiny, after) == set()
+    assert vars(after.resources["teacher"]) == {"gpus": 0, "memory": 1, "minutes": 5} and after.resources["bank"] == tiny.resources["bank"]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"resources": {"report": {}}}, "resources: stage 'report' is unknown"),
+    ({"resources": {"bank": {"gpus": 2}}}, "resources.bank.gpus is 2: expected 0 or 1"),
+    ({"resources": {"bank": {"minutes": 0}}}, "resources.bank.minutes is 0"),
+    ({"runs_per_gpu": 0}, "runs_per_gpu is 0")])
+def test_resources_that_cannot_be_are_named(make_study, change, message):
+    with pytest.raises(StudyError, match=message):
+        make_study(change)
