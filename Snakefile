@@ -56,5 +56,5 @@ for stage, notebook in studies.STAGES.items():
             python=sys.executable,
             notebook=str(studies.PROJECT / "notebooks" / f"{notebook}.ipynb"),
         shell:
-            "FGKD_GPU={resources.gpu} FGKD_EXIT=$(dirname {log.notebook:q})/exit.json {params.python:q} -m papermill -k python3 --no-progress-bar --log-level WARNING"
+            "FGKD_GPU={resources.gpu} FGKD_EXIT=$(dirname {log.notebook:q})/exit.json {params.python:q} -m fgkd.execute"
             " {params.notebook:q} {log.notebook:q} {params.arguments:q}"

@@ -47,7 +47,7 @@ def warm(environment: dict[str, str], held: tuple[int, ...] = ()):
                 raise OSError(f"the process that notebooks start from ended at once (exit status {server.returncode}): see its message above")
             time.sleep(0.01)
         try:
-            yield environment | {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, environment.get("JUPYTER_PATH")]))}, server.pid
+            yield environment | {"FGKD_SOCKETS": folder, "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, environment.get("JUPYTER_PATH")]))}, server.pid
         finally:
             server.stdin.close()
             server.wait()
@@ -98,9 +98,10 @@ def _handle(connection: socket.socket) -> None:
     threading.Thread(target=forward, daemon=True).start()
     _, ended, used = os.wait4(kernel, 0)
     status = os.waitstatus_to_exitcode(ended)
-    if file := request["environment"].get("FGKD_EXIT"):
+    if file := request["environment"].get("FGKD_EXIT"):  # how it ended is worth knowing, and not worth failing for
         peak = used.ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
-        Path(file).write_text(json.dumps({"exit_status": status, "peak_memory_mb": peak}))
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"exit_status": status, "peak_memory_mb": peak}))
     with contextlib.suppress(OSError):
         connection.sendall(bytes([status if status >= 0 else 128 - status]))
     os._exit(0)
@@ -118,8 +119,10 @@ def _become_kernel(request: dict, descriptors: list[int]) -> None:
     os.environ.pop("JPY_PARENT_PID", None)  # the kernel's parent is not papermill; `forward` ends it instead
     sys.argv = ["ipykernel_launcher", "--IPKernelApp.log_level=ERROR", *request["arguments"]]
     sys.path.insert(0, "")
+    from ipykernel.iostream import IOPubThread
     from ipykernel.kernelapp import IPKernelApp
 
+    IOPubThread._setup_pipe_in = lambda thread: setattr(thread, "_pipe_flag", False)  # it listens on a TCP port for what forks of the kernel print
     IPKernelApp.launch_instance()
     sys.stdout.flush()
     os._exit(0)

@@ -125,3 +125,20 @@ def _write(file, changes):
             target[last] = value
     file.write_text(yaml.safe_dump(raw, sort_keys=False))
     return file
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "fault(name): what goes wrong in this test; the summary counts the kinds that were survived")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    report.faults = [mark.args[0] for mark in item.iter_markers("fault")]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    found = {outcome: {name for r in terminalreporter.stats.get(outcome, []) for name in getattr(r, "faults", ())} for outcome in ("passed", "failed")}
+    if tried := found["passed"] | found["failed"]:
+        terminalreporter.write_line(f"{len(tried)} kinds of fault tried, {len(tried - found['failed'])} survived")

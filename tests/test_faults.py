@@ -56,6 +56,7 @@ def kernels(folder):
     return found
 
 
+@pytest.mark.fault("a kernel killed, Ctrl-C and kill -9 in one study")
 def test_a_run_that_loses_a_kernel_is_interrupted_and_killed_ends_with_the_tables_of_an_undisturbed_one(start, make_study, tmp_path, monkeypatch, wait_for):
     study = make_study(SMALL)
     folder = study.folder

@@ -111,6 +111,7 @@ def fgkd(environment, runs, *words):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.fault("a Slurm job killed")
 def test_smoke_on_a_cluster_that_loses_a_job_ends_with_the_tables_of_this_machine(slurm, tmp_path):
     here = fgkd(slurm, tmp_path / "here")
     output = here.communicate(timeout=900)[0]

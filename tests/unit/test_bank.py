@@ -100,6 +100,7 @@ def test_two_banks_of_one_teacher_are_the_same_bytes_and_another_seeds_are_not(t
     assert a == b != c
 
 
+@pytest.mark.fault("a bank killed half way")
 def test_a_bank_that_is_killed_half_way_leaves_nothing_that_is_read(tmp_path, teacher, images, monkeypatch, in_child):
     folder, passes = tmp_path / "views", []
 
@@ -118,6 +119,7 @@ def test_a_bank_that_is_killed_half_way_leaves_nothing_that_is_read(tmp_path, te
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
+@pytest.mark.fault("a bank cut short")
 def test_a_file_that_is_cut_short_is_not_read(tmp_path, teacher, images, kept):
     write(tmp_path / "views", teacher, images)
     file = tmp_path / "views" / "logits.npy"
@@ -143,6 +145,7 @@ def test_logits_that_fp16_cannot_hold_are_refused_and_leave_no_file(tmp_path, te
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
+@pytest.mark.fault("a full disk under a bank")
 def test_a_full_disk_names_the_folder_and_the_remedy_and_leaves_nothing(tmp_path, teacher, images, monkeypatch):
     append = bank._append
     monkeypatch.setattr(bank, "_append", lambda file, *rest, **options: append(Path("/dev/full"), *rest, **options))

@@ -118,12 +118,14 @@ def test_a_notebook_that_raised_is_failed_with_its_error(tiny):
     assert cli.state(tiny, CELL) == {"state": "failed", "seconds": 3.0, "log": log, "error": "ValueError: no bank"}
 
 
+@pytest.mark.fault("a notebook without result or error")
 def test_a_notebook_that_ended_without_result_or_error_lost_its_kernel(tiny):
     notebook(tiny, CELL, duration=3.0, end_time="2026-01-01T00:00:03", exception=None)
     found = cli.state(tiny, CELL)
     assert found["state"] == "failed" and "killed, or ran out of memory" in found["error"]
 
 
+@pytest.mark.fault("a notebook without an end")
 def test_a_notebook_without_an_end_is_running_under_a_driver_and_interrupted_without(tiny):
     notebook(tiny, CELL, duration=None, end_time=None, exception=None)
     assert cli.state(tiny, CELL)["state"] == "interrupted"
@@ -133,6 +135,7 @@ def test_a_notebook_without_an_end_is_running_under_a_driver_and_interrupted_wit
 
 
 @pytest.mark.parametrize("content", [json.dumps({"cells": [], "metadata": {"papermill": {"end_time": None}}}), '{"cells'])
+@pytest.mark.fault("a notebook cut short")
 def test_a_result_whose_notebook_was_cut_short_is_not_done(tiny, content):
     log = Path(notebook(tiny, CELL))
     result(tiny, CELL)
@@ -143,6 +146,7 @@ def test_a_result_whose_notebook_was_cut_short_is_not_done(tiny, content):
 
 
 @pytest.mark.parametrize("name, content", [("03_teacher.ipynb", "{"), ("03_teacher.ipynb", "{}"), ("result.json", "{"), ("result.json", "")])
+@pytest.mark.fault("a result or notebook half written")
 def test_files_that_are_being_written_are_no_state(tiny, name, content):
     tiny.path(CELL).mkdir(parents=True)
     (tiny.path(CELL) / name).write_text(content)
@@ -161,6 +165,7 @@ def test_status_shows_failures_with_their_log_and_ends_with_status_1(tiny, capsy
     assert {"1 done", "1 failed", "23 waiting"} == set(lines[-1].split(", "))
 
 
+@pytest.mark.fault("two drivers at once")
 def test_a_second_driver_is_refused_and_the_lock_ends_with_the_first(tiny, capsys):
     with cli._only_driver(tiny):
         assert cli.main(["run", tiny.file]) == 2
@@ -170,6 +175,7 @@ def test_a_second_driver_is_refused_and_the_lock_ends_with_the_first(tiny, capsy
         pass
 
 
+@pytest.mark.fault("an orphan that still writes")
 def test_a_driver_waits_for_the_processes_that_a_killed_one_left(tiny, capsys):
     with cli._only_driver(tiny) as lock:
         orphan = subprocess.Popen(["sleep", "1"], pass_fds=[lock])

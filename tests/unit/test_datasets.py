@@ -129,6 +129,7 @@ def test_integer_grey_up_to_255_is_taken_as_it_is(tmp_path):
     assert decode(tmp_path / "x.tif", 4)[0, :, 0].tolist() == [0, 1, 100, 200]
 
 
+@pytest.mark.fault("NaN pixels")
 def test_nan_pixels_are_refused(tmp_path):
     Image.fromarray(np.array([[0, np.nan]], np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(DataError, match="NaN"):
@@ -142,6 +143,7 @@ def test_the_whole_picture_is_squashed_with_bicubic(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif", "webp", "gif"])
+@pytest.mark.fault("a photo cut short")
 def test_a_truncated_file_is_an_error_that_names_it(ending, tmp_path):
     path = picture(tmp_path / f"x.{ending}", size=(64, 64))
     data = path.read_bytes()
@@ -248,6 +250,7 @@ def test_check_counts_by_hand(tmp_path):
 # refusals
 
 
+@pytest.mark.fault("an absent data set")
 def test_an_absent_root_is_named(tmp_path):
     fails(["nowhere", "is not a folder"], spec(tmp_path / "nowhere"), tmp_path / "cache")
     fails("root None", spec(), tmp_path / "cache")
@@ -311,6 +314,7 @@ def test_a_long_list_of_bad_images_is_cut_with_a_count(tmp_path):
     assert message.count(".png' cannot be decoded") == 20 and message.endswith("and 7 more")
 
 
+@pytest.mark.fault("no room for an image cache")
 def test_a_full_disk_is_said_with_the_bytes_needed_and_leaves_nothing(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -363,6 +367,7 @@ def test_changed_inputs_rebuild_the_cache(change, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "shape", "type", "index", "no index", "labels"])
+@pytest.mark.fault("a damaged image cache")
 def test_a_damaged_cache_is_built_anew(damage, tmp_path):
     root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
     expected = np.array(load(spec(root), cache, progress=False).train.images)
@@ -385,6 +390,7 @@ def test_a_damaged_cache_is_built_anew(damage, tmp_path):
     assert (load(spec(root), cache, progress=False).train.images == expected).all()
 
 
+@pytest.mark.fault("an image cache killed in mid-build")
 def test_an_interrupted_build_leaves_no_cache_and_the_next_one_succeeds(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

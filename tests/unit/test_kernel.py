@@ -85,6 +85,7 @@ def test_a_kernel_that_dies_ends_papermill_with_an_error(start):
 
 
 @needs_proc
+@pytest.mark.fault("papermill killed")
 def test_killing_papermill_ends_the_kernel(start, tmp_path, wait_for):
     process, _ = start(SLEEP)
     assert wait_for((tmp_path / "pids").exists)
@@ -107,6 +108,7 @@ def test_a_kernel_ends_with_the_process_that_forked_it(start, tmp_path, wait_for
 
 
 @needs_proc
+@pytest.mark.fault("fgkd run killed")
 def test_what_a_process_started_is_killed_with_it_and_a_lock_ends_with_the_last_kernel(tmp_path, wait_for):
     write(tmp_path, SLEEP)
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT)})
@@ -141,6 +143,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.fault("a GPU's holder killed")
 def test_no_more_runs_see_a_gpu_than_it_has_slots_and_a_killed_one_frees_its_own(tmp_path):
     holders = []
     try:
@@ -155,3 +158,12 @@ def test_no_more_runs_see_a_gpu_than_it_has_slots_and_a_killed_one_frees_its_own
         for holder in holders:
             holder.kill()
             holder.communicate()
+
+
+def test_a_notebook_and_its_kernel_listen_on_no_port(tmp_path):
+    listening = "import psutil\n[str(c) for p in (psutil.Process(), *psutil.Process().parents()[:3]) for c in p.net_connections('inet') if c.status == 'LISTEN']"
+    nbformat.write(new_notebook(cells=[new_code_cell(listening)], metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}), tmp_path / "in.ipynb")
+    done = subprocess.run([sys.executable, "-m", "fgkd.execute", "in.ipynb", "out.ipynb"], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    assert done.returncode == 0, done.stderr
+    assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].data["text/plain"] == "[]"

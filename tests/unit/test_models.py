@@ -153,6 +153,7 @@ def test_weights_with_a_missing_extra_or_misshapen_entry_are_refused(trained, tm
         build(weights=str(file))
 
 
+@pytest.mark.fault("absent weights")
 def test_absent_weights_are_refused_before_anything_is_built(tmp_path):
     with pytest.raises(StudyError, match="weights '.*absent.pth' of '.*' do not exist: check the path"):
         build(weights=str(tmp_path / "absent.pth"))
@@ -165,6 +166,7 @@ def test_weights_of_another_architecture_are_refused(trained):
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 @pytest.mark.parametrize("kept", [0, 40, 5000])
+@pytest.mark.fault("weights cut short")
 def test_a_file_that_is_cut_short_is_refused(trained, tmp_path, kept, suffix):
     model, source = trained
     if suffix == "pth":
@@ -214,6 +216,7 @@ def test_restoring_is_strict(tmp_path, spoil, message):
         models.restore(build(), file)
 
 
+@pytest.mark.fault("a trained model cut short")
 def test_restoring_a_file_that_is_cut_short_names_it_and_the_remedy(tmp_path):
     models.save(build(), file := tmp_path / "m.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
@@ -231,6 +234,7 @@ def test_a_plugin_registers_a_model_with_timm(tmp_path):
 
 
 @pytest.mark.parametrize("source, message", [("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"), ("def f(:", "SyntaxError")])
+@pytest.mark.fault("a plugin that fails")
 def test_a_plugin_that_fails_is_named_with_its_error_each_time(tmp_path, source, message):
     (file := tmp_path / "bad.py").write_text(source)
     for _ in range(2):

@@ -509,6 +509,7 @@ def test_a_file_is_fetched_whole_and_only_once(server, tmp_path, checksum):
     assert server.asked == (None,)
 
 
+@pytest.mark.fault("a broken download")
 def test_a_broken_connection_keeps_the_part_and_the_next_call_asks_for_the_rest(server, tmp_path):
     server.cut = 1_000_000
     for received in (1_000_000, 2_000_000):
@@ -600,6 +601,7 @@ def test_a_download_that_broke_off_in_the_second_archive_fetches_the_rest_only(s
 
 
 @pytest.mark.parametrize("entry", LISTS)
+@pytest.mark.fault("an unpacking killed")
 def test_an_interrupted_unpacking_is_not_taken_for_a_whole_set(entry, served, tmp_path, monkeypatch):
     kind, expected, root, replace = "cub", served("cub"), tmp_path / "fetched", os.replace
 
@@ -618,6 +620,7 @@ def test_an_interrupted_unpacking_is_not_taken_for_a_whole_set(entry, served, tm
     assert prepare(kind, root).verdict.tolist() == ["ok"] * 6 and official.listing(kind, root) == expected
 
 
+@pytest.mark.fault("an archive cut short")
 def test_an_archive_that_is_cut_short_is_refused_and_leaves_no_set(served, server, tmp_path):
     served("aircraft")  # the one without a checksum
     server.files = {name: content[:-3000] for name, content in server.files.items()}

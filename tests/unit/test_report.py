@@ -101,6 +101,7 @@ def test_a_page_has_no_script_and_loads_nothing_from_elsewhere(render):
     assert page.find("b", string="ok") and page.find("b", string="bold") and "words" in page.text
 
 
+@pytest.mark.fault("a class name that is a script")
 def test_a_script_in_a_class_name_is_shown_as_text(render, build):
     table = pd.DataFrame({"class": [HARM]})
     page = render(
@@ -214,6 +215,7 @@ def test_every_link_of_a_site_leads_to_a_file_of_it(build):
     assert not list(index.parent.rglob("*.tmp"))
 
 
+@pytest.mark.fault("an unreadable notebook in the report")
 def test_missing_failed_and_unreadable_runs_are_said_in_words(build):
     index = parse(build())
     assert "2 runs are missing: birds FZ, birds FT." in index.text

@@ -104,6 +104,7 @@ def test_teachers_and_students_see_different_crops(finished):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "test.npy", "record.json"])
+@pytest.mark.fault("a teacher's file deleted")
 def test_a_teacher_that_lost_a_file_is_trained_again_to_the_same_weights(finished, file):
     folder = finished.path(Cell("teacher", "birds", "resnet", "FT"))
     before = load_file(folder / "model.safetensors")
@@ -122,6 +123,7 @@ def test_a_teachers_spoilt_weights_are_an_error_that_names_the_file_and_the_reme
     stages.load_teacher(finished, "birds", "resnet", "FT")
 
 
+@pytest.mark.fault("a student's file deleted")
 def test_a_student_that_lost_its_logits_is_trained_again(finished):
     file = finished.path(Cell("distill", "birds", "none", "CE")) / "test-small-ce.npy"
     before = file.read_bytes()
@@ -131,6 +133,7 @@ def test_a_student_that_lost_its_logits_is_trained_again(finished):
 
 
 @pytest.mark.parametrize("spoil", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-1])], ids=["lost", "cut short"])
+@pytest.mark.fault("a bank spoilt before its students")
 def test_a_bank_that_is_not_whole_is_written_again(finished, spoil):
     file = finished.path(Cell("bank", "birds", "resnet", "FT")) / "views" / "logits.npy"
     before = file.read_bytes()
@@ -147,6 +150,7 @@ def test_a_changed_value_is_computed_anew_and_its_neighbours_are_not(finished, m
     assert touched == {study.path(Cell("distill", "birds", "resnet", "FT"))}
 
 
+@pytest.mark.fault("a teacher killed")
 def test_a_killed_teacher_goes_on_from_its_checkpoint_to_the_same_weights(make_study, monkeypatch):
     whole, broken = (make_study({"name": name, "recipes.FT.epochs": 4}) for name in ("whole", "broken"))
     stages.teacher(whole, "birds", "resnet", "FT")
@@ -230,6 +234,7 @@ def test_held_out_images_have_no_part_in_a_candidates_training(make_study, monke
     assert list(table.train_accuracy) == list(expected.train_accuracy) and list(table.validation_accuracy) != list(expected.validation_accuracy)
 
 
+@pytest.mark.fault("a search for a learning rate killed")
 def test_a_killed_search_goes_on_with_the_candidate_it_was_at(make_study, monkeypatch):
     whole, broken = (make_study({"recipes.FT.lr": [0.1, 0.02]}, name) for name in ("whole", "broken"))
     expected = searched(whole, "FT")
@@ -304,6 +309,7 @@ def test_two_processes_at_once_compute_once(tiny, tmp_path, monkeypatch):
     assert len((tmp_path / "log").read_text().split()) == 1
 
 
+@pytest.mark.fault("a stale lock of a cell")
 def test_the_lock_of_a_process_that_died_does_not_last(tiny, in_child):
     cell = Cell("data", "birds")
 

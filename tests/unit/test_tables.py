@@ -35,6 +35,7 @@ def test_an_array_reads_back(tmp_path):
 
 @full_disk
 @pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.fault("a full disk under a table, weights or record")
 def test_a_full_disk_leaves_the_old_file_and_says_how_to_go_on(tmp_path, write):
     (file := tmp_path / "file.txt").write_text("old")
     (tmp_path / f".file.txt.{os.getpid()}").symlink_to("/dev/full")
@@ -44,6 +45,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_how_to_go_on(tmp_path, write):
 
 
 @pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.fault("a rename that fails")
 def test_a_failure_at_the_last_step_leaves_the_old_file(tmp_path, monkeypatch, write):
     (file := tmp_path / "file.txt").write_text("old")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
@@ -84,6 +86,7 @@ def test_a_record_counts_only_for_the_values_it_was_made_with(finished, make_stu
     assert tables.record(make_study({"recipes.FZ.lr": 0.5}), BANK)
 
 
+@pytest.mark.fault("a record cut short")
 def test_a_record_that_was_cut_short_counts_as_none(finished):
     file = finished.path(BANK) / "record.json"
     file.write_text(file.read_text()[:-20])

@@ -66,6 +66,7 @@ def model(name="test_byobnet", classes=4, **options):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("killed_in", [0, 1, 4, 5])
+@pytest.mark.fault("a training killed")
 def test_a_killed_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(checkpoint, tmp_path, optimizer, killed_in):
     x, labels = points()
     whole, broken, resumed = network(), network(), network(seed=9)
@@ -122,6 +123,7 @@ def test_a_row_is_the_mean_over_samples(tmp_path):
 
 
 @pytest.mark.parametrize("spoil", ["lr", "inputs"])
+@pytest.mark.fault("a training that diverges")
 def test_a_training_that_diverges_names_its_epoch_and_learning_rate(tmp_path, spoil):
     x, labels = points()
     lr = 1e38 if spoil == "lr" else 0.05
@@ -295,6 +297,7 @@ def test_accuracy_is_that_of_the_logits_it_gives(images):
     assert share == pytest.approx((logits[only].argmax(1) == images.labels[only]).float().mean().item())
 
 
+@pytest.mark.fault("an absent GPU")
 def test_a_gpu_that_is_absent_is_an_error_and_auto_takes_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert training.device("auto") == training.device("cpu") == CPU

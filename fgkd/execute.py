@@ -1,0 +1,44 @@
+"""papermill's command line with kernels that listen on no port: `python -m fgkd.execute NOTEBOOK OUTPUT -p NAME VALUE ...`
+
+papermill's kernels would listen on five TCP ports each, open to every user of the machine but for a key, and taken from under one
+another in a race.  Here they talk over sockets in a folder that only its owner can open.  The kernel is forked from the warm process of
+`fgkd run`, or, on another machine or by hand, from one of its own (`fgkd.kernel`).
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+
+from papermill.cli import papermill
+from papermill.engines import NBClientEngine, papermill_engines
+from traitlets.config import Config
+
+from fgkd import kernel
+
+
+class Portless(NBClientEngine):
+    """papermill's own engine, its kernel manager told where to put sockets."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+        with tempfile.TemporaryDirectory(prefix="fgkd-", dir=os.environ["FGKD_SOCKETS"]) as folder:
+            manager = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+            return super().execute_managed_notebook(nb_man, kernel_name, config=Config({"KernelManager": manager}), **options)
+
+
+@contextlib.contextmanager
+def _kernels():
+    """Kernels come from the warm process that there is, or from one of this process's own."""
+    if os.path.isdir(os.environ.get("FGKD_SOCKETS", "")):
+        yield
+    else:
+        with kernel.warm(dict(os.environ)) as (environment, _):
+            os.environ.update(environment)
+            yield
+
+
+if __name__ == "__main__":
+    papermill_engines.register("portless", Portless)
+    with _kernels():
+        papermill(["-k", "python3", "--engine", "portless", "--no-progress-bar", "--log-level", "WARNING", *sys.argv[1:]])
