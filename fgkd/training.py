@@ -103,7 +103,7 @@ def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tenso
         if not all(math.isfinite(v) for v in row.values()):
             raise FloatingPointError(f"{title} diverged in epoch {epoch}: {row}. Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})")
         history.append(row)
-        if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < recipe.epochs:
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:  # after the last epoch too: a cell trains several students
             _save(checkpoint, trained, optimizer, history)
             saved = time.monotonic()
     return history

@@ -370,3 +370,25 @@ def test_metrics_on_test_images_are_those_of_the_stored_logits(finished):
     run = stages.teacher(finished, "birds", "resnet", "FT")
     assert row.ratio12_median == metrics.summarize(run.logits("test"))["ratio12_median"] and row.train_accuracy == run.rows.tac[0]
     assert set(tables.per_strategy(table.assign(recipe="CAL")).strategy) == {"CAL", "TGDA"}
+
+
+@pytest.mark.fault("a distillation of several students killed")
+def test_a_killed_distillation_does_not_repeat_its_finished_students(make_study, monkeypatch):
+    study = make_study({"students.other": {"model": "test_resnet"}, "strategies": ["FT"]})
+    stages.bank(study, "birds", "resnet", "FT")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    measure, measured = training.accuracy, []
+
+    def killed(*given):
+        measured.append(given)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    monkeypatch.setattr(training, "accuracy", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stages.distill(study, "birds", "resnet", "FT")
+    drawn, epoch = [], training.Images.epoch
+    monkeypatch.setattr(training.Images, "epoch", lambda self, seed, number: (drawn.append(number), epoch(self, seed, number))[1])
+    rows = stages.distill(study, "birds", "resnet", "FT").rows
+    assert not drawn and len(rows) == 2 and len(measured) == 4 and not list(study.folder.rglob("checkpoint-*"))

@@ -92,7 +92,7 @@ def test_a_resumed_training_does_not_repeat_epochs(checkpoint):
     fit(network(), x, labels, checkpoint)
     seen = []
     fit(network(), x, labels, checkpoint, inputs=lambda epoch, index: (seen.append(epoch), x[index])[1])
-    assert set(seen) == {5}
+    assert not seen  # that of a training which had ended is kept until its cell's record is written
 
 
 def test_no_checkpoint_is_written_before_its_time(tmp_path):
