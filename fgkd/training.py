@@ -79,16 +79,20 @@ def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tenso
     on = labels.device
     trained = model if extra is None else nn.ModuleList([model, extra])
     optimizer = _optimizer(trained, recipe)
-    start, history = _resume(checkpoint, trained, optimizer)
+    history, begun = _resume(checkpoint, trained, optimizer)
     used = torch.arange(len(labels)) if only is None else only
     steps = math.ceil(len(used) / recipe.batch_size)
     saved = time.monotonic()
-    for epoch in tqdm(range(start, recipe.epochs), desc=title, unit="epoch", disable=None):
+    for epoch in tqdm(range(len(history), recipe.epochs), desc=title, unit="epoch", disable=None):
         trained.train()
         torch.manual_seed(seed + epoch)  # what dropout and a counterfactual draw from
         order = used[torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(used)))]
-        totals, hits = {}, torch.zeros((), device=on)
-        for step, index in enumerate(order.tensor_split(steps)):
+        first, totals, hits = 0, {}, torch.zeros((), device=on)
+        if begun:
+            first, totals, hits = begun["steps"], begun["totals"], begun["hits"]
+            _set_random(begun["random"], on)
+            begun = None
+        for step, index in enumerate(order.tensor_split(steps)[first:], first):
             _set_rate(optimizer, recipe, step=epoch * steps + step, steps=steps * recipe.epochs)
             logits, parts = objective(model, inputs(epoch, index), epoch, index)
             loss = sum(parts.values())
@@ -99,6 +103,9 @@ def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tenso
             for name, part in parts.items():
                 totals[name] = totals.get(name, 0) + part.detach() * len(index)
             hits += (logits.detach().argmax(1) == labels[index.to(on)]).sum()
+            if time.monotonic() - saved > CHECKPOINT_SECONDS and step + 1 < steps:
+                _save(checkpoint, trained, optimizer, history, {"steps": step + 1, "totals": totals, "hits": hits, "random": _random(on)})
+                saved = time.monotonic()
         row = {"epoch": epoch} | {n: t.item() / len(used) for n, t in totals.items()} | {"train_accuracy": hits.item() / len(used)}
         if not all(math.isfinite(v) for v in row.values()):
             raise FloatingPointError(f"{title} diverged in epoch {epoch}: {row}. Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})")
@@ -272,16 +279,32 @@ def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, *, step: int, st
         group["lr"] = rate
 
 
-def _save(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
+def _save(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict], begun: dict | None = None) -> None:
+    """A checkpoint after the epochs of `history`, and, of one that has begun, its steps so far, their sums and the state of the random numbers."""
     buffer = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}, buffer)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "begun": begun}, buffer)
     write_bytes(file, buffer.getvalue())
 
 
-def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
+def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[dict], dict | None]:
+    """What `_save` wrote: its history and begun epoch; none where there is no file, or one that cannot be read."""
     if not file.exists():
-        return 0, []
-    state = torch.load(file, map_location=next(model.parameters()).device, weights_only=True)
+        return [], None
+    try:
+        state = torch.load(file, map_location=next(model.parameters()).device, weights_only=True)
+    except Exception as error:  # of many types, by where the file is damaged
+        print(f"checkpoint '{file.name}' cannot be read ({type(error).__name__}): the training begins anew")
+        return [], None
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return len(state["history"]), state["history"]
+    return state["history"], state["begun"]
+
+
+def _random(on: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(on)] if on.type == "cuda" else [])
+
+
+def _set_random(states: list[Tensor], on: torch.device) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if on.type == "cuda":
+        torch.cuda.set_rng_state(states[1].cpu(), on)

@@ -43,7 +43,7 @@ def fit(model, x, labels, checkpoint, *, inputs=None, **values):
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    """Where a training saves its state, here after every epoch."""
+    """Where a training saves its state, here after every step."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
     return tmp_path / "checkpoint.pt"
 
@@ -81,10 +81,36 @@ def test_a_killed_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(c
     killed.calls = 0
     with pytest.raises(KeyboardInterrupt):
         fit(broken, x, labels, checkpoint, inputs=killed, optimizer=optimizer)
-    assert checkpoint.exists() == (killed_in > 0)
-    resumed = resumed if killed_in else network()  # a checkpoint replaces whatever weights it is given
+    assert checkpoint.exists()
     assert fit(resumed, x, labels, checkpoint, optimizer=optimizer) == expected
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+
+
+@pytest.mark.fault("a checkpoint cut short")
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_training_begins_anew(checkpoint, tmp_path, capsys, kept):
+    x, labels = points()
+    expected = fit(network(), x, labels, checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
+    assert fit(network(), x, labels, checkpoint) == expected
+    assert "checkpoint 'checkpoint.pt' cannot be read" in capsys.readouterr().out
+
+
+def test_a_killed_training_goes_on_in_the_middle_of_an_epoch(checkpoint, tmp_path):
+    x, labels = points()
+    whole, calls = [], []
+    fit(network(), x, labels, tmp_path / "other.pt", inputs=lambda epoch, index: (whole.append(epoch), x[index])[1])
+
+    def inputs(epoch, index):
+        calls.append(epoch)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return x[index]
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), x, labels, checkpoint, inputs=inputs)
+    fit(network(), x, labels, checkpoint, inputs=inputs)
+    assert whole.count(0) > 4 and calls == whole[:3] + whole[3:4] + whole[3:]  # the step that was killed, again
 
 
 def test_a_resumed_training_does_not_repeat_epochs(checkpoint):
