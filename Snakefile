@@ -4,10 +4,13 @@
 # it fails; checkpoints and weights are undeclared files, so that a retry continues.  A bank is deleted after its last student, and
 # no new one is begun while students can be trained: no more banks lie on disk than jobs run.
 import sys
-from fgkd import study as studies
+from fgkd import states, study as studies
 
 study = studies.load(config["study"])
-cells = {cell.id: cell for cell in study.cells()}
+# The jobs are the cells that are left to run, and the banks of their students, so that these are deleted after them.
+left = states.left(study)
+reads = {cell: study.banks_of(cell) if states.wants_bank(study, cell) else () for cell in left if cell.stage == "distill"}
+cells = {cell.id: cell for cell in study.cells() if cell in left or any(cell in banks for banks in reads.values())}
 
 
 def result(cell):
@@ -16,8 +19,8 @@ def result(cell):
 
 def inputs(wildcards):
     cell = cells[wildcards.id]
-    banks = [str(study.path(c) / "views") for c in study.inputs(cell) if c.stage == "bank"]
-    return [result(c) for c in study.inputs(cell)] + banks
+    banks = [str(study.path(bank) / "views") for bank in reads.get(cell, ())]
+    return [result(c) for c in study.before(cell) if c.id in cells] + banks
 
 
 def arguments(wildcards):
@@ -51,7 +54,6 @@ for stage, notebook in studies.STAGES.items():
             mem_mb=asked(stage, "memory"),
             runtime=asked(stage, "minutes"),
         params:
-            fingerprint=lambda w: study.fingerprint(cells[w.id]),
             arguments=arguments,
             python=sys.executable,
             notebook=str(studies.PROJECT / "notebooks" / f"{notebook}.ipynb"),

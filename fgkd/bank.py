@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fgkd import cal, metrics, views
+from fgkd import cal, metrics
 from fgkd.models import Classifier
 from fgkd.tables import disk_error
 from fgkd.training import Images, batches
+from fgkd.views import crop, draw_attention, drop
 
 
 @dataclass(frozen=True)
@@ -48,29 +49,31 @@ def answer(teacher: Classifier, x: Tensor, draws: Tensor, *, augmented: bool = F
         return said | {"logits": teacher(x)}
     seen = teacher.attend(x)
     boxes, maps = cal.plan(seen.maps, draws, x.shape[-1])
-    crop, drop = teacher(torch.cat([views.crop(x, boxes), views.drop(x, maps)])).chunk(2)
-    return said | {"logits": seen.logits, "boxes": boxes.short(), "maps": maps, "crop": crop, "drop": drop}
+    cropped, dropped = teacher(torch.cat([crop(x, boxes), drop(x, maps)])).chunk(2)
+    return said | {"logits": seen.logits, "boxes": boxes.short(), "maps": maps, "crop": cropped, "drop": dropped}
 
 
-def write(folder: Path, teacher: Classifier, images: Images, *, epochs: int, views_seed: int, augmented: bool = False, features: bool = False) -> tuple[dict, list[dict]]:
-    """Run the teacher over `epochs` views of all images and write what it says to `folder`, an .npy file (E, N, ...) a name.
+def write(folder: Path, teacher: Classifier, images: Images, *, views: int, views_seed: int, keep: int | None = None,
+          augmented: bool = False, features: bool = False) -> tuple[dict, list[dict]]:
+    """Run the teacher over `views` views of all images and write what it says to `folder`, an .npy file (E, N, ...) a name.
 
-    Returns the metrics over all samples and epochs, and a row of them for each epoch; augmented adds R12 of the crop and drop views.
+    Returns the metrics over all samples and views, and a row of them for each view; augmented adds R12 of the crop and drop views.
+    keep: how many of the views are stored, the first ones; all unless given.
     The folder appears only when it is whole.  Raises ValueError for logits that are NaN, infinite or beyond fp16, OSError for a full disk.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    values, rows = [], []
+    values, rows, stored = [], [], views if keep is None else keep
     try:
-        for epoch in tqdm(range(epochs), desc="bank", unit="view", disable=None):
-            draws = views.draw_attention(len(images), seed=views_seed, epoch=epoch)
+        for epoch in tqdm(range(views), desc="bank", unit="view", disable=None):
+            draws = draw_attention(len(images), seed=views_seed, epoch=epoch)
             said = [answer(teacher, x, draws[index].to(x.device), augmented=augmented, features=features) for index, x in batches(images, images.epoch(views_seed, epoch))]
             whole = {name: torch.cat([s[name] for s in said]) for name in said[0]}
             values.append(_samples(whole, images.labels))
             rows.append({"epoch": epoch} | _summary(values[-1:]))
-            for name, value in whole.items():
-                _append(partial / f"{name}.npy", value, epochs, first=epoch == 0)
+            for name, value in whole.items() if epoch < stored else ():
+                _append(partial / f"{name}.npy", value, stored, first=epoch == 0)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     except OSError as error:

@@ -19,16 +19,18 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from fgkd import cost, kernel, tables
+from fgkd import cost, datasets, kernel, tables
 from fgkd import study as studies
-from fgkd.study import PROJECT, Cell, Study, StudyError
+from fgkd.states import left, locked, state
+from fgkd.study import PROJECT, Cell, Model, Study, StudyError
 
 POLL_SECONDS = 0.5
+UNDEFINED = 0.01  # share of samples with P2 <= 0 above which R12 is flagged
 
 
 def main(words: list[str] | None = None) -> int:
@@ -46,14 +48,14 @@ def main(words: list[str] | None = None) -> int:
 
 def plan(study: Study, options) -> int:
     """Print what the study consists of, what it takes, and what is left to run and why."""
-    waiting = [c for c in study.cells() if state(study, c)["state"] != "done"]
-    counts, takes = counted(study), cost.estimate(study, waiting, options.images_per_second)
-    reasons = collections.Counter((c.notebook, why(study, c)) for c in waiting)
+    lacking = _lacking(study)
+    waiting = left(study)
+    counts, takes = counted(study), cost.estimate(study, list(waiting), options.images_per_second)
+    reasons = collections.Counter((c.notebook, reason) for c, reason in waiting.items())
     if options.json:
-        left = [{"notebook": notebook, "reason": reason, "number": number} for (notebook, reason), number in reasons.items()]
-        print(json.dumps(counts | {"notebooks_left": len(waiting), "left": left} | takes, indent=1))
+        shown = [{"notebook": notebook, "reason": reason, "number": number} for (notebook, reason), number in reasons.items()]
+        print(json.dumps(counts | {"notebooks_left": len(waiting), "left": shown, "lacking": lacking} | takes, indent=1))
         return 0
-    _check_models(study)
     for name, value in counts.items():
         print(f"{name.replace('_', ' '):28} {f'{value / 1e6:,.1f} MB' if name.endswith('bytes') else f'{value:,}'}")
     print("no more banks lie on disk at once than runs go on at once")
@@ -61,7 +63,8 @@ def plan(study: Study, options) -> int:
     print(f"\n{counts['notebooks'] - len(waiting)} of {counts['notebooks']} notebooks are done" + ("; left to run:" if waiting else ""))
     for (notebook, reason), number in reasons.items():
         print(f"  {number:4} x {notebook:22} {reason}")
-    _say_what_lacks(study)
+    for sentence in lacking:
+        print(f"lacking: {sentence}")
     return 0
 
 
@@ -70,9 +73,7 @@ def run(study: Study, options) -> int:
     status = 0
     if options.retry_failed and not _failed(study):
         print("nothing has failed")
-    elif any(state(study, c)["state"] != "done" for c in study.cells()):
-        _check_models(study)
-        _check_weights(study)
+    elif _left_of(study):
         with _only_driver(study) as lock:
             status = _engine(study, options.cores, lock, _failed(study) if options.retry_failed else (), options.profile)
     failed = _failed(study)
@@ -86,15 +87,17 @@ def run(study: Study, options) -> int:
 
 def status(study: Study, options) -> int:
     """Print one line a cell: its state, seconds and log."""
-    rows = [{"cell": c.id} | state(study, c) for c in study.cells()]
+    lacking, known = _lacking(study), {}
+    rows = [{"cell": c.id} | state(study, c, known) for c in study.cells()]
     counts = collections.Counter(r["state"] for r in rows)
     for row in rows:
         seconds = f"{row['seconds']:8.1f} s" if row["seconds"] is not None else " " * 10
         print(f"{row['state']:12}{seconds}  {row['cell']:44}{row['log'] or ''}")
         if row["error"]:
             print(textwrap.indent("\n".join([row["error"], *_last_lines(row["log"])]), " " * 24))
-    _say_what_lacks(study)
-    print(", ".join(f"{n} {name}" for name, n in counts.items()))
+    for sentence in lacking:
+        print(f"lacking: {sentence}")
+    print(", ".join(f"{n} {name}" for name, n in counts.items()) + f"; results in {study.folder}")
     return int(counts["failed"] > 0)
 
 
@@ -132,7 +135,7 @@ def counted(study: Study) -> dict[str, int]:
     cells = study.cells()
     per = collections.Counter(c.stage for c in cells)
     pretext = sum(c.dataset == studies.PRETEXT and c.stage == "teacher" for c in cells)
-    trainings = {c: sum(len(study.losses_of(k, c.strategy)) for k in study.students) for c in cells if c.stage == "distill"}
+    trainings = {c: len(study.students_of(c)) for c in cells if c.stage == "distill"}
     baselines = sum(n for c, n in trainings.items() if c.strategy == "CE")
     distillations = sum(trainings.values()) - baselines
     sizes = [cost.bank_bytes(study, c) for c in cells if c.stage == "bank"]
@@ -140,45 +143,6 @@ def counted(study: Study) -> dict[str, int]:
     return {"pretext_trainings": pretext, "teacher_trainings": teachers, "banks": per["bank"], "distillations": distillations,
             "runs": teachers + distillations, "ce_baselines": baselines, "groups": distillations // (len(study.teachers) * len(study.seeds)),
             "notebooks": len(cells), "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
-
-
-def state(study: Study, cell: Cell) -> dict:
-    """A cell's state (done, running, failed, interrupted, stale, waiting), seconds, log and error, from its files alone."""
-    folder = study.path(cell)
-    log = folder / f"{cell.notebook}.ipynb"
-    found = {"state": "waiting", "seconds": None, "log": str(log) if log.exists() else None, "error": None}
-    notebook = tables.read_json(log) or {}
-    meta = notebook.get("metadata", {}).get("papermill", {})
-    result = tables.read_json(folder / "result.json")
-    ended = meta.get("end_time") or meta.get("exception")  # papermill may be killed after the notebook wrote its result
-    if result and result.get("fingerprint") != study.fingerprint(cell):
-        return found | {"state": "stale", "seconds": meta.get("duration")}
-    if result and (ended or not log.exists()):
-        return found | {"state": "done", "seconds": meta.get("duration")}
-    if not (result or meta):
-        return found
-    if not ended:
-        return found | {"state": "running" if _driven(study) else "interrupted"}
-    return found | {"state": "failed", "seconds": meta.get("duration"), "error": _error(notebook) + _ending(folder)}
-
-
-def why(study: Study, cell: Cell) -> str:
-    """Why a cell that is not done is to run: its state, what changed in its own settings, or that something which it reads is made anew."""
-    found = state(study, cell)
-    if found["state"] != "stale":
-        return {"waiting": "never ran", "failed": f"failed: {found['error']}", "interrupted": "was interrupted"}.get(found["state"], found["state"])
-    now = json.loads(json.dumps(study.values(cell), default=str))
-    record = tables.read_json(study.path(cell) / "record.json")
-    before, now = _flat(record["provenance"]["parameters"] if record else now), _flat(now)
-    changed = [f"{key} {before.get(key)} -> {now.get(key)}" for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if changed[3:] else "") or "what it reads is made anew"
-
-
-def _flat(value, name: str = "") -> dict:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    if not isinstance(value, dict):
-        return {name: value}
-    return {key: leaf for k, v in value.items() for key, leaf in _flat(v, f"{name}.{k}" if name else str(k)).items()}
 
 
 def _failed(study: Study) -> list[Cell]:
@@ -192,16 +156,16 @@ def _engine(study: Study, cores: int, lock: int, only: Sequence[Cell] = (), prof
     plain kernels; without one the GPUs of this machine are shared out in slots.
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(study.folder), "--cores", str(cores),
-               "--config", f"study={study.file}", "--keep-going", "--nolock", "--rerun-incomplete", "--rerun-triggers", "params", "--quiet", "progress",
+               "--config", f"study={study.file}", "--keep-going", "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "--quiet", "progress",
                *(f"{study.path(c)}/result.json" for c in only)]
     threads = str(study.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "FGKD_RUNS": str(study.folder.parent.resolve()),
                                 "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     if os.environ.get("FGKD_DATA"):  # notebooks run in other folders
         environment["FGKD_DATA"] = os.path.abspath(os.environ["FGKD_DATA"])
-    for cell in study.cells():
-        if state(study, cell)["state"] != "done":  # made with other values, or its notebook was cut short: Snakemake is to make it anew
-            (study.path(cell) / "result.json").unlink(missing_ok=True)
+    waiting = left(study)
+    for cell in waiting:  # what is there of it was made of something else, or was cut short: Snakemake is to make it anew
+        (study.path(cell) / "result.json").unlink(missing_ok=True)
     if profile:
         command += ["--profile", os.path.abspath(profile)]
     elif slots := _gpu_slots(study):
@@ -210,7 +174,7 @@ def _engine(study: Study, cores: int, lock: int, only: Sequence[Cell] = (), prof
     engine = contextlib.nullcontext((environment, None)) if profile else kernel.warm(environment, (lock,))
     with open(study.folder / "engine.log", "w") as log, engine as (environment, group):
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=group, pass_fds=[lock])
-        _follow(study, process)
+        _follow(study, process, waiting)
     return process.returncode
 
 
@@ -223,43 +187,44 @@ def _gpu_slots(study: Study) -> list[str]:
     return [name for name in names for _ in range(study.runs_per_gpu)]
 
 
-def _follow(study: Study, process: subprocess.Popen) -> None:
-    left = [c for c in study.cells() if state(study, c)["state"] != "done"]
-    with tqdm(total=len(left), unit="notebook", desc=study.name, disable=not left) as bar:
-        while left:
+def _follow(study: Study, process: subprocess.Popen, cells: Iterable[Cell]) -> None:
+    """A bar over the cells that run, a line for each that ended, until the engine has ended."""
+    waiting, told, begun = list(cells), set(), time.time()
+    with tqdm(total=len(waiting), unit="notebook", desc=study.name, disable=not waiting) as bar:
+        while waiting:
             ended = process.poll() is not None
-            for cell in [c for c in left if (study.path(c) / "result.json").exists() and state(study, c)["state"] == "done"]:
-                left.remove(cell)
+            for cell in [c for c in waiting if (study.path(c) / "result.json").exists() and state(study, c)["state"] == "done"]:
+                waiting.remove(cell)
                 bar.write(f"  {cell.id:44} {_summary(study, cell)}")
                 bar.update()
+            for cell in [c for c in waiting if c not in told and _touched(study, c) > begun]:
+                if (found := state(study, cell))["state"] == "failed":
+                    told.add(cell)
+                    bar.write(f"  {cell.id:44} FAILED: {found['error']}")
             if ended:
                 break
             time.sleep(POLL_SECONDS)
     process.wait()
 
 
+def _touched(study: Study, cell: Cell) -> float:
+    """When the kernel of a cell's notebook last ended; 0 where none has."""
+    try:
+        return (study.path(cell) / "exit.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def _summary(study: Study, cell: Cell) -> str:
-    found = tables.record(study, cell)
-    row = found["rows"][0] if found and found["rows"] else {}
-    parts = {"tac": "TAC {:.1%}", "ratio12": "R12 {:.3f}", "accuracy": "student {:.1%}"}
-    return "  ".join(text.format(row[name]) for name, text in parts.items() if name in row)
-
-
-def _error(notebook: dict) -> str:
-    for cell in notebook.get("cells", []):
-        for output in cell.get("outputs", []):
-            if output.get("output_type") == "error":
-                return f"{output['ename']}: {output['evalue']}"
-    return "its kernel ended without an error message: it was killed, or ran out of memory"
-
-
-def _ending(folder) -> str:
-    """How the cell's kernel ended and its peak memory, where they are known."""
-    found = tables.read_json(folder / "exit.json")
-    if found is None:
-        return ""
-    ended = f"signal {-found['exit_status']}" if found["exit_status"] < 0 else f"exit status {found['exit_status']}"
-    return f" ({ended}, peak memory {found['peak_memory_mb']:,} MB)"
+    """What came out of a cell, in a line: a number a student, where it has several."""
+    texts = {"tac": "TAC {:.1%}", "ratio12": "R12 {:.3f}", "accuracy": "{student} {:.1%}"}
+    found = []
+    for row in tables.rows(study, cell):
+        name = row.get("student", "") + (f" {row['loss']}" if len(study.losses_of(row["student"], cell.strategy)) > 1 else "") if "student" in row else ""
+        found += [text.format(row[key], student=name) for key, text in texts.items() if key in row]
+        if row.get("ratio12_nonpositive", 0) > UNDEFINED:
+            found.append(f"(R12 says nothing here: P2 <= 0 in {row['ratio12_nonpositive']:.0%})")
+    return "  ".join(dict.fromkeys(found))
 
 
 def _last_lines(log: str, number: int = 3) -> list[str]:
@@ -276,26 +241,36 @@ def _only_driver(study: Study):
     """
     study.folder.mkdir(parents=True, exist_ok=True)
     with open(study.folder / ".driver", "w") as driver, open(study.folder / ".engine", "w") as engine:
-        if not _locked(driver):
+        if not locked(driver):
             raise StudyError(f"study '{study.name}' is being run already: wait for it, or see 'fgkd status {study.file}'")
-        if not _locked(engine):
+        if not locked(engine):
             print("waiting for the processes of a run that was killed to end", file=sys.stderr)
             fcntl.flock(engine, fcntl.LOCK_EX)
         yield engine.fileno()
 
 
-def _locked(file, kind: int = fcntl.LOCK_EX) -> bool:
-    """Whether the file could be locked at once."""
-    with contextlib.suppress(BlockingIOError):
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-        return True
-    return False
+def _left_of(study: Study) -> bool:
+    """Whether anything is left to run; raises StudyError where something lacks that it needs, before anything runs."""
+    wrong = datasets.look(study)
+    waiting = left(study)
+    needed = {c.dataset for c in waiting if c.dataset}
+    for key in needed & wrong.keys():
+        raise StudyError(f"{wrong[key]}. {sum(c.dataset == key for c in waiting)} of the {len(waiting)} notebooks that are left need these photos")
+    if any(c.stage in ("teacher", "bank", "distill") for c in waiting):
+        _check_models(study)
+        for cell in waiting:
+            for model in _models_of(study, cell):
+                studies.check_weights(model)
+    return bool(waiting)
 
 
-def _driven(study: Study) -> bool:
-    with contextlib.suppress(FileNotFoundError), open(study.folder / ".driver") as driver:
-        return not _locked(driver, fcntl.LOCK_SH)
-    return False
+def _models_of(study: Study, cell: Cell) -> list[Model]:
+    """The models whose weights a cell that is to run loads from a file."""
+    if cell.stage == "teacher":
+        return [study.teacher(cell.teacher)]
+    if cell.stage == "distill":
+        return [study.student(c.student) for c in study.students_of(cell) if tables.record(study, c) is None]
+    return []
 
 
 def _check_models(study: Study) -> None:
@@ -307,17 +282,19 @@ def _check_models(study: Study) -> None:
         models.check_name(model.model)
 
 
-def _check_weights(study: Study) -> None:
+def _lacking(study: Study) -> list[str]:
+    """What the study names and is not there; looks at the photos on the way.  Results that are there stay valid without it."""
+    found = [str(error) for error in datasets.look(study).values()]
+    absent = [plugin for plugin in study.plugins if not os.path.isfile(plugin)]
+    found += [f"plugin '{plugin}' does not exist: check the path, which is relative to the study's folder" for plugin in absent]
+    if not absent:
+        _check_models(study)
     for model in (*study.teachers.values(), *study.students.values()):
-        studies.check_weights(model)
-
-
-def _say_what_lacks(study: Study) -> None:
-    """Print which weights' file a run needs and does not find; cells that were trained from it count as stale meanwhile."""
-    try:
-        _check_weights(study)
-    except StudyError as error:
-        print(f"lacking: {error}")
+        try:
+            studies.check_weights(model)
+        except StudyError as error:
+            found.append(str(error))
+    return found
 
 
 def _print_estimate(device: str | None, hours: float, hours_left: float, without_throughput: list[str], not_counted: list[str], networks: list[dict]) -> None:

@@ -42,7 +42,7 @@ def bank_bytes(study: Study, cell: Cell) -> int:
     """fp16 logits of all views; a TGDA bank has three of them, boxes, and drop maps of at most a 16th of the view's side; features are not counted."""
     images, _, classes = size(study, cell.dataset)
     view = 3 * classes + 4 + (study.views.crop // 16) ** 2 if study.banked(cell.strategy)["augmented"] else classes
-    return study.bank_epochs * images * view * 2
+    return study.bank_views * images * view * 2
 
 
 def passes(study: Study, cell: Cell) -> Work:
@@ -62,28 +62,30 @@ def passes(study: Study, cell: Cell) -> Work:
             if teacher.weights != "none" and cell.strategy != PRETEXT:
                 work[teacher.model, "forward"] += train
         case "bank":
-            work[teacher.model, "forward"] = train * study.bank_epochs * _answers(study, cell.strategy)
+            work[teacher.model, "forward"] = train * study.bank_views * _answers(study, cell.strategy)
+        case "student":
+            student = study.student(cell.student)
+            how = study.recipe("student", student)
+            trained, held = _searched(how, train)
+            work[student.model, "train"] += trained * how.epochs * (3 if cell.strategy == "TGDA" else 1)
+            work[student.model, "forward"] += test + held
+            if study.online and teacher:
+                work[teacher.model, "forward"] += trained * how.epochs * _answers(study, RECIPES[cell.strategy])
         case "distill":
-            for key, student in study.students.items():
-                number, how = len(study.losses_of(key, cell.strategy)), study.recipe("student", student)
-                trained, held = _searched(how, train)
-                work[student.model, "train"] += number * trained * how.epochs * (3 if cell.strategy == "TGDA" else 1)
-                work[student.model, "forward"] += number * (test + held)
-                if study.online and teacher:
-                    work[teacher.model, "forward"] += number * trained * how.epochs * _answers(study, RECIPES[cell.strategy])
+            work = sum((passes(study, part) for part in study.students_of(cell)), work)
     return work
 
 
 def measured(study: Study) -> tuple[Rates, set[str]]:
     """Throughputs of what has run, from the seconds in its records, and the devices that it ran on.
 
-    A cell's seconds are shared out over its images, so that the students of one cell have one throughput.  Of a run that was interrupted
+    A training's seconds are shared out over all images that pass through a network in it.  Of a run that was interrupted
     only the seconds of its last part are known, which makes it seem fast.
     """
     images, seconds, devices = Work(), Counter(), set()
-    for cell in study.cells():
-        work = passes(study, cell)
-        if work.total() and (record := tables.record(study, cell)):
+    for part in (part for cell in study.cells() for part in tables.parts(study, cell)):
+        work = passes(study, part)
+        if work.total() and (record := tables.record(study, part)):
             devices.add(record["provenance"]["device"])
             images.update(work)
             seconds.update({key: record["provenance"]["seconds"] * n / work.total() for key, n in work.items()})

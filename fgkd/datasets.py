@@ -6,6 +6,7 @@ kept as uint8 in a memory map (N, R, R, 3). Cropping, flipping and normalising h
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -25,8 +26,9 @@ import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from fgkd import birds
-from fgkd.study import OFFICIAL, DataSpec
+from fgkd import birds, contents
+from fgkd.study import OFFICIAL, PRETEXT, Cell, DataSpec, Study
+from fgkd.tables import write_json
 
 SPLITS = ("train", "test")
 SHOWN = 20  # problems listed by name in one message
@@ -64,7 +66,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Both splits. families: the family of each class (birds) or None; notes: sentences that a reader should see."""
+    """Both splits. families: the family of each class (birds) or None; notes: sentences that a reader should see.
+
+    fingerprint: of the content that the images were decoded from; photos: a mark of each photo, empty for birds.
+    """
 
     key: str
     classes: tuple[str, ...]
@@ -73,22 +78,65 @@ class Dataset:
     families: tuple[str, ...] | None
     fingerprint: str
     notes: tuple[str, ...] = ()
+    photos: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a data set consists of before anything is decoded.
+
+    digest: of its classes and of each photo's place, label and bytes; photos: a mark of each photo's place, label and bytes, in
+    order of the splits; classes, counts: images of each split.
+    """
+
+    digest: str
+    photos: tuple[str, ...]
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+
+
+def content(spec: DataSpec, cache: Path) -> Content:
+    """What is there of a data set, its photos' bytes read once: their digests are kept in the cache by path, size and time.
+
+    Raises DataError for folders or classes that cannot be used.
+    """
+    source = _source(spec)
+    return _content(source, _place(source, cache))
+
+
+def look(study: Study) -> dict[str, DataError]:
+    """Note in `study.photos` what is there of each of its data sets; returns what is wrong with those that cannot be used.
+
+    A study whose photos are elsewhere is left with what its records say of them.
+    """
+    wrong = {}
+    for key in (*study.datasets, *([PRETEXT] if study.pretext else [])):
+        if study.data(key).kind == "birds":
+            continue
+        try:
+            study.photos[key] = content(study.data(key), study.path(Cell("data", key)) / "cache").digest
+        except DataError as error:
+            wrong[key] = error
+    return wrong
 
 
 def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
     """The data set of `spec`, its images memory-mapped read-only from the folder `cache`.
 
     The cache is built first where it is absent, unfinished, damaged or made from other inputs (`fingerprint`: the
-    options, and each file's path, size and time). A second process that wants it meanwhile waits, then reads.
+    options, and each photo's place, label and content). A second process that wants it meanwhile waits, then reads.
     One of the paper's eight has its cache beside its images, for all studies (`shared_cache`); the folder `cache` serves
     it only where its root is read-only and holds none.
     Raises DataError for folders, classes or images that cannot be used, and for a full disk.
     """
-    source = ({"birds": _birds, "folder": _folder} | dict.fromkeys(OFFICIAL, _official))[spec.kind](spec)
+    source = _source(spec)
+    found = None if source.files is None else _content(source, _place(source, cache))
+    fingerprint = source.fingerprint if found is None else _fingerprint(spec.resize, found.digest)
+    source = dataclasses.replace(source, fingerprint=fingerprint, photos=() if found is None else found.photos)
     if source.shared:
         if dataset := _read(spec, source, source.shared):
             return dataset
-        cache = source.shared if os.access(source.root, os.W_OK) else cache
+        cache = _place(source, cache)
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -159,7 +207,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a cache is made from; files: (path below `root`, label) of each image, None for birds."""
+    """What a cache is made from; files: (path below `root`, label) of each image, None for birds; photos: a mark of each."""
 
     classes: tuple[str, ...]
     families: tuple[str, ...] | None
@@ -169,6 +217,47 @@ class _Source:
     notes: tuple[str, ...] = ()
     root: Path = Path()
     shared: Path | None = None
+    photos: tuple[str, ...] = ()
+
+
+def _source(spec: DataSpec) -> _Source:
+    return ({"birds": _birds, "folder": _folder} | dict.fromkeys(OFFICIAL, _official))[spec.kind](spec)
+
+
+def _place(source: _Source, cache: Path) -> Path:
+    """The folder of the cache: beside the images of an official set, unless that cannot be written."""
+    return source.shared if source.shared and os.access(source.root, os.W_OK) else cache
+
+
+def _content(source: _Source, cache: Path) -> Content:
+    """The content of photos; digests of those whose size and time are as they were come from 'photos.json' beside the cache."""
+    digests = cache.parent / "photos.json"
+    try:
+        known = json.loads(digests.read_text())
+    except (OSError, ValueError):
+        known = {}
+    paths = sorted({path for top in SPLITS for path, _ in source.files[top]})
+    stats = {path: _stat(source.root / path) for path in paths}
+    new = [path for path in paths if known.get(path, [])[:2] != list(stats[path])]
+    found = {path: [*stats[path], known[path][2]] for path in paths if path not in set(new)}
+    with ThreadPoolExecutor(4) as pool, tqdm(total=len(new), desc="reading photos", unit="image", delay=2, disable=None) as bar:
+        for path, digest in zip(new, pool.map(lambda path: _digest(source.root / path), new)):
+            found[path] = [*stats[path], digest]
+            bar.update()
+    if found != known:
+        with contextlib.suppress(OSError):  # another's folder, a full disk: they are read again
+            write_json(digests, found)
+    listed = {top: [(path, label, found[path][2]) for path, label in source.files[top]] for top in SPLITS}
+    marks = tuple(contents.of_text(json.dumps([top, *entry]))[:10] for top in SPLITS for entry in listed[top])
+    return Content(contents.of_text(json.dumps([source.classes, listed])), marks, source.classes, source.counts)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[: contents.LENGTH]
+    except OSError:  # decoding reports it together with all other bad files
+        return "unreadable"
 
 
 def _birds(spec: DataSpec) -> _Source:
@@ -220,9 +309,7 @@ def _official(spec: DataSpec) -> _Source:
 
 
 def _photos(spec: DataSpec, root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[str, int]]], notes: tuple[str, ...]) -> _Source:
-    stats = {top: [(path, label, *_stat(root / path)) for path, label in files[top]] for top in SPLITS}
-    fingerprint = _fingerprint("folder", classes, spec.resize, stats)
-    return _Source(classes, None, {top: len(files[top]) for top in SPLITS}, files, fingerprint, notes, root)
+    return _Source(classes, None, {top: len(files[top]) for top in SPLITS}, files, "", notes, root)
 
 
 def _tops(spec: DataSpec, root: Path) -> tuple[str, ...]:
@@ -322,7 +409,7 @@ def _read(spec: DataSpec, source: _Source, cache: Path) -> Dataset | None:
         return None
     train, test = splits["train"], splits["test"]
     notes = source.notes + _copies(train, test)
-    return Dataset(spec.key, source.classes, train, test, source.families, source.fingerprint, notes)
+    return Dataset(spec.key, source.classes, train, test, source.families, source.fingerprint, notes, source.photos)
 
 
 def _copies(train: Split, test: Split) -> tuple[str, ...]:

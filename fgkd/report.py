@@ -179,10 +179,8 @@ def site(
 
 def _entry(study: Study, cell: Cell, state: Mapping) -> Entry:
     """A cell of the grid: what came out of it, and how long it took."""
-    record = records.record(study, cell)
-    row = record["rows"][0] if record and record["rows"] else {}
-    words = {"tac": "TAC {:.1%}", "ratio12": "R12 {:.3f}", "accuracy": "accuracy {:.1%}", "train": "{:,} training images"}
-    detail = [text.format(row[name]) for name, text in words.items() if name in row]
+    words = {"tac": "TAC {tac:.1%}", "ratio12": "R12 {ratio12:.3f}", "accuracy": "{student} {loss} {accuracy:.1%}", "train": "{train:,} training images"}
+    detail = list(dict.fromkeys(text.format(**row) for row in records.rows(study, cell) for name, text in words.items() if name in row))
     detail += [f"{state['seconds']:.0f} s"] if state["seconds"] else []
     detail += [state["state"]] if state["state"] not in STATES else []
     seed = "" if cell.seed is None else f"seed {cell.seed}"
@@ -204,16 +202,22 @@ def _headline(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _facts(study: Study, found: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """What the study was made with: its own settings, and the code, machine and packages of its first record."""
-    first = next((r for c in study.cells() if (r := records.record(study, c))), None)
+    """What the study was made with: its own settings, and every commit, device and version of a package that a record names, with the
+    number of records where there are several."""
     facts = {"study": Path(study.file).name, "seed": ", ".join(map(str, study.seeds)), "teachers": ", ".join(m.model for m in study.teachers.values()),
              "students": ", ".join(m.model for m in study.students.values()), "strategies": ", ".join(study.strategies)}
     facts |= {f"recipe {name}": ", ".join(f"{k} {v}" for k, v in vars(recipe).items()) for name, recipe in study.recipes.items()}
-    if first:
-        made = first["provenance"]
-        facts |= {"commit": made["commit"], "device": made["device"], "python": made["python"]}
-        facts |= {"packages": ", ".join(f"{k} {v}" for k, v in made["packages"].items())}
-    return facts
+    known: dict[Cell, str] = {}
+    made = [one["provenance"] for cell in study.cells() for one in records.records(study, cell, known)]
+    for name in ("commit", "device", "python", "threads"):
+        facts |= {name: _each(Counter(str(one[name]) for one in made))} if made else {}
+    packages = {name: _each(Counter(one["packages"].get(name, "absent") for one in made)) for name in records.PACKAGES}
+    return facts | ({"packages": ", ".join(f"{name} {versions}" for name, versions in packages.items())} if made else {})
+
+
+def _each(counts: Counter) -> str:
+    """One value as it is; of several each with the number of its records."""
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{value} ({count} records)" for value, count in counts.most_common())
 
 
 def _entry_page(entry: Entry, out: Path) -> str:

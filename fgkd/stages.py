@@ -25,7 +25,9 @@ import torch
 
 from fgkd import bank as banks
 from fgkd import cal, datasets, metrics, models, tables, training, transfer, views
-from fgkd.study import PRETEXT, RECIPES, Cell, Loss, Recipe, Study
+from fgkd.study import PRETEXT, RECIPES, Cell, Loss, Recipe, Study, StudyError
+
+SHOWN_VIEWS = 4  # stored of each image where students need no bank
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,46 @@ class Run:
         """A further table of the record: 'history' of a training, 'search' where its learning rate was searched for, 'epochs' of a bank."""
         return pd.DataFrame(self.record[name])
 
-    def logits(self, name: str) -> np.ndarray:
-        """Test logits (N, C) of the teacher ('test') or of a student ('test-<student>-<loss>')."""
-        return np.load(self.folder / f"{name}.npy")
+    def logits(self) -> np.ndarray:
+        """Test logits (N, C) of a teacher or student."""
+        return np.load(self.folder / "test.npy")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the students of a distill cell reached: a Run a student and loss."""
+
+    cell: Cell
+    students: dict[tuple[str, str], Run]
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """A row a student and loss."""
+        return pd.concat([run.rows for run in self.students.values()], ignore_index=True)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The tables of that name of all students, `student` and `loss` before them; empty where none has one."""
+        named = [{"student": k, "loss": loss} | row for (k, loss), run in self.students.items() for row in run.record.get(name, [])]
+        return pd.DataFrame(named)
+
+    def logits(self) -> dict[tuple[str, str], np.ndarray]:
+        """Test logits (N, C) by student and loss, of those that have them here: a record may have come alone."""
+        return {key: run.logits() for key, run in self.students.items() if (run.folder / "test.npy").exists()}
 
 
 def data(study: Study, dataset: str) -> datasets.Dataset:
-    """The data set, its images decoded and cached by the first call."""
+    """The data set, its images decoded and cached by the first call.
+
+    A process looks at the photos once: what is changed after that is seen by the next one.
+    """
     cell = Cell("data", dataset)
-    found = datasets.load(study.data(dataset), study.path(cell) / "cache")
+    found = _loaded(study.data(dataset), study.path(cell) / "cache")
+    if found.photos:
+        study.photos[dataset] = found.fingerprint
 
     def compute(_):
         counts = {"dataset": dataset, "classes": len(found.classes), "train": len(found.train), "test": len(found.test)}
-        return {"rows": [counts], "notes": list(found.notes)}
+        return {"rows": [counts], "notes": list(found.notes), "photos": " ".join(found.photos)}
 
     _once(study, cell, compute)
     return found
@@ -62,10 +91,10 @@ def data(study: Study, dataset: str) -> datasets.Dataset:
 def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> Run:
     """Train a teacher (FZ: its last layer on a frozen backbone; FT and pretext: all of it; CAL: with attention) and measure TAC on the test split."""
     cell = study.cell("teacher", dataset, teacher, recipe)
-    spec = study.teacher(teacher)
+    spec, found = study.teacher(teacher), data(study, dataset)
 
     def compute(folder):
-        found, on = data(study, dataset), _device(study)
+        on = _device(study)
         train, test = (training.Images(s, study.views, on) for s in (found.train, found.test))
         how, frozen = study.recipe(recipe, spec), None
         if recipe == "FZ":
@@ -81,7 +110,8 @@ def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> Run:
         row = {"dataset": dataset, "teacher": teacher, "recipe": recipe, "model": spec.model, "tac": tac, "tac_single": single,
                "train_accuracy": history[-1]["train_accuracy"], "parameters": models.parameters(model), "pretraining": models.pretraining(spec),
                "norm": models.norm(model), "epochs": how.epochs, "lr": how.lr} | _transfer(study, cell, train)
-        return {"rows": [row], "history": history} | ({"search": search} if search else {})
+        on_test = metrics.summarize(logits) | metrics.summarize_labelled(metrics.labelled_samples(logits, found.test.labels))
+        return {"rows": [row], "history": history, "on_test": on_test} | ({"search": search} if search else {})
 
     return _once(study, cell, compute, files=("model.safetensors", "test.npy"))
 
@@ -95,26 +125,24 @@ def load_teacher(study: Study, dataset: str, teacher_: str, recipe: str) -> mode
 
 
 def bank(study: Study, dataset: str, teacher: str, recipe: str) -> tuple[Run, banks.Bank]:
-    """A teacher's metrics over all views of all training images, a row for each strategy that reads them, and the bank that its students learn from."""
-    cell = study.cell("bank", dataset, teacher, recipe)
+    """A teacher's metrics over all views of all training images, and the bank that its students learn from.
+
+    Of an online study, whose students need no bank, the metrics are the same and only the first few views are stored, to be looked at.
+    """
+    cell, found = study.cell("bank", dataset, teacher, recipe), data(study, dataset)
     folder, holds = study.path(cell) / "views", study.banked(recipe)
+    stored = min(SHOWN_VIEWS, study.bank_views) if study.online else study.bank_views
+    shapes = {name: (stored, len(found.train)) for name in banks.names(**holds)}
+    shapes["logits"] += (len(found.classes),)
 
     def compute(_):
-        found, on = data(study, dataset), _device(study)
-        images = training.Images(found.train, study.views, on)
-        summary, epochs = banks.write(folder, load_teacher(study, dataset, teacher, recipe), images, epochs=study.bank_epochs,
+        images = training.Images(found.train, study.views, _device(study))
+        summary, epochs = banks.write(folder, load_teacher(study, dataset, teacher, recipe), images, views=study.bank_views, keep=stored,
                                       views_seed=study.seed_for("student views", dataset), **holds)
-        common = {"samples": len(images), "views": study.bank_epochs}
-        return {"rows": [{"dataset": dataset, "teacher": teacher, "strategy": s} | common | summary for s in study.readers(recipe)], "epochs": epochs}
+        return {"rows": [{"samples": len(images), "views": study.bank_views} | summary], "epochs": epochs}
 
-    def read():
-        found = data(study, dataset)
-        shape = (study.bank_epochs, len(found.train))
-        shapes = {name: shape for name in banks.names(**holds)} | {"logits": (*shape, len(found.classes))}
-        return banks.read(folder, shapes, _device(study))
-
-    run = _once(study, cell, compute, valid=lambda: read() is not None)
-    return run, read()
+    run = _once(study, cell, compute, valid=lambda: banks.read(folder, shapes, torch.device("cpu")) is not None)
+    return run, banks.read(folder, shapes, _device(study))
 
 
 def student_views(study: Study, dataset: str, *, image: int, epochs: int, bank: banks.Bank) -> dict[str, np.ndarray]:
@@ -144,41 +172,64 @@ def birds_boxes(study: Study, dataset: str) -> torch.Tensor | None:
     return None if boxes is None else torch.from_numpy(boxes[:, [1, 0, 3, 2]] - corner).clamp(0, study.views.crop).float()
 
 
-def distill(study: Study, dataset: str, teacher: str, strategy: str) -> Run:
-    """Train every student of the study with each of its losses from one teacher ('none' for the CE baseline) and measure it on the test split."""
+def distill(study: Study, dataset: str, teacher: str, strategy: str) -> Runs:
+    """Every student of the study with each of its losses from one teacher ('none' for the CE baseline), measured on the test split.
+
+    Those that have a record are read, the others are trained.
+    """
     cell = study.cell("distill", dataset, teacher, strategy)
-    trainings = [(key, name, loss) for key in study.students for name, loss in study.losses_of(key, strategy).items()]
+    if cell not in study.cells():
+        raise StudyError(f"{cell.id} is not in the study '{study.name}': expected one of its data sets, teachers and strategies")
+    found = data(study, dataset)
 
-    def compute(folder):
+    @functools.cache
+    def sources():
+        """What the students that are left to train have in common: images, and what their teacher says."""
         models.load_plugins(study.plugins)
-        found, on = data(study, dataset), _device(study)
-        train, test = (training.Images(s, study.views, on) for s in (found.train, found.test))
-        said, reference = _said(study, cell, train)
-        rows, history, searches = [], [], []
-        for key, name, loss in trainings:
-            spec = study.student(key)
-            trained = functools.partial(_trained_student, study, cell, train, len(found.classes), said, key, name, loss)
-            how, search = _search(study, cell, folder, study.recipe("student", spec), train, trained, f"{key}-{name}")
-            model, epochs = trained(how, _checkpoint(study, cell, folder, f"{key}-{name}"))
-            accuracy, logits = training.accuracy(model, test)
-            tables.write_array(folder / f"test-{key}-{name}.npy", logits.numpy())
-            models.save(model, folder / f"{key}-{name}.safetensors")
-            agreement = None if reference is None else float((logits.numpy().argmax(1) == reference.argmax(1)).mean())
-            rows.append({"dataset": dataset, "student": key, "strategy": strategy, "loss": name, "teacher": teacher, "model": spec.model,
-                         "accuracy": accuracy, "train_accuracy": epochs[-1]["train_accuracy"], "agreement": agreement,
-                         "parameters": models.parameters(model), "lr": how.lr})
-            history += [{"student": key, "loss": name} | e for e in epochs]
-            searches += [{"student": key, "loss": name} | s for s in search]
-        return {"rows": rows, "history": history} | ({"search": searches} if searches else {})
+        train, test = (training.Images(s, study.views, _device(study)) for s in (found.train, found.test))
+        return train, test, *_said(study, cell, train)
 
-    return _once(study, cell, compute, files=tuple(f"test-{key}-{name}.npy" for key, name, _ in trainings))
+    def compute(part, folder):
+        train, test, said, reference = sources()
+        spec, loss = study.student(part.student), study.losses_of(part.student, strategy)[part.loss]
+        trained = functools.partial(_trained_student, study, part, train, len(found.classes), said, loss)
+        how, search = _search(study, part, folder, study.recipe("student", spec), train, trained)
+        model, history = trained(how, _checkpoint(study, part, folder))
+        accuracy, logits = training.accuracy(model, test)
+        tables.write_array(folder / "test.npy", logits.numpy())
+        models.save(model, folder / "model.safetensors")
+        agreement = None if reference is None else float((logits.numpy().argmax(1) == reference.argmax(1)).mean())
+        row = {"dataset": dataset, "student": part.student, "strategy": strategy, "loss": part.loss, "teacher": teacher, "model": spec.model,
+               "accuracy": accuracy, "train_accuracy": history[-1]["train_accuracy"], "agreement": agreement,
+               "parameters": models.parameters(model), "lr": how.lr}
+        return {"rows": [row], "history": history} | ({"search": search} if search else {})
+
+    students = {(p.student, p.loss): _once(study, p, functools.partial(compute, p)) for p in study.students_of(cell)}
+    return Runs(cell, students)
+
+
+def baseline(study: Study, dataset: str) -> pd.Series:
+    """Accuracy of each student without a teacher, trained now where it was not yet; empty where the study has no baseline, or where
+    its training diverged: what a teacher's students reached is no less true for that."""
+    none = pd.Series(dtype=float)
+    if not study.baseline:
+        return none
+    try:
+        return distill(study, dataset, "none", "CE").rows.set_index("student").accuracy
+    except FloatingPointError as error:
+        print(f"there is no student without a teacher to compare with: {error}")
+        return none
 
 
 def everything(study: Study) -> dict[str, pd.DataFrame]:
     """All tables of the study; cells that have not run yet are run here, one after the other."""
+    datasets.look(study)
     for cell in study.cells():
-        if cell.stage == "distill":
-            distill(study.at(study.seed_of(cell)), cell.dataset, cell.teacher, cell.strategy)
+        now = study.at(study.seed_of(cell))
+        if cell.stage == "bank" and not tables.complete(study, cell):
+            bank(now, cell.dataset, cell.teacher, cell.strategy)
+        if cell.stage == "distill" and not tables.complete(study, cell):
+            distill(now, cell.dataset, cell.teacher, cell.strategy)
     return tables.collect(study)
 
 
@@ -187,10 +238,10 @@ def on_test(study: Study) -> pd.DataFrame:
     rows = []
     for cell in study.cells():
         if cell.stage == "teacher" and cell.dataset != PRETEXT:
-            run = teacher(study.at(study.seed_of(cell)), cell.dataset, cell.teacher, cell.strategy)
-            logits, labels = run.logits("test"), data(study, cell.dataset).test.labels
+            now = study.at(study.seed_of(cell))
+            record = tables.record(study, cell) or teacher(now, cell.dataset, cell.teacher, cell.strategy).record
             names = {"dataset": cell.dataset, "teacher": cell.teacher, "recipe": cell.strategy, "seed": study.seed_of(cell)}
-            rows.append(names | metrics.summarize(logits) | metrics.summarize_labelled(metrics.labelled_samples(logits, labels)))
+            rows.append(names | record["on_test"])
     return pd.DataFrame(rows)
 
 
@@ -204,17 +255,17 @@ def conclude(study: Study, stage: str, frames: dict[str, pd.DataFrame]) -> Run:
 
 
 def _said(study: Study, cell: Cell, train: training.Images):
-    """What the teacher says, (images, epoch, index) -> `bank.answer`, and its test logits for agreement; None and None for the CE baseline."""
+    """What the teacher says, (images, view, index) -> `bank.answer`, and its test logits for agreement; None and None for the CE baseline."""
     if cell.strategy == "CE":
         return None, None
     source = (cell.dataset, cell.teacher, RECIPES[cell.strategy])
-    reference = teacher(study, *source).logits("test")
+    reference = teacher(study, *source).logits()
     if not study.online:
         stored = bank(study, *source)[1]
-        return lambda x, epoch, index: stored.answer(epoch, index), reference
+        return lambda x, view, index: stored.answer(view, index), reference
     model, seed = load_teacher(study, *source), study.seed_for("student views", cell.dataset)
-    draws = functools.lru_cache(1)(lambda epoch: views.draw_attention(len(train), seed=seed, epoch=epoch))
-    return lambda x, epoch, index: banks.answer(model, x, draws(epoch)[index].to(x.device), **study.banked(source[2])), reference
+    draws = functools.lru_cache(1)(lambda view: views.draw_attention(len(train), seed=seed, epoch=view))
+    return lambda x, view, index: banks.answer(model, x, draws(view)[index].to(x.device), **study.banked(source[2])), reference
 
 
 def _transfer(study: Study, cell: Cell, train: training.Images) -> dict[str, float | None]:
@@ -245,23 +296,23 @@ def _trained_teacher(study: Study, cell: Cell, train: training.Images, classes: 
     return model, training.fit_images(model, train, objective, how, views_seed=study.seed_for("teacher views", cell.dataset), **options)
 
 
-def _trained_student(study: Study, cell: Cell, train: training.Images, classes: int, said: Callable | None, key: str, name: str, loss: Loss | None,
+def _trained_student(study: Study, part: Cell, train: training.Images, classes: int, said: Callable | None, loss: Loss | None,
                      how: Recipe, checkpoint: Path, only: torch.Tensor | None = None) -> tuple[models.Classifier, list[dict]]:
     """A student trained on all images or `only` some, and its history."""
-    model = models.build(study.student(key), classes, crop=study.views.crop, seed=study.seed_for("student", cell.dataset, key)).to(train.device)
-    extra = None if loss is None else _further(study, cell, loss, model, said, train)
+    model = models.build(study.student(part.student), classes, crop=study.views.crop, seed=study.seed_for("student", part.dataset, part.student)).to(train.device)
+    further = None if loss is None or loss.loss == "kd" else _further(study, part, loss, model, said, train)
     if said is None:
         objective = training.cross_entropy(train.labels)
     else:
-        objective = training.distillation(train.labels, said, study.distillation, augmented=cell.strategy == "TGDA", further=extra,
-                                          features=loss is not None and loss.on == "features")
+        objective = training.distillation(train.labels, lambda x, epoch, index: said(x, epoch % how.seen, index), study.kd(loss),
+                                          augmented=part.strategy == "TGDA", further=further, features=further is not None and loss.on == "features")
     # Neither the order of images nor the initial weights depend on teacher and loss: students differ in what they are taught.
-    options = {"views_seed": study.seed_for("student views", cell.dataset), "seed": study.seed_for("order", cell.dataset, key)}
-    return model, training.fit_images(model, train, objective, how, extra=extra, **options, checkpoint=checkpoint, only=only,
-                                      title=f"{key} from {cell.teacher} {cell.strategy} {name}")
+    options = {"views_seed": study.seed_for("student views", part.dataset), "seed": study.seed_for("order", part.dataset, part.student)}
+    return model, training.fit_images(model, train, objective, how, extra=further, views=how.seen, **options, checkpoint=checkpoint, only=only,
+                                      title=f"{part.student} from {part.teacher} {part.strategy} {part.loss}")
 
 
-def _search(study: Study, cell: Cell, folder: Path, how: Recipe, train: training.Images, trained: Callable, name: str = "model") -> tuple[Recipe, list[dict]]:
+def _search(study: Study, cell: Cell, folder: Path, how: Recipe, train: training.Images, trained: Callable) -> tuple[Recipe, list[dict]]:
     """The recipe with one learning rate, and a row a candidate where there were several: lr, and the accuracy that it reached on the fifth
     of the images that it was not trained on, None where it diverged.
 
@@ -272,7 +323,7 @@ def _search(study: Study, cell: Cell, folder: Path, how: Recipe, train: training
         return dataclasses.replace(how, lr=how.rates[0]), []
     rows, (used, held) = [], training.hold_out(train.labels, study.seed_for("search", cell.dataset))
     for rate in how.rates:
-        checkpoint = _checkpoint(study, cell, folder, f"{name}-{rate}")
+        checkpoint = _checkpoint(study, cell, folder, f"search-{rate}")
         ended = checkpoint.with_suffix(".json")
         if (row := tables.read_json(ended)) is None:
             try:
@@ -320,7 +371,7 @@ def _teacher_model(study: Study, cell: Cell, classes: int, *, pretext: bool = Tr
 
 
 def _once(study: Study, cell: Cell, compute: Callable[[Path], dict], *, files: tuple[str, ...] = (), valid: Callable[[], bool] = lambda: True) -> Run:
-    """The cell's record, computed unless it is there, of the same fingerprint, with its files whole.
+    """The cell's record, computed unless it is there, of the same fingerprint, with the files whole that are needed beside it.
 
     A lock on the cell's folder keeps two processes, one of them perhaps an orphan, from computing it at once: the second waits.
     """
@@ -328,14 +379,23 @@ def _once(study: Study, cell: Cell, compute: Callable[[Path], dict], *, files: t
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         found = tables.record(study, cell)
-        if found is None or not all((folder / f).exists() for f in files) or not valid():
+        lost = [f for f in files if not (folder / f).exists()]
+        if found and lost:
+            print(f"{cell.id} has its record, but not {' and '.join(lost)}, needed now: it is computed anew")
+        if found is None or lost or not valid():
             start = time.monotonic()
-            found = {"cell": cell.id, "fingerprint": study.fingerprint(cell), **compute(folder)}
-            found["provenance"] = tables.provenance(study, cell, str(_device(study)), time.monotonic() - start)
+            found = {"cell": cell.id, "fingerprint": study.fingerprint(cell), "contents": study.contents(cell), **compute(folder)}
+            device = str(training.device(study.device)) if cell.stage in ("teacher", "bank", "student") else "cpu"
+            found["provenance"] = tables.provenance(study, cell, device, time.monotonic() - start)
             tables.write_json(folder / "record.json", found)
             for checkpoint in folder.glob("checkpoint-*"):
                 checkpoint.unlink()
     return Run(cell, folder, pd.DataFrame(found["rows"]), found)
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(spec: datasets.DataSpec, cache: Path) -> datasets.Dataset:
+    return datasets.load(spec, cache)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,23 @@
 """A study's YAML file as frozen dataclasses: what to run, the cells it falls into, their inputs, ids and folders.
 
-A *cell* is one notebook run.  The stages and what a cell of each stands for:
+A *cell* is one notebook run, or one student of a distill cell.  The stages and what a cell of each stands for:
 
     intro        the study                        01_what_is_ratio12
     data         a data set                       02_data
     teacher      data set, teacher, recipe        03_teacher
     bank         data set, teacher, recipe        04_ratio12        (TGDA students learn from the bank of the CAL teacher)
     distill      data set, teacher, strategy      05_distillation   (all students and losses of that teacher; CE has teacher 'none')
+    student      the same, a student, a loss      -                 (one training of a distill cell, with a record of its own)
     correlation  the study                        06_correlation
     report       the study                        07_report
 
 Of several seeds, each repeats the teacher, bank and distill cells, pretext and baseline included; images and conclusions are shared.
 
-A cell's fingerprint covers its own values and those of all cells it reads, so that a changed value makes stale what depends
-on it and nothing else.
+A cell's fingerprint is a hash of what its result is a function of, and of nothing else: its own values in the study file, the content
+of the photos, weights and plugins that it starts from, and the fingerprints of the cells that it reads.  Paths, times, the machine, its
+threads and what other students, losses or strategies the study has are no part of it, nor are values that a recipe does not use.
+Where a file is not there, its content is what the cell's own record says: records alone, without photos and weights, are valid
+(`Study.contents`).
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ from pathlib import Path
 
 import yaml
 
+from fgkd import contents
+
 STAGES = {
     "intro": "01_what_is_ratio12",
     "data": "02_data",
@@ -43,8 +49,8 @@ STAGES = {
 }
 STRATEGIES = ("FZ", "FT", "CAL", "TGDA")
 RECIPES = {"FZ": "FZ", "FT": "FT", "CAL": "CAL", "TGDA": "CAL"}  # how the teacher of each strategy is trained
-LOSSES = {  # further losses and their options; the defaults are the released code's
-    "dkd": {"alpha": 1.0, "beta": 0.5, "temperature": 1.0}, "rkd": {"distance_weight": 25.0, "angle_weight": 50.0}, "pkt": {}, "hint": {},
+LOSSES = {  # losses and their options; 'kd' is KD itself with a temperature or beta of its own
+    "kd": {}, "dkd": {"alpha": 1.0, "beta": 0.5, "temperature": 1.0}, "rkd": {"distance_weight": 25.0, "angle_weight": 50.0}, "pkt": {}, "hint": {},
     "crd": {"width": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5}}
 OFFICIAL = ("aircraft", "cars", "cub", "dogs", "flowers", "moe", "nabirds", "pets")  # the paper's data sets, each a kind of its own
 PRETEXT = "pretext"
@@ -90,13 +96,18 @@ class Recipe:
     warmup_steps: int = 0
     min_lr: float = 1e-5               # where the cosine ends
     clip: float = 1.0                  # largest gradient norm
-    views: int = 0                     # FZ only: views of each image whose features are kept; 0 means one an epoch
+    views: int = 0                     # FZ and students: different views of each image, which epochs see in turn; 0 means one an epoch
     maps: int = 32                     # CAL only: attention maps
 
     @property
     def rates(self) -> tuple[float, ...]:
         """What `lr` leaves to choose from."""
         return self.lr if isinstance(self.lr, tuple) else (self.lr,)
+
+    @property
+    def seen(self) -> int:
+        """How many different views of each image there are: epoch e sees view e % seen."""
+        return min(self.views or self.epochs, self.epochs)
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,11 @@ class Model:
     weights: str = "none"              # none | pretext | timm | a .safetensors or .pth file relative to the study file
     options: dict = field(default_factory=dict)  # keyword arguments for timm.create_model
     recipe: dict = field(default_factory=dict)   # values that replace the recipe's
+
+    @property
+    def file(self) -> str | None:
+        """The absolute path of the file that its weights come from, None where they come from elsewhere."""
+        return None if self.weights in ("none", "pretext", "timm") else self.weights
 
 
 @dataclass(frozen=True)
@@ -124,11 +140,13 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Loss:
-    """A further loss, added to CE + beta * KD of some students."""
+    """A further loss, added to CE + beta * KD of some students; or KD itself with a temperature or beta that is not the study's."""
 
     key: str
-    loss: str = ""                     # dkd | rkd | pkt | hint | crd; empty: that of its key
-    weight: float = 1.0
+    loss: str = ""                     # kd | dkd | rkd | pkt | hint | crd; empty: that of its key
+    temperature: float | None = None   # of the KD term; None: the study's
+    beta: float | None = None          # weight of the KD term; None: the study's
+    weight: float = 1.0                # of the further loss
     on: str = "logits"                 # logits | features: the pooled ones before the last layer
     students: tuple[str, ...] = ()     # empty: all
     strategies: tuple[str, ...] = ()   # empty: all
@@ -144,15 +162,19 @@ class Cell:
     teacher: str = ""
     strategy: str = ""
     seed: int | None = None            # None: the study's first, or of no seed; a study that ran once may so be given further seeds
+    student: str = ""                  # stage student alone, as is the loss
+    loss: str = ""
 
     @property
     def place(self) -> str:
         """Where it stands in the matrix, which every seed repeats."""
-        return "/".join(p for p in (self.stage, self.dataset, self.strategy, self.teacher) if p) if self.dataset else f"study/{self.stage}"
+        stage = "distill" if self.stage == "student" else self.stage
+        return "/".join(p for p in (stage, self.dataset, self.strategy, self.teacher) if p) if self.dataset else f"study/{stage}"
 
     @property
     def id(self) -> str:
-        return self.place if self.seed is None else f"{self.place}/seed-{self.seed}"
+        of_seed = self.place if self.seed is None else f"{self.place}/seed-{self.seed}"
+        return f"{of_seed}/students/{self.student}/{self.loss}" if self.stage == "student" else of_seed
 
     @property
     def notebook(self) -> str:
@@ -196,6 +218,7 @@ class Study:
     losses: dict[str, Loss]
     resources: dict[str, Resources]    # by stage: teacher, bank, distill
     runs_per_gpu: int                  # how many runs share a GPU of this machine
+    photos: dict[str, str] = field(default_factory=dict, compare=False)  # by data set: the content of its photos, once they were looked at
 
     @property
     def folder(self) -> Path:
@@ -239,9 +262,9 @@ class Study:
         return dataclasses.replace(_known(self.recipes, name, "recipe"), **model.recipe)
 
     @property
-    def bank_epochs(self) -> int:
-        """Views of each image that a bank holds: as many as the longest training of a student has epochs."""
-        return max(self.recipe("student", s).epochs for s in self.students.values())
+    def bank_views(self) -> int:
+        """Views of each image that a bank holds: as many as the student that sees most of them."""
+        return max(self.recipe("student", s).seen for s in self.students.values())
 
     def losses_of(self, student: str, strategy: str) -> dict[str, Loss | None]:
         """The losses that a student is trained with, one training each: 'ce', or 'kd' and the further ones, which are added to it."""
@@ -264,11 +287,28 @@ class Study:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     def cells(self) -> tuple[Cell, ...]:
-        """All cells, each after those that it reads."""
-        return tuple(_ordered(self, Cell("report")))
+        """All cells that are notebook runs, each after those that must have ended before it."""
+        seen: dict[Cell, None] = {}
+
+        def visit(cell):
+            if cell not in seen:
+                for earlier in self.before(cell):
+                    visit(earlier)
+                seen[cell] = None
+
+        visit(Cell("report"))
+        return tuple(seen)
+
+    def students_of(self, cell: Cell) -> tuple[Cell, ...]:
+        """The trainings of a distill cell, one a student and loss."""
+        trainings = [(key, name) for key in self.students for name in self.losses_of(key, cell.strategy)]
+        return tuple(dataclasses.replace(cell, stage="student", student=key, loss=name) for key, name in trainings)
 
     def inputs(self, cell: Cell) -> tuple[Cell, ...]:
-        """The cells whose results this one reads."""
+        """The cells whose results this one's is a function of.
+
+        A student's is one of its teacher: the bank that it reads, if it reads one, is no more than what that teacher says.
+        """
         d, t, s, seed = cell.dataset, cell.teacher, cell.strategy, cell.seed
         match cell.stage:
             case "intro":
@@ -280,41 +320,87 @@ class Study:
                 return (Cell("data", d), *((Cell("teacher", PRETEXT, t, PRETEXT, seed),) if pretext else ()))
             case "bank":
                 return (Cell("teacher", d, t, s, seed),)
+            case "student":
+                return (Cell("data", d) if s == "CE" else Cell("teacher", d, t, RECIPES[s], seed),)
             case "distill":
-                return (Cell("data", d),) if s == "CE" else (Cell("bank", d, t, RECIPES[s], seed),)
+                return self.students_of(cell)
             case "correlation":
-                return tuple(Cell("distill", d, *pair, k) for k in (None, *self.seeds[1:]) for d in self.datasets for pair in self._pairs())
+                distilled = [Cell("distill", d, *pair, k) for k in (None, *self.seeds[1:]) for d in self.datasets for pair in self._pairs()]
+                return tuple(dict.fromkeys(c for cell in distilled for c in (*self.banks_of(cell), cell)))
             case "report":
                 return (Cell("intro"), Cell("correlation"))
         raise StudyError(f"stage '{cell.stage}' is unknown: expected one of {', '.join(STAGES)}")
+
+    def banks_of(self, cell: Cell) -> tuple[Cell, ...]:
+        """The bank that a distill cell's students learn from; none for the CE baseline."""
+        return () if cell.strategy == "CE" else (Cell("bank", cell.dataset, cell.teacher, RECIPES[cell.strategy], cell.seed),)
+
+    def before(self, cell: Cell) -> tuple[Cell, ...]:
+        """The cells whose notebooks must have ended before this one's runs."""
+        if cell.stage != "distill":
+            return self.inputs(cell)
+        sources = dict.fromkeys(c for student in self.students_of(cell) for c in self.inputs(student))
+        return tuple(sources) if self.online else self.banks_of(cell) or tuple(sources)
 
     def _pairs(self):
         yield from ((t, s) for s in self.strategies for t in self.teachers)
         if self.baseline:
             yield ("none", "CE")
 
-    def fingerprint(self, cell: Cell) -> str:
-        """A hash of every value that the cell's result depends on."""
-        return _fingerprint(self, cell)
+    def fingerprint(self, cell: Cell, known: dict[Cell, str] | None = None) -> str:
+        """A hash of all that the cell's result is a function of: see the module's docstring.
+
+        known: fingerprints that were computed already, which gains this one and those below it.
+        """
+        return _fingerprint(self, cell, {} if known is None else known)
 
     def values(self, cell: Cell) -> dict:
-        """The cell's own values, without those of the cells that it reads."""
-        as_dict = dataclasses.asdict
-        common = {"seed": self.seed_of(cell), "views": as_dict(self.views), "device": self.device, "threads": self.threads}
+        """The cell's own values in the study file, without those of the cells that it reads."""
+        common = {"seed": self.seed_of(cell), "crop": self.views.crop}
         match cell.stage:
             case "data":
-                return as_dict(self.data(cell.dataset))
+                spec = self.data(cell.dataset)
+                drawn = ("species", "family_size", "train", "test", "size", "seed") if spec.kind == "birds" else ()
+                return {"resize": spec.resize} | {name: getattr(spec, name) for name in drawn}
             case "teacher":
                 model = self.teacher(cell.teacher)
-                return common | {"model": as_dict(model) | {"weights": Path(model.weights).name}, "plugins": _digests(self.plugins), "recipe": as_dict(self.recipe(cell.strategy, model)), "weights": _stamp(model.weights)}
+                return common | {"model": _network(model), "recipe": _used(self.recipe(cell.strategy, model), cell.strategy)}
             case "bank":
-                return common | {"epochs": self.bank_epochs, "strategies": self.readers(cell.strategy), "arrays": self.banked(cell.strategy)}
-            case "distill":
-                students = {k: as_dict(m) | {"recipe": as_dict(self.recipe("student", m)), "weights": _stamp(m.weights)} for k, m in self.students.items()}
-                kd = {} if cell.strategy == "CE" else as_dict(self.distillation) | {"online": self.online}
-                losses = {k: {name: loss and (loss.loss, loss.weight, loss.on, loss.options) for name, loss in self.losses_of(k, cell.strategy).items()} for k in self.students}
-                return common | {"students": students, "kd": kd, "losses": losses, "plugins": _digests(self.plugins)}
-        return {"question": self.question}
+                return {"crop": self.views.crop, "views": self.bank_views}
+            case "student":
+                model, loss = self.student(cell.student), self.losses_of(cell.student, cell.strategy)[cell.loss]
+                found = common | {"model": _network(model), "recipe": _used(self.recipe("student", model), "student")}
+                if cell.strategy != "CE":
+                    found |= {"kd": dataclasses.asdict(self.kd(loss)) | ({"online": True} if self.online else {})}
+                if loss is not None and loss.loss != "kd":
+                    found |= {"further": {"loss": loss.loss, "weight": loss.weight, "on": loss.on, "options": loss.options}}
+                return found
+        return {}
+
+    def kd(self, loss: Loss | None) -> Distillation:
+        """Temperature and beta of the KD term beside a loss."""
+        own = {name: value for name in ("temperature", "beta") if (value := getattr(loss, name, None)) is not None}
+        return dataclasses.replace(self.distillation, **own)
+
+    def contents(self, cell: Cell) -> dict[str, str | None]:
+        """Digests of what the cell's result is a function of and the study file only names: photos, weights, a plugin's network.
+
+        Where the files are not there it is what the cell's own record says, and None without one.
+        """
+        match cell.stage:
+            case "data" if self.data(cell.dataset).kind != "birds":
+                found = {"photos": self.photos.get(cell.dataset)}
+            case "teacher" | "student":
+                model = self.teacher(cell.teacher) if cell.stage == "teacher" else self.student(cell.student)
+                found = {"network": contents.of_network(model.model, self.plugins)}
+                if model.file is not None:
+                    found["weights"] = contents.of_file(model.file)
+            case _:
+                return {}
+        if None in found.values():
+            recorded = _recorded(self.path(cell) / "record.json")
+            found = {name: recorded.get(name) if value is None else value for name, value in found.items()}
+        return found
 
 
 def load(study: str) -> Study:
@@ -328,7 +414,7 @@ def load(study: str) -> Study:
 
 def check_weights(model: Model) -> None:
     """Raise StudyError unless the file is there that the model's weights are to come from."""
-    if os.path.isabs(model.weights) and not os.path.isfile(model.weights):
+    if model.file and not os.path.isfile(model.file):
         advice = "a variable in it is not set: export it" if "$" in model.weights else "check the path, which is relative to the study's folder"
         raise StudyError(f"weights '{model.weights}' of '{model.key}' do not exist: {advice}")
 
@@ -402,7 +488,7 @@ def _merged(base: dict, own: dict) -> dict:
 
 
 def _build(raw: dict, file: Path) -> Study:
-    top = {f.name for f in dataclasses.fields(Study)} - {"file", "seeds"}
+    top = {f.name for f in dataclasses.fields(Study)} - {"file", "seeds", "photos"}
     _check_keys(set(raw), top, "key", file.name)
     for key in ("datasets", "teachers", "students"):
         if not isinstance(raw.get(key), dict) or not raw[key]:
@@ -417,7 +503,7 @@ def _build(raw: dict, file: Path) -> Study:
         name=_name(str(raw.get("name", file.stem)), "name"), file=str(file), question=_typed(raw.get("question", ""), str, "question"),
         seed=seeds[0], seeds=seeds, device=_choice(raw.get("device", "auto"), ("auto", "cpu", "cuda"), "device"),
         threads=_at_least(1, _typed(raw.get("threads", 1), int, "threads"), "threads"), online=_typed(raw.get("online", False), bool, "online"),
-        plugins=tuple(_beside(file, p, "plugins") for p in _typed(raw.get("plugins") or [], list, "plugins")), views=views, datasets=data, pretext=pretext,
+        plugins=tuple(_beside(file, p, "plugins", exists=False) for p in _typed(raw.get("plugins") or [], list, "plugins")), views=views, datasets=data, pretext=pretext,
         teachers={k: _model(k, v, "teachers", file) for k, v in _section(raw, "teachers").items()},
         students={k: _model(k, v, "students", file) for k, v in _section(raw, "students").items()},
         strategies=tuple(_choice(s, STRATEGIES, "strategies") for s in _typed(raw.get("strategies", list(STRATEGIES)), list, "strategies")),
@@ -510,10 +596,15 @@ def _loss(key: str, raw) -> Loss:
     _check_keys(set(loss.options), set(defaults), "option", f"{where}.options")
     given = {k: _typed(v, type(defaults[k]), f"{where}.options.{k}") for k, v in loss.options.items()}
     loss = dataclasses.replace(loss, loss=loss.loss or key, options=defaults | given)
+    if loss.loss == "kd" and loss.temperature is loss.beta is None:
+        raise StudyError(f"{where} is KD with the study's own temperature and beta, which every study has: give it a temperature or beta")
+    for name, low in (("temperature", 1e-9), ("beta", 0)):
+        if (value := getattr(loss, name)) is not None and not low <= value < math.inf:
+            raise StudyError(f"{where}.{name} is {value}: expected {'more than 0' if low else '0 or more'}")
     if key in ("ce", "kd"):
         raise StudyError(f"losses: '{key}' is taken, every study has it: give the further loss another name")
-    if loss.on == "features" and loss.loss == "dkd":
-        raise StudyError(f"{where}.on is 'features': DKD is defined on logits; expected logits")
+    if loss.on == "features" and loss.loss in ("kd", "dkd"):
+        raise StudyError(f"{where}.on is 'features': {loss.loss.upper()} is defined on logits; expected logits")
     _choice(loss.on, ("logits", "features"), f"{where}.on")
     _at_least(0, loss.weight, f"{where}.weight")
     return loss
@@ -611,34 +702,28 @@ def _beside(file: Path, path, where: str, exists: bool = True) -> str:
     return str(full)
 
 
-def _stamp(weights: str) -> list:
-    """The name of weights from elsewhere, and a file's size and time: an exchanged file makes its cells stale, another folder does not."""
-    file = Path(weights)
-    stat = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_absolute() and file.is_file() else []
-    return [] if weights in ("none", "pretext") else [file.name, *stat]
+def _network(model: Model) -> dict:
+    """What of a model its result depends on: not its name in the study, nor where its weights lie."""
+    return {"model": model.model, "weights": "file" if model.file else model.weights, **({"options": model.options} if model.options else {})}
 
 
-def _digests(files: tuple[str, ...]) -> list[str]:
-    return [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files]
+def _used(recipe: Recipe, name: str) -> dict:
+    """The values of a recipe that a training by it uses; one that is added to recipes one day is to be left out at its default."""
+    uses = {"views": name in ("FZ", "student") and recipe.seen < recipe.epochs, "maps": name == "CAL", "momentum": recipe.optimizer == "sgd"}
+    return {key: value for key, value in dataclasses.asdict(recipe).items() if uses.get(key, True)}
 
 
-def _ordered(study: Study, last: Cell) -> list[Cell]:
-    seen: dict[Cell, None] = {}
-
-    def visit(cell):
-        if cell not in seen:
-            for upstream in study.inputs(cell):
-                visit(upstream)
-            seen[cell] = None
-
-    visit(last)
-    return list(seen)
+def _recorded(file: Path) -> dict[str, str]:
+    """The contents that a cell's record names; none where there is no record, or one that is not whole."""
+    try:
+        return json.loads(file.read_text()).get("contents", {})
+    except (OSError, ValueError):
+        return {}
 
 
-def _fingerprint(study: Study, cell: Cell, cache: dict | None = None) -> str:
-    cache = {} if cache is None else cache
-    if cell not in cache:
-        upstream = [_fingerprint(study, c, cache) for c in study.inputs(cell)]
-        text = json.dumps([cell.id, study.values(cell), upstream], sort_keys=True)
-        cache[cell] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return cache[cell]
+def _fingerprint(study: Study, cell: Cell, known: dict[Cell, str]) -> str:
+    if cell not in known:
+        upstream = [_fingerprint(study, c, known) for c in study.inputs(cell)]
+        content = {name: digest for name, digest in study.contents(cell).items() if digest != ""}
+        known[cell] = contents.of_text(json.dumps([cell.id, study.values(cell), content, upstream], sort_keys=True))
+    return known[cell]

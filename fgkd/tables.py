@@ -1,7 +1,8 @@
 """Records of runs: one tidy row a run, provenance, atomic writes, collection into the study's tables.
 
-Each cell's folder holds `record.json` (what was computed: fingerprint, rows, provenance) and, once its notebook has ended,
-`result.json`, which the engine takes for done.
+Each cell's folder holds `record.json` (what was computed: fingerprint, rows, provenance; of a distill cell one a student and loss)
+and, once its notebook has ended, `result.json`, which the engine takes for done.  These files alone, without weights, banks and
+photos, are enough for all tables and figures, on any machine.
 """
 
 from __future__ import annotations
@@ -78,24 +79,53 @@ def write_table(frame: pd.DataFrame, file: Path) -> None:
     write_bytes(file, frame.to_csv(index=False, float_format="%.10g").encode())
 
 
-def record(study: Study, cell: Cell) -> dict | None:
-    """What the cell computed, or None where it did not end or its values in the study file have changed since."""
+def record(study: Study, cell: Cell, known: dict | None = None) -> dict | None:
+    """What the cell computed, or None where it did not end or what it is a function of has changed since.
+
+    Of a bank also None where its strategies need what it was written without: the crop and drop views that TGDA students see.
+    known: fingerprints that were computed already, of use where many cells are asked for.
+    """
     found = read_json(study.path(cell) / "record.json")
-    return found if found and found["fingerprint"] == study.fingerprint(cell) else None
+    if not found or found.get("fingerprint") != study.fingerprint(cell, known):
+        return None
+    if cell.stage == "bank" and study.banked(cell.strategy)["augmented"] and "ratio12_crop" not in found["rows"][0]:
+        return None
+    return found
+
+
+def records(study: Study, cell: Cell, known: dict | None = None) -> list[dict]:
+    """The cell's record, or those of a distill cell's students, as far as there are any."""
+    return [found for part in parts(study, cell) if (found := record(study, part, known))]
+
+
+def parts(study: Study, cell: Cell) -> tuple[Cell, ...]:
+    """The cells whose records make up this one's: the students of a distill cell, else the cell itself."""
+    return study.students_of(cell) if cell.stage == "distill" else (cell,)
+
+
+def complete(study: Study, cell: Cell, known: dict | None = None) -> bool:
+    """Whether all that the cell computes is there."""
+    return len(records(study, cell, known)) == len(parts(study, cell))
+
+
+def rows(study: Study, cell: Cell) -> list[dict]:
+    """The rows of the cell's records; of a bank one for each strategy whose students read it."""
+    return [row for one in records(study, cell) for row in _rows(study, cell, one)]
 
 
 def finish(study: Study, cell: Cell) -> None:
     """Mark a cell's notebook as ended: the last thing that a notebook does."""
-    found = record(study, cell)
-    if found is None:
+    if not complete(study, cell):
         raise RuntimeError(f"{cell.id} computed nothing that could be marked as done")
-    write_json(study.path(cell) / "result.json", {"cell": cell.id, "fingerprint": found["fingerprint"], "rows": len(found["rows"])})
+    value = {"cell": cell.id, "fingerprint": study.fingerprint(cell), "rows": len(rows(study, cell))}
+    write_json(study.path(cell) / "result.json", value)
 
 
 def provenance(study: Study, cell: Cell, device: str, seconds: float) -> dict:
     """What a result came from: code, packages, machine, seed, cost."""
     return {"run": cell.id, "commit": _commit(), "seed": study.seed_of(cell), "device": device, "seconds": round(seconds, 2),
-            "peak_memory_mb": round(_peak_mb(device)), "python": platform.python_version(), "packages": _packages(), "parameters": study.values(cell)}
+            "peak_memory_mb": round(_peak_mb(device)), "python": platform.python_version(), "threads": study.threads, "packages": _packages(),
+            "parameters": study.values(cell)}
 
 
 def collect(study: Study) -> dict[str, pd.DataFrame]:
@@ -103,17 +133,16 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
 
     Cells without a record are left out: `missing` names them.
     """
-    rows = {name: [] for name in STAGE_TABLES}
+    found = {name: [] for name in STAGE_TABLES}
     epochs = []
+    known = {}
     for cell in study.cells():
-        found = record(study, cell) if cell.stage in STAGE_TABLES.values() else None
-        if found:
-            name = next(n for n, stage in STAGE_TABLES.items() if stage == cell.stage)
-            extra = {k: found["provenance"][k] for k in PROVENANCE}
-            rows[name] += [row | extra for row in found["rows"]]
+        name = next((n for n, stage in STAGE_TABLES.items() if stage == cell.stage), None)
+        for one in records(study, cell, known) if name else ():
+            found[name] += [row | {k: one["provenance"][k] for k in PROVENANCE} for row in _rows(study, cell, one)]
             names = {"dataset": cell.dataset, "recipe": cell.strategy, "teacher": cell.teacher, "seed": study.seed_of(cell)}
-            epochs += [names | e for e in found.get("epochs", [])]
-    frames = {name: pd.DataFrame(r) for name, r in rows.items()}
+            epochs += [names | e for e in one.get("epochs", [])]
+    frames = {name: pd.DataFrame(r) for name, r in found.items()}
     if not any(frame.empty for frame in frames.values()):
         measured = frames["students"], with_tac(frames["metrics"], frames["teachers"])
         frames["correlations"] = stats.correlations(*measured)
@@ -137,7 +166,14 @@ def per_strategy(frame: pd.DataFrame) -> pd.DataFrame:
 
 def missing(study: Study) -> list[str]:
     """Ids of the cells whose results the tables lack."""
-    return [c.id for c in study.cells() if c.stage in STAGE_TABLES.values() and record(study, c) is None]
+    return [c.id for c in study.cells() if c.stage in STAGE_TABLES.values() and not complete(study, c)]
+
+
+def _rows(study: Study, cell: Cell, one: dict) -> list[dict]:
+    if cell.stage != "bank":
+        return one["rows"]
+    names = {"dataset": cell.dataset, "teacher": cell.teacher}
+    return [names | {"strategy": strategy} | row for row in one["rows"] for strategy in study.readers(cell.strategy)]
 
 
 def _plain(value):

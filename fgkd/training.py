@@ -222,10 +222,18 @@ def fit_head(model: Classifier, images: Images, features: list[Tensor], recipe: 
     return fit(Head(model.head), inputs, images.labels, cross_entropy(images.labels), recipe, **options)
 
 
-def fit_images(model: Classifier, images: Images, objective: Objective, recipe: Recipe, *, views_seed: int, **options) -> list[dict]:
-    """Train the whole model on random views of the images: view (views_seed, epoch, index) in every epoch; options: those of `fit`."""
-    seen = functools.lru_cache(1)(lambda epoch: images.epoch(views_seed, epoch))
-    return fit(model, lambda epoch, index: images.batch(index, seen(epoch)), images.labels, objective, recipe, **options)
+def fit_images(model: Classifier, images: Images, objective: Objective, recipe: Recipe, *, views_seed: int,
+               views: int | None = None, **options) -> list[dict]:
+    """Train the whole model on random views of the images, view (views_seed, epoch, index) in every epoch; options: those of `fit`.
+
+    views: how many of them there are, which the epochs then see in turn; one an epoch unless given.
+    """
+    seen = functools.lru_cache(1)(lambda view: images.epoch(views_seed, view))
+
+    def inputs(epoch, index):
+        return images.batch(index, seen(epoch if views is None else epoch % views))
+
+    return fit(model, inputs, images.labels, objective, recipe, **options)
 
 
 def accuracy(model: Classifier, images: Images, only: Tensor | None = None) -> tuple[float, Tensor]:

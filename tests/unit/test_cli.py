@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fgkd import cli, tables
+from fgkd import cli, states, tables
 from fgkd import study as studies
 from fgkd.study import Cell
 
@@ -23,6 +23,11 @@ def notebook(study, cell, *cells, **meta):
 
 
 def result(study, cell):
+    """What a notebook that ended left: its result, and a record where a test's study computed none."""
+    for part in tables.parts(study, cell):
+        if tables.record(study, part) is None:
+            record = {"cell": part.id, "fingerprint": study.fingerprint(part), "rows": [{}], "contents": study.contents(part)}
+            tables.write_json(study.path(part) / "record.json", record | {"provenance": {"parameters": study.values(part)}})
     tables.write_json(study.path(cell) / "result.json", {"cell": cell.id, "fingerprint": study.fingerprint(cell), "rows": 1})
 
 
@@ -32,7 +37,7 @@ def test_the_counts_of_smoke(tmp_path, monkeypatch, capsys):
     counts = json.loads(capsys.readouterr().out)
     expected = {"pretext_trainings": 3, "teacher_trainings": 9, "banks": 9, "distillations": 15, "ce_baselines": 1, "groups": 5, "notebooks": 39}
     assert {name: counts[name] for name in expected} == expected
-    plain, tgda = (studies.load("smoke").bank_epochs * 6 * 16 * 2 * view for view in (6, 3 * 6 + 4 + 2 * 2))
+    plain, tgda = (studies.load("smoke").bank_views * 6 * 16 * 2 * view for view in (6, 3 * 6 + 4 + 2 * 2))
     assert counts["largest_bank_bytes"] == tgda and counts["bank_bytes"] == 6 * plain + 3 * tgda
 
 
@@ -63,7 +68,7 @@ def test_a_plan_writes_nothing_and_says_what_is_left(tiny, capsys):
 def test_status_of_a_study_that_never_ran(tiny, capsys):
     assert cli.main(["status", tiny.file]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 26 and lines[-1] == "25 waiting" and all(line.startswith("waiting") for line in lines[:-1])
+    assert len(lines) == 26 and lines[-1].startswith("25 waiting; results in ") and all(line.startswith("waiting") for line in lines[:-1])
     assert not tiny.folder.exists()
 
 
@@ -97,41 +102,41 @@ def test_words_that_are_no_command_end_with_status_2_and_the_usage(capsys, words
 
 
 def test_a_cell_that_never_ran_waits(tiny):
-    assert cli.state(tiny, CELL) == {"state": "waiting", "seconds": None, "log": None, "error": None}
+    assert states.state(tiny, CELL) == {"state": "waiting", "seconds": None, "log": None, "error": None}
 
 
 def test_a_cell_with_its_result_is_done(tiny):
     log = notebook(tiny, CELL, duration=12.5, end_time="2026-01-01T00:00:12")
     result(tiny, CELL)
-    assert cli.state(tiny, CELL) == {"state": "done", "seconds": 12.5, "log": log, "error": None}
+    assert states.state(tiny, CELL) == {"state": "done", "seconds": 12.5, "log": log, "error": None}
 
 
 def test_a_result_of_other_values_is_stale(tiny, make_study):
     result(tiny, CELL)
-    assert cli.state(tiny, CELL)["state"] == "done"
-    assert cli.state(make_study({"recipes.FT.lr": 0.5}), CELL)["state"] == "stale"
-    assert cli.state(make_study({"recipes.FZ.lr": 0.5}), CELL)["state"] == "done"
+    assert states.state(tiny, CELL)["state"] == "done"
+    assert states.state(make_study({"recipes.FT.lr": 0.5}), CELL)["state"] == "stale"
+    assert states.state(make_study({"recipes.FZ.lr": 0.5}), CELL)["state"] == "done"
 
 
 def test_a_notebook_that_raised_is_failed_with_its_error(tiny):
     log = notebook(tiny, CELL, {"cell_type": "markdown"}, ERROR, duration=3.0, end_time="2026-01-01T00:00:03", exception=True)
-    assert cli.state(tiny, CELL) == {"state": "failed", "seconds": 3.0, "log": log, "error": "ValueError: no bank"}
+    assert states.state(tiny, CELL) == {"state": "failed", "seconds": 3.0, "log": log, "error": "ValueError: no bank"}
 
 
 @pytest.mark.fault("a notebook without result or error")
 def test_a_notebook_that_ended_without_result_or_error_lost_its_kernel(tiny):
     notebook(tiny, CELL, duration=3.0, end_time="2026-01-01T00:00:03", exception=None)
-    found = cli.state(tiny, CELL)
+    found = states.state(tiny, CELL)
     assert found["state"] == "failed" and "killed, or ran out of memory" in found["error"]
 
 
 @pytest.mark.fault("a notebook without an end")
 def test_a_notebook_without_an_end_is_running_under_a_driver_and_interrupted_without(tiny):
     notebook(tiny, CELL, duration=None, end_time=None, exception=None)
-    assert cli.state(tiny, CELL)["state"] == "interrupted"
+    assert states.state(tiny, CELL)["state"] == "interrupted"
     with cli._only_driver(tiny):
-        assert cli.state(tiny, CELL)["state"] == "running"
-    assert cli.state(tiny, CELL)["state"] == "interrupted"
+        assert states.state(tiny, CELL)["state"] == "running"
+    assert states.state(tiny, CELL)["state"] == "interrupted"
 
 
 @pytest.mark.parametrize("content", [json.dumps({"cells": [], "metadata": {"papermill": {"end_time": None}}}), '{"cells'])
@@ -140,9 +145,9 @@ def test_a_result_whose_notebook_was_cut_short_is_not_done(tiny, content):
     log = Path(notebook(tiny, CELL))
     result(tiny, CELL)
     log.write_text(content)
-    assert cli.state(tiny, CELL)["state"] == "interrupted"
+    assert states.state(tiny, CELL)["state"] == "interrupted"
     log.unlink()
-    assert cli.state(tiny, CELL)["state"] == "done"
+    assert states.state(tiny, CELL)["state"] == "done"
 
 
 @pytest.mark.parametrize("name, content", [("03_teacher.ipynb", "{"), ("03_teacher.ipynb", "{}"), ("result.json", "{"), ("result.json", "")])
@@ -150,7 +155,7 @@ def test_a_result_whose_notebook_was_cut_short_is_not_done(tiny, content):
 def test_files_that_are_being_written_are_no_state(tiny, name, content):
     tiny.path(CELL).mkdir(parents=True)
     (tiny.path(CELL) / name).write_text(content)
-    assert cli.state(tiny, CELL)["state"] == "waiting"
+    assert states.state(tiny, CELL)["state"] == "waiting"
 
 
 def test_status_shows_failures_with_their_log_and_ends_with_status_1(tiny, capsys):
@@ -162,7 +167,7 @@ def test_status_shows_failures_with_their_log_and_ends_with_status_1(tiny, capsy
     assert lines[position].startswith("failed") and "3.0 s" in lines[position] and lines[position].endswith(log)
     assert lines[position + 1].strip() == "ValueError: no bank"
     assert next(line for line in lines if done.id in line).startswith("done")
-    assert {"1 done", "1 failed", "23 waiting"} == set(lines[-1].split(", "))
+    assert {"1 done", "1 failed", "23 waiting"} == set(lines[-1].partition(";")[0].split(", "))
 
 
 @pytest.mark.fault("two drivers at once")
@@ -193,7 +198,7 @@ def test_the_driver_of_another_study_is_no_hindrance(tiny, make_study):
 def test_asking_for_the_state_does_not_keep_a_driver_out(tiny):
     notebook(tiny, CELL, duration=None, end_time=None, exception=None)
     for _ in range(3):
-        cli.state(tiny, CELL)
+        states.state(tiny, CELL)
         with cli._only_driver(tiny):
             pass
 
@@ -202,13 +207,13 @@ def reasons(study, after):
     """Why each cell that is not done in `after` is to run, where all cells of `study` are done: id -> reason."""
     for cell in study.cells():
         result(study, cell)
-    return {c.id: cli.why(after, c) for c in after.cells() if cli.state(after, c)["state"] != "done"}
+    return {c.id: reason for c, reason in states.left(after).items()}
 
 
 def test_a_plan_says_which_setting_changed_and_what_follows_from_it(finished, make_study):
     found = reasons(finished, make_study({"teachers.resnet.recipe": {"lr": 0.5}}))
-    assert found.pop("teacher/birds/FT/resnet") == "model.recipe.lr None -> 0.5, recipe.lr 0.01 -> 0.5"
-    assert found.pop("teacher/birds/FZ/resnet") == "model.recipe.lr None -> 0.5, recipe.lr 0.1 -> 0.5"
+    assert found.pop("teacher/birds/FT/resnet") == "recipe.lr 0.01 -> 0.5"
+    assert found.pop("teacher/birds/FZ/resnet") == "recipe.lr 0.1 -> 0.5"
     assert set(found) == {f"{stage}/birds/{r}/resnet" for stage in ("bank", "distill") for r in ("FZ", "FT")} | {"study/correlation", "study/report"}
     assert set(found.values()) == {"what it reads is made anew"}
 
@@ -224,7 +229,8 @@ def test_a_plan_groups_what_is_left_by_reason(finished, capsys):
     study = finished
     (study.path(CELL) / "result.json").unlink()
     notebook(study, CELL, ERROR, end_time="now")
-    (study.path(Cell("intro")) / "result.json").unlink()
+    for name in ("result.json", "record.json"):
+        (study.path(Cell("intro")) / name).unlink()
     assert cli.main(["plan", study.file]) == 0
     shown = capsys.readouterr().out
     assert "23 of 25 notebooks are done; left to run:" in shown
@@ -234,7 +240,7 @@ def test_a_plan_groups_what_is_left_by_reason(finished, capsys):
 def test_how_a_kernel_ended_stands_beside_the_error_and_what_it_printed(tiny, capsys):
     notebook(tiny, CELL, {"cell_type": "code", "outputs": [{"output_type": "stream", "text": ["one\ntwo\n", "10%\r50%\n", "three\n"]}]}, end_time="now")
     tables.write_json(tiny.path(CELL) / "exit.json", {"exit_status": -9, "peak_memory_mb": 2048})
-    found = cli.state(tiny, CELL)
+    found = states.state(tiny, CELL)
     assert found["error"] == "its kernel ended without an error message: it was killed, or ran out of memory (signal 9, peak memory 2,048 MB)"
     assert cli.main(["status", tiny.file]) == 1
     assert "peak memory 2,048 MB)\n" + "".join(" " * 24 + f"{line}\n" for line in ("two", "50%", "three")) in capsys.readouterr().out

@@ -49,7 +49,7 @@ def test_passes_by_hand(make_study):
 
 
 def test_a_finished_study_took_the_hours_that_went_by(finished):
-    seconds = sum(tables.record(finished, c)["provenance"]["seconds"] for c in finished.cells() if c.stage in tables.STAGE_TABLES.values())
+    seconds = sum(r["provenance"]["seconds"] for c in finished.cells() if c.stage in tables.STAGE_TABLES.values() for r in tables.records(finished, c))
     found = cost.estimate(finished, [])
     assert found["hours"] == pytest.approx(seconds / 3600) and found["hours_left"] == 0
     assert found["device"] == "cpu" and found["without_throughput"] == []

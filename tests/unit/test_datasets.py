@@ -396,6 +396,7 @@ def test_an_interrupted_build_leaves_no_cache_and_the_next_one_succeeds(tmp_path
         raise KeyboardInterrupt
 
     root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
+    datasets.content(spec(root), cache)
     with monkeypatch.context() as patch:
         patch.setattr(datasets.os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):

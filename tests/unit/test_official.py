@@ -219,7 +219,8 @@ def test_a_teacher_and_a_student_learn_from_it(name, archive, make_study):
     study = make_study({"datasets": {"photos": {"kind": kind, "root": str(root)}}, "pretext": ..., "recipes": recipes, "strategies": ["FT"],
                         "teachers": {"resnet": {"model": "test_resnet"}}})
     run = stages.distill(study, "photos", "resnet", "FT")
-    assert run.logits("test-small-kd").shape == (6, 3) and np.isfinite(run.logits("test-small-kd")).all()
+    logits = run.logits()["small", "kd"]
+    assert logits.shape == (6, 3) and np.isfinite(logits).all()
     assert stages.data(study, "photos").train.images.shape == (12, 36, 36, 3)
 
 
@@ -323,6 +324,7 @@ def test_the_root_is_the_studys_or_else_the_kind_in_fgkd_data(archive, monkeypat
     with pytest.raises(DataError, match="cub: CUB-200-2011 is not in '.*nowhere': expected CUB_200_2011/ with images, .*'fgkd data cub' fetches it"):
         stages.data(study, "gone")
     monkeypatch.delenv("FGKD_DATA")
+    stages._loaded.cache_clear()
     with pytest.raises(DataError, match="cub: neither a root is given nor FGKD_DATA set: .*the folder that holds cub/"):
         stages.data(study, "mine")
 

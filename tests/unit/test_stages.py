@@ -28,6 +28,10 @@ def stamps(study):
     return {f: f.stat().st_mtime_ns for f in study.folder.rglob("*") if f.is_file() and f.name != ".lock"}
 
 
+def weights(run, loss="kd"):
+    return load_file(run.students["small", loss].folder / "model.safetensors")
+
+
 def test_a_second_call_computes_and_writes_nothing(finished):
     before = stamps(finished)
     stages.everything(finished)
@@ -48,18 +52,18 @@ def test_the_same_study_in_another_folder_gives_the_same_tables(finished_folder,
 def test_calling_the_last_stage_computes_what_it_needs_and_no_more(make_study):
     study = make_study({"recipes.FT.epochs": 1})
     run = stages.distill(study, "birds", "byobnet", "FT")
-    done = {c.id for c in study.cells() if tables.record(study, c)}
+    done = {c.id for c in study.cells() if tables.complete(study, c)}
     assert done == {"data/birds", "data/pretext", "teacher/pretext/pretext/byobnet", "teacher/birds/FT/byobnet", "bank/birds/FT/byobnet", "distill/birds/FT/byobnet"}
-    assert run.logits("test-small-kd").shape == (16, 4) and len(run.table("history")) == 2
+    assert run.logits()["small", "kd"].shape == (16, 4) and len(run.table("history")) == 2
 
 
 def test_rows_say_what_the_files_hold(finished):
     labels = stages.data(finished, "birds").test.labels
     for stage, call in {"teacher": stages.teacher, "distill": stages.distill}.items():
         run = call(finished, "birds", "resnet", "FT")
-        logits = run.logits("test" if stage == "teacher" else "test-small-kd")
+        logits = run.logits() if stage == "teacher" else run.logits()["small", "kd"]
         assert run.rows["tac" if stage == "teacher" else "accuracy"].item() == (logits.argmax(1) == labels).mean()
-    agreement = (logits.argmax(1) == stages.teacher(finished, "birds", "resnet", "FT").logits("test").argmax(1)).mean()
+    agreement = (logits.argmax(1) == stages.teacher(finished, "birds", "resnet", "FT").logits().argmax(1)).mean()
     assert run.rows.agreement.item() == agreement
 
 
@@ -67,7 +71,7 @@ def test_a_loaded_teacher_is_frozen_and_gives_the_logits_of_its_row(finished):
     model = stages.load_teacher(finished, "birds", "byobnet", "FT")
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     test = training.Images(stages.data(finished, "birds").test, finished.views, torch.device("cpu"))
-    assert np.array_equal(training.predict(model, test), stages.teacher(finished, "birds", "byobnet", "FT").logits("test"))
+    assert np.array_equal(training.predict(model, test), stages.teacher(finished, "birds", "byobnet", "FT").logits())
 
 
 def test_a_pretext_teacher_starts_from_its_pretext_backbone(finished):
@@ -80,8 +84,8 @@ def test_a_pretext_teacher_starts_from_its_pretext_backbone(finished):
 def test_students_differ_in_their_teacher_and_in_nothing_else(finished, monkeypatch):
     """Same first weights, order and views: with a KD term of no weight, two teachers give one student."""
     study = dataclasses.replace(finished, distillation=dataclasses.replace(finished.distillation, beta=0.0))
-    a, b = (load_file(stages.distill(study, "birds", t, "FT").folder / "small-kd.safetensors") for t in ("resnet", "efficientnet"))
-    alone = load_file(finished.path(Cell("distill", "birds", "none", "CE")) / "small-ce.safetensors")
+    a, b = (weights(stages.distill(study, "birds", t, "FT")) for t in ("resnet", "efficientnet"))
+    alone = weights(stages.distill(finished, "birds", "none", "CE"), "ce")
     assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], alone[k]) for k in a)
 
 
@@ -89,10 +93,10 @@ def test_a_further_seed_gives_what_a_study_of_that_seed_alone_gives(make_study):
     """Bit for bit, from the pretext training on; and not what the first seed gives."""
     both, alone = make_study({"seed": [0, 1], "recipes.CAL": {"epochs": 1}}, "both"), make_study({"seed": 1, "recipes.CAL": {"epochs": 1}}, "alone")
     runs = [stages.distill(study, "birds", "byobnet", "FT") for study in (both.at(1), alone, both)]
-    states = [load_file(run.folder / "small-kd.safetensors") for run in runs]
+    states = [weights(run) for run in runs]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0]) and not torch.equal(*(states[i]["net.head.fc.weight"] for i in (0, 2)))
-    assert runs[0].rows.equals(runs[1].rows) and [run.record["provenance"]["seed"] for run in runs] == [1, 1, 0]
-    done = {c.place for c in both.cells() if c.seed == 1 and tables.record(both, c)}
+    assert runs[0].rows.equals(runs[1].rows) and [run.students["small", "kd"].record["provenance"]["seed"] for run in runs] == [1, 1, 0]
+    done = {c.place for c in both.cells() if c.seed == 1 and tables.complete(both, c)}
     assert done == {"teacher/pretext/pretext/byobnet", "teacher/birds/FT/byobnet", "bank/birds/FT/byobnet", "distill/birds/FT/byobnet"}
 
 
@@ -124,12 +128,15 @@ def test_a_teachers_spoilt_weights_are_an_error_that_names_the_file_and_the_reme
 
 
 @pytest.mark.fault("a student's file deleted")
-def test_a_student_that_lost_its_logits_is_trained_again(finished):
-    file = finished.path(Cell("distill", "birds", "none", "CE")) / "test-small-ce.npy"
-    before = file.read_bytes()
-    file.unlink()
-    assert stages.distill(finished, "birds", "none", "CE").logits("test-small-ce").shape == (16, 4)
-    assert file.read_bytes() == before
+def test_a_student_that_lost_its_logits_keeps_its_row_and_one_that_lost_its_record_is_trained_again(finished):
+    folder = stages.distill(finished, "birds", "none", "CE").students["small", "ce"].folder
+    before, row = (folder / "test.npy").read_bytes(), stages.distill(finished, "birds", "none", "CE").rows
+    (folder / "test.npy").unlink()
+    run = stages.distill(finished, "birds", "none", "CE")
+    assert run.logits() == {} and run.rows.equals(row)
+    (folder / "record.json").unlink()
+    assert stages.distill(finished, "birds", "none", "CE").logits()["small", "ce"].shape == (16, 4)
+    assert (folder / "test.npy").read_bytes() == before
 
 
 @pytest.mark.parametrize("spoil", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-1])], ids=["lost", "cut short"])
@@ -147,7 +154,7 @@ def test_a_changed_value_is_computed_anew_and_its_neighbours_are_not(finished, m
     study = make_study({"students.small.recipe": {"lr": 0.5}})
     stages.distill(study, "birds", "resnet", "FT")
     touched = {f.parent for f, stamp in stamps(study).items() if before.get(f) != stamp}
-    assert touched == {study.path(Cell("distill", "birds", "resnet", "FT"))}
+    assert touched == {study.path(Cell("distill", "birds", "resnet", "FT")) / "students" / "small" / "kd"}
 
 
 @pytest.mark.fault("a teacher killed")
@@ -266,12 +273,12 @@ def test_a_rate_that_diverges_is_not_chosen_and_all_that_do_are_an_error(make_st
 def test_a_students_rate_is_searched_for_with_each_of_its_losses(make_study):
     values = {"losses": {"crd": {"options": {"negatives": 4, "width": 8}}}, "datasets.birds.train": 8}
     run = stages.distill(make_study(values | {"recipes.student.lr": [1e-9, 0.003]}), "birds", "resnet", "FT")
-    table, weights = run.table("search"), {loss: load_file(run.folder / f"small-{loss}.safetensors") for loss in ("kd", "crd")}
+    table, found = run.table("search"), {loss: weights(run, loss) for loss in ("kd", "crd")}
     assert list(zip(table.student, table.loss, table.lr)) == [("small", loss, lr) for loss in ("kd", "crd") for lr in (1e-9, 0.003)]
     for row, (_, candidates) in zip(run.rows.itertuples(), table.groupby("loss", sort=False)):
         assert row.lr == candidates[candidates.validation_accuracy == candidates.validation_accuracy.max()].lr.min()
         given = stages.distill(make_study(values | {"recipes.student.lr": row.lr}), "birds", "resnet", "FT")
-        assert same(weights[row.loss], load_file(given.folder / f"small-{row.loss}.safetensors"))
+        assert same(found[row.loss], weights(given, row.loss))
 
 
 def test_a_checkpoint_of_other_values_is_not_continued(make_study, monkeypatch):
@@ -368,7 +375,7 @@ def test_metrics_on_test_images_are_those_of_the_stored_logits(finished):
     assert len(table) == 6 and set(table.recipe) == {"FZ", "FT"}
     row = table[(table.teacher == "resnet") & (table.recipe == "FT")].iloc[0]
     run = stages.teacher(finished, "birds", "resnet", "FT")
-    assert row.ratio12_median == metrics.summarize(run.logits("test"))["ratio12_median"] and row.train_accuracy == run.rows.tac[0]
+    assert row.ratio12_median == metrics.summarize(run.logits())["ratio12_median"] and row.train_accuracy == run.rows.tac[0]
     assert set(tables.per_strategy(table.assign(recipe="CAL")).strategy) == {"CAL", "TGDA"}
 
 
@@ -391,4 +398,4 @@ def test_a_killed_distillation_does_not_repeat_its_finished_students(make_study,
     drawn, epoch = [], training.Images.epoch
     monkeypatch.setattr(training.Images, "epoch", lambda self, seed, number: (drawn.append(number), epoch(self, seed, number))[1])
     rows = stages.distill(study, "birds", "resnet", "FT").rows
-    assert not drawn and len(rows) == 2 and len(measured) == 4 and not list(study.folder.rglob("checkpoint-*"))
+    assert not drawn and len(rows) == 2 and len(measured) == 3 and not list(study.folder.rglob("checkpoint-*"))
