@@ -101,16 +101,14 @@ def names(*, augmented: bool, features: bool) -> tuple[str, ...]:
     return ("logits", *(("features",) if features else ()), *(("boxes", "maps", "crop", "drop") if augmented else ()))
 
 
-def _samples(said: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], ...]:
+def _samples(said: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
     """Every metric of every sample, name -> (N,): those of its logits, those that its label allows."""
     more = {f"ratio12_{view}": metrics.ratio12(said[view]) for view in ("crop", "drop") if view in said}
-    nonpositive = said["logits"].topk(2, dim=1).values[:, 1] <= 0
-    return metrics.samples(said["logits"]) | {"nonpositive": nonpositive} | more, metrics.labelled_samples(said["logits"], labels)
+    return metrics.all_samples(said["logits"], labels) | more
 
 
-def _summary(values: list[tuple[dict[str, Tensor], ...]]) -> dict[str, float]:
-    plain, labelled = ({name: torch.cat([v[name] for v in part]) for name in part[0]} for part in zip(*values))
-    return metrics.summarize_samples(plain, plain.pop("nonpositive")) | metrics.summarize_labelled(labelled)
+def _summary(values: list[dict[str, Tensor]]) -> dict[str, float]:
+    return metrics.summarize_all({name: torch.cat([v[name] for v in values]) for name in values[0]})
 
 
 def _append(file: Path, value: Tensor, epochs: int, *, first: bool) -> None:

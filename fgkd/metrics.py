@@ -2,32 +2,43 @@ r"""Metrics of a teacher's logits, one value a sample, and their summary.
 
 With P_1 >= P_2 >= ... a sample's logits in falling order and q_1 >= q_2 >= ... its softmax at T = 1:
 
-    R12     = P_1 / P_2                       (arXiv 2605.15689; mean over samples and epochs; smaller is claimed better)
-    SSP     = std(q_2, ..., q_4), unbiased    (spread of secondary probabilities; larger is claimed better)
-    margin  = P_1 - P_2                       (shift invariant, unlike R12)
-    entropy = -sum_c q_c log q_c              (nats)
+    R12     = P_1 / P_2                     (arXiv 2605.15689; mean over samples; claim: smaller is better)
+    SSP     = std(q_2, ..., q_4), unbiased  (spread of secondary probabilities; claim: larger is better)
+    margin  = P_1 - P_2                     (shift invariant, unlike R12)
+    entropy = -sum_c q_c log q_c            (nats)
 
-Raw logits may be shifted by a constant without any change to softmax, and R12 changes: it is a property of how the network was
-trained, not of its probabilities.  It is infinite at P_2 = 0 and negative below; `summarize` says for how many samples.
+Raw logits may be shifted by a constant without any change to softmax, and R12 changes: it is a property of
+how the network was trained, not of its probabilities.  It is infinite at P_2 = 0 and negative below;
+`summarize` says for how many samples.
 
 All functions take (N, C) tensors or arrays, compute in fp64 and return fp64 tensors (N,) on the same device.
+They go through the samples some hundreds at a time, so that what they compute stays in a core's cache and
+memory beside the input is little more than that of the results.
 
-METRICS also lists rivals that need more than logits: labels (the bank has them), the pretrained network (see `transfer`) and the student.
+METRICS also lists rivals that need more than logits: labels (the bank has them), the pretrained network (see
+`transfer`) and the student.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+LABELLED = ("nll", "confidence", "correct")
+
 
 @dataclass(frozen=True)
 class Claim:
-    """Which way a metric is claimed to point: direction +1 larger is better, -1 smaller is better; afterwards: it takes the trained student."""
+    """Which way a metric is claimed to point.
+
+    direction: +1 larger is better, -1 smaller is better; afterwards: it takes the trained student.
+    """
 
     label: str
     direction: int
@@ -46,36 +57,45 @@ METRICS = {
     "entropy": Claim("entropy", 1, "Shannon entropy of softmax, nats"),
     "ssp": Claim("SSP", 1, "arXiv 2605.15689: std of the probabilities of ranks 2 to 4"),
     "tac": Claim("TAC", 1, "the teacher's top-1 accuracy on the test split"),
-    "nll": Claim("NLL", -1, "Menon et al. 2021: teachers of better probabilities, not only of better labels, teach better"),
+    "nll": Claim(
+        "NLL", -1,
+        "Menon et al. 2021: teachers of better probabilities, not only of better labels, teach better"),
     "ece": Claim("ECE", -1, "Guo et al. 2017: expected calibration error; a direction as for NLL"),
     "train_accuracy": Claim("training accuracy", 1, "top-1 accuracy on the views that the students see"),
-    "parameters": Claim("parameters", 1, "number of the teacher's weights; Cho and Hariharan 2019 found larger ones no better"),
+    "parameters": Claim(
+        "parameters", 1,
+        "number of the teacher's weights; Cho and Hariharan 2019 found larger ones no better"),
     "logme": Claim("LogME", 1, "You et al. 2021: evidence of a linear model of the labels on the features"),
-    "leep": Claim("LEEP", 1, "Nguyen et al. 2020: log-likelihood of the labels through the pretrained head's classes"),
-    "nce": Claim("NCE", 1, "Tran et al. 2019: negative conditional entropy of the labels given the pretrained head's class"),
-    "agreement": Claim("agreement", 1, "Stanton et al. 2021: share of test images of which the student says what its teacher says", afterwards=True),
+    "leep": Claim(
+        "LEEP", 1, "Nguyen et al. 2020: log-likelihood of the labels through the pretrained head's classes"),
+    "nce": Claim(
+        "NCE", 1,
+        "Tran et al. 2019: negative conditional entropy of the labels given the pretrained head's class"),
+    "agreement": Claim(
+        "agreement", 1,
+        "Stanton et al. 2021: share of test images of which the student says what its teacher says",
+        afterwards=True),
 }
 
 
 def ratio12(logits) -> Tensor:
-    """P_1 / P_2 of raw logits (N, C >= 2) -> (N,).  Scale invariant, not shift invariant; inf at P_2 = 0, negative at P_2 < 0 < P_1,
-    NaN where both are 0.
+    """P_1 / P_2 of raw logits (N, C >= 2) -> (N,).  Scale invariant, not shift invariant; inf at P_2 = 0,
+    negative at P_2 < 0 < P_1, NaN where both are 0.
 
     >>> ratio12([[6.0, 4.0, 1.0], [3.0, 3.0, 0.0]]).tolist()
     [1.5, 1.0]
     """
-    return _ratio(logits, 1, 2)
+    return _each(logits, lambda some: some.ratio(1, 2), top=2)
 
 
 def ratio12_centred(logits) -> Tensor:
-    """R12 of logits (N, C >= 2) less their mean over classes -> (N,).  Scale and shift invariant; infinite or negative where all classes
-    but the first lie at or below the mean.
+    """R12 of logits (N, C >= 2) less their mean over classes -> (N,).  Scale and shift invariant; infinite or
+    negative where all classes but the first lie at or below the mean.
 
     >>> ratio12_centred([[6.0, 4.0, 1.0, 1.0], [106.0, 104.0, 101.0, 101.0]]).tolist()
     [3.0, 3.0]
     """
-    logits = _checked(logits)
-    return _ratio(logits - logits.mean(1, keepdim=True), 1, 2)
+    return _each(logits, _Some.centred, top=2)
 
 
 def ratio13(logits) -> Tensor:
@@ -84,7 +104,7 @@ def ratio13(logits) -> Tensor:
     >>> ratio13([[6.0, 4.0, 1.5]]).tolist()
     [4.0]
     """
-    return _ratio(logits, 1, 3)
+    return _each(logits, lambda some: some.ratio(1, 3), top=3)
 
 
 def ratio23(logits) -> Tensor:
@@ -93,7 +113,7 @@ def ratio23(logits) -> Tensor:
     >>> ratio23([[6.0, 4.0, 2.0]]).tolist()
     [2.0]
     """
-    return _ratio(logits, 2, 3)
+    return _each(logits, lambda some: some.ratio(2, 3), top=3)
 
 
 def ratio12_softmax(logits) -> Tensor:
@@ -111,8 +131,7 @@ def margin(logits) -> Tensor:
     >>> margin([[6.0, 4.0, 1.0]]).tolist()
     [2.0]
     """
-    top = _top(logits, 2)
-    return top[:, 0] - top[:, 1]
+    return _each(logits, _Some.margin, top=2)
 
 
 def entropy(logits) -> Tensor:
@@ -121,8 +140,7 @@ def entropy(logits) -> Tensor:
     >>> round(entropy([[0.0, 0.0, 0.0, 0.0]]).item(), 4)
     1.3863
     """
-    log_q = _checked(logits).log_softmax(1)
-    return -(log_q.exp() * log_q).sum(1)
+    return _each(logits, _Some.entropy, top=2)
 
 
 def secondary_std(logits, k: int = 3) -> Tensor:
@@ -133,16 +151,15 @@ def secondary_std(logits, k: int = 3) -> Tensor:
     """
     if k < 2:
         raise ValueError(f"k is {k}: the spread of secondary probabilities needs at least 2 of them")
-    q = _checked(logits).softmax(1)
-    if q.shape[1] < k + 1:
-        return q.new_full((len(q),), torch.nan)
-    return q.topk(k + 1, dim=1).values[:, 1:].std(1, unbiased=True)
+    return _each(logits, lambda some: some.secondary_std(k), top=k + 1)
 
 
 def accuracy(logits, labels) -> float:
-    """Share of samples whose largest logit is the label's: logits (N, C), labels (N,) -> [0, 1]."""
-    logits, labels = _labelled(logits, labels)
-    return (logits.argmax(1) == labels).double().mean().item()
+    """Share of samples whose largest logit is the label's: logits (N, C), labels (N,) -> [0, 1].
+
+    Of equal logits the first counts as the largest.
+    """
+    return _each(logits, _Some.correct, labels, top=2).mean().item()
 
 
 def nll(logits, labels) -> Tensor:
@@ -151,15 +168,15 @@ def nll(logits, labels) -> Tensor:
     >>> round(nll([[0.0, 0.0, 0.0, 0.0]], [2]).item(), 4)
     1.3863
     """
-    logits, labels = _labelled(logits, labels)
-    return -logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    return _each(logits, _Some.nll, labels, top=2)
 
 
 def calibration_error(confidence, correct, *, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017): mean over samples of a bin's gap between accuracy and confidence, in [0, 1].
+    """Expected calibration error (Guo et al. 2017), in [0, 1]: mean over samples of a bin's gap between its
+    accuracy and its confidence.
 
-    confidence (N,): the largest softmax probability; correct (N,): whether its class is the label; `bins` of equal width, each with its
-    upper edge.
+    confidence (N,): the largest softmax probability; correct (N,): whether its class is the label; `bins` of
+    equal width, each with its upper edge.
 
     >>> round(calibration_error([0.9, 0.9, 0.6, 0.6], [True, True, True, False]), 4)
     0.1
@@ -170,27 +187,19 @@ def calibration_error(confidence, correct, *, bins: int = 15) -> float:
     return gaps.abs().sum().item() / len(confidence)
 
 
-def labelled_samples(logits, labels) -> dict[str, Tensor]:
-    """What `summarize_labelled` asks of each sample of logits (N, C) with labels (N,): name -> (N,)."""
-    logits, labels = _labelled(logits, labels)
-    confidence, named = logits.softmax(1).max(1)
-    return {"nll": nll(logits, labels), "confidence": confidence, "correct": (named == labels).double()}
-
-
-def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
-    """The rivals that labels allow, from `labelled_samples`, of one batch or of all batches joined.
-
-    >>> found = summarize_labelled(labelled_samples([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [0, 1]))
-    >>> {name: round(value, 3) for name, value in found.items()}
-    {'nll': 1.667, 'ece': 0.561, 'train_accuracy': 0.5}
-    """
-    return {"nll": values["nll"].mean().item(), "ece": calibration_error(values["confidence"], values["correct"]), "train_accuracy": values["correct"].mean().item()}
-
-
 def samples(logits) -> dict[str, Tensor]:
     """Every per-sample metric of logits (N, C): name -> (N,)."""
-    return {"ratio12": ratio12(logits), "ratio12_centred": ratio12_centred(logits), "ratio13": ratio13(logits), "ratio23": ratio23(logits),
-            "ratio12_softmax": ratio12_softmax(logits), "margin": margin(logits), "entropy": entropy(logits), "ssp": secondary_std(logits)}
+    return _joined(logits, _Some.plain)
+
+
+def labelled_samples(logits, labels) -> dict[str, Tensor]:
+    """What `summarize_labelled` asks of each sample of logits (N, C) with labels (N,): name -> (N,)."""
+    return _joined(logits, _Some.labelled, labels, top=2)
+
+
+def all_samples(logits, labels) -> dict[str, Tensor]:
+    """In one pass `samples`, `labelled_samples` and whether P_2 <= 0, `nonpositive`: name -> (N,)."""
+    return _joined(logits, lambda some: some.counted() | some.labelled(), labels)
 
 
 def summarize(logits, labels=None) -> dict[str, float]:
@@ -202,51 +211,167 @@ def summarize(logits, labels=None) -> dict[str, float]:
     >>> summary["ratio12"], summary["ratio12_median"], summary["ratio12_nonpositive"]
     (-0.25, -0.25, 0.5)
     """
-    found = summarize_samples(samples(logits), _top(logits, 2)[:, 1] <= 0)
-    return found if labels is None else found | {"accuracy": accuracy(logits, labels)}
+    values = _joined(logits, _Some.counted)
+    summary = summarize_samples(values, values.pop("nonpositive"))
+    return summary if labels is None else summary | {"accuracy": accuracy(logits, labels)}
 
 
 def summarize_samples(values: dict[str, Tensor], nonpositive: Tensor) -> dict[str, float]:
-    """The summary of per-sample values (N,) and of whether P_2 <= 0 (N,); what a bank accumulates over its epochs.
+    """The summary of per-sample values (N,) and of whether P_2 <= 0 (N,).
 
     A ratio of 0 to 0, as of a network that says 0 to all classes, is left out: it is counted among P_2 <= 0.
     """
     means = {name: v.nanmean().item() for name, v in values.items()}
     defined = values["ratio12"][~values["ratio12"].isnan()].cpu().numpy()
     median = np.median(defined).item() if len(defined) else math.nan
-    return {"ratio12": means.pop("ratio12"), "ratio12_median": median, "ratio12_nonpositive": nonpositive.double().mean().item(), **means}
+    share = nonpositive.double().mean().item()
+    return {"ratio12": means.pop("ratio12"), "ratio12_median": median, "ratio12_nonpositive": share, **means}
 
 
-def _ratio(logits, above: int, below: int) -> Tensor:
-    logits = _checked(logits)
-    if logits.shape[1] < below:
-        return logits.new_full((len(logits),), torch.nan)
-    top = logits.topk(below, dim=1).values
-    return top[:, above - 1] / (top[:, below - 1] + 0.0)  # -0.0 + 0.0 is 0.0
+def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
+    """The rivals that labels allow, from `labelled_samples`, of one batch or of all batches joined.
+
+    >>> found = summarize_labelled(labelled_samples([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [0, 1]))
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'nll': 1.667, 'ece': 0.561, 'train_accuracy': 0.5}
+    """
+    return {"nll": values["nll"].mean().item(),
+            "ece": calibration_error(values["confidence"], values["correct"]),
+            "train_accuracy": values["correct"].mean().item()}
 
 
-def _top(logits, k: int) -> Tensor:
-    return _checked(logits).topk(k, dim=1).values
+def summarize_all(values: dict[str, Tensor]) -> dict[str, float]:
+    """`summarize_samples` and `summarize_labelled` of `all_samples`, and means of whatever else is there."""
+    plain = {name: v for name, v in values.items() if name not in (*LABELLED, "nonpositive")}
+    return summarize_samples(plain, values["nonpositive"]) | summarize_labelled(values)
 
 
-def _checked(logits) -> Tensor:
-    logits = torch.as_tensor(logits).detach().double()
+class _Some:
+    """Some samples' logits (n, C), their labels (n,), and what metrics share, computed when first asked for.
+
+    The `top` largest are found among the logits as they are given, which is as exact as in fp64 and faster.
+    """
+
+    def __init__(self, logits: Tensor, labels: Tensor | None, top: int):
+        self.given, self.labels, self.top = logits, labels, min(top, logits.shape[1])
+        self.exact = logits.double()
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return self.exact.mean(1)
+
+    @cached_property
+    def largest(self) -> tuple[Tensor, Tensor]:
+        """The largest logits in falling order (n, top), and the first one's class, of equal ones any (n,)."""
+        values, classes = self.given.topk(self.top, dim=1)
+        return values.double(), classes[:, 0]
+
+    @cached_property
+    def rest(self) -> tuple[Tensor, Tensor]:
+        """Sums of e and of -e log e, e = exp(P_c - P_1), over all classes c but the first: (n,) each.
+
+        Apart from the first class's 1 they keep their digits where a teacher is almost certain.
+        """
+        values, first = self.largest
+        below = self.exact - values[:, :1]
+        e = below.exp().scatter_(1, first[:, None], 0)
+        return e.sum(1), -below.mul_(e).sum(1)
+
+    def p(self, rank: int) -> Tensor:
+        return self.largest[0][:, rank - 1]
+
+    def ratio(self, above: int, below: int) -> Tensor:
+        if self.top < below:
+            return torch.full_like(self.mean, torch.nan)
+        return _quotient(self.p(above), self.p(below))
+
+    def centred(self) -> Tensor:
+        return _quotient(self.p(1) - self.mean, self.p(2) - self.mean)
+
+    def margin(self) -> Tensor:
+        return self.p(1) - self.p(2)
+
+    def entropy(self) -> Tensor:
+        total, spread = self.rest
+        return total.log1p() + spread / (1 + total)
+
+    def secondary_std(self, k: int) -> Tensor:
+        if self.top < k + 1:
+            return torch.full_like(self.mean, torch.nan)
+        values = self.largest[0]
+        q = (values[:, 1 : k + 1] - values[:, :1]).exp() * self.confidence()[:, None]
+        return q.std(1, unbiased=True)
+
+    def confidence(self) -> Tensor:
+        return 1 / (1 + self.rest[0])
+
+    def nll(self) -> Tensor:
+        return self.rest[0].log1p() + (self.p(1) - self.exact.gather(1, self.labels[:, None])[:, 0])
+
+    def correct(self) -> Tensor:
+        named, tied = self.largest[1].clone(), self.p(1) == self.p(2)
+        named[tied] = self.exact[tied].argmax(1)
+        return (named == self.labels).double()
+
+    def plain(self) -> dict[str, Tensor]:
+        return {"ratio12": self.ratio(1, 2), "ratio12_centred": self.centred(), "ratio13": self.ratio(1, 3),
+                "ratio23": self.ratio(2, 3), "ratio12_softmax": self.margin().exp(), "margin": self.margin(),
+                "entropy": self.entropy(), "ssp": self.secondary_std(3)}
+
+    def counted(self) -> dict[str, Tensor]:
+        return self.plain() | {"nonpositive": self.p(2) <= 0}
+
+    def labelled(self) -> dict[str, Tensor]:
+        return {"nll": self.nll(), "confidence": self.confidence(), "correct": self.correct()}
+
+
+def _each(logits, metric: Callable[[_Some], Tensor], labels=None, *, top: int) -> Tensor:
+    return _joined(logits, lambda some: {"": metric(some)}, labels, top=top)[""]
+
+
+def _joined(logits, metrics: Callable[[_Some], dict], labels=None, *, top: int = 4) -> dict[str, Tensor]:
+    """What `metrics` says of all samples, asked of some at a time: name -> (N,).
+
+    Raises ValueError for another shape, a single class, logits that are not finite, and labels of no class.
+    """
+    logits = torch.as_tensor(logits).detach()
     if logits.ndim != 2 or logits.shape[0] == 0:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}: expected (N, C) with N samples and C classes")
+        raise ValueError(f"logits have shape {tuple(logits.shape)}: expected (N, C), N samples and C classes")
     if logits.shape[1] < 2:
         raise ValueError("logits have 1 class: a metric of the two largest logits needs at least 2 classes")
-    if not torch.isfinite(logits).all():
-        bad = (~torch.isfinite(logits)).any(1).nonzero().flatten()
-        raise ValueError(f"logits of {len(bad)} of {len(logits)} samples are NaN or infinite (first: sample {bad[0].item()}): "
-                         "check that the teacher's training did not diverge")
-    return logits
+    labels = None if labels is None else _checked(labels, logits)
+    numbers = 2**21 if logits.is_cuda else 2**17  # a megabyte of fp64 stays in a core's cache; GPUs want more
+    size = max(1, numbers // logits.shape[1])
+    found = {}
+    for first in range(0, len(logits), size):
+        which = slice(first, first + size)
+        some = _Some(logits[which], None if labels is None else labels[which], top)
+        if not torch.isfinite(some.mean).all():
+            _check_finite(logits)
+        for name, value in metrics(some).items():
+            if name not in found:
+                found[name] = value.new_empty(len(logits))
+            found[name][which] = value
+    return found
 
 
-def _labelled(logits, labels) -> tuple[Tensor, Tensor]:
-    logits = _checked(logits)
+def _quotient(above: Tensor, below: Tensor) -> Tensor:
+    return above / (below + 0.0)  # -0.0 + 0.0 is 0.0
+
+
+def _check_finite(logits: Tensor) -> None:
+    """Raise ValueError for NaN and infinity, but not for finite logits whose sum alone is infinite."""
+    bad = (~torch.isfinite(logits)).any(1).nonzero().flatten()
+    if len(bad):
+        raise ValueError(f"logits of {len(bad)} of {len(logits)} samples are NaN or infinite (first: sample "
+                         f"{bad[0].item()}): check that the teacher's training did not diverge")
+
+
+def _checked(labels, logits: Tensor) -> Tensor:
     labels = torch.as_tensor(labels, device=logits.device).long()
     if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}: expected ({len(logits)},), one for each sample")
+        raise ValueError(f"labels have shape {tuple(labels.shape)}: expected ({len(logits)},), one a sample")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(f"labels run from {labels.min().item()} to {labels.max().item()}: expected 0 to {logits.shape[1] - 1}, the classes of the logits")
-    return logits, labels
+        raise ValueError(f"labels run from {labels.min().item()} to {labels.max().item()}: expected 0 to "
+                         f"{logits.shape[1] - 1}, the classes of the logits")
+    return labels

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +144,95 @@ def test_probabilities_too_small_for_fp32_still_count():
     assert naive[0, 1] == 0
     assert metrics.ratio12_softmax(logits).item() == pytest.approx(math.exp(150))
     assert 0 < metrics.entropy(logits).item() < 1e-60
+
+
+@pytest.mark.parametrize("margin", [1.0, 20.0, 40.0, 300.0])
+def test_entropy_and_nll_keep_their_digits_where_a_teacher_is_almost_certain(margin):
+    rest = math.exp(-margin)
+    entropy = math.log1p(rest) + margin * rest / (1 + rest)
+    assert metrics.entropy([[margin, 0.0]]).item() == pytest.approx(entropy, rel=1e-12, abs=0)
+    assert metrics.nll([[margin, 0.0]], [0]).item() == pytest.approx(math.log1p(rest), rel=1e-12, abs=0)
+
+
+def many():
+    """More samples (600, 555) than are looked at together, with ties, and their labels."""
+    logits = torch.from_numpy(np.random.default_rng(3).normal(scale=3, size=(600, 555)).round(1)).float()
+    return logits, torch.arange(600) % 555
+
+
+def test_a_sample_has_the_same_values_alone_and_among_many():
+    logits, labels = many()
+    together = metrics.all_samples(logits, labels)
+    assert 1 < (metrics.margin(logits) == 0).sum() < 100
+    for i in (0, 235, 236, 237, 471, 599):
+        for name, value in metrics.all_samples(logits[i : i + 1], labels[i : i + 1]).items():
+            torch.testing.assert_close(together[name][i : i + 1], value, rtol=1e-12, atol=0)
+
+
+def test_one_pass_says_what_the_single_metrics_say():
+    logits, labels = many()
+    found = metrics.all_samples(logits, labels)
+    assert torch.equal(found.pop("nonpositive"), logits.topk(2).values[:, 1] <= 0)
+    single = {name: getattr(metrics, name)(logits) for name in metrics.samples(logits) if name != "ssp"}
+    single |= {"ssp": metrics.secondary_std(logits), "nll": metrics.nll(logits, labels)}
+    single |= {"confidence": logits.double().softmax(1).amax(1)}
+    single |= {"correct": (logits.argmax(1) == labels).double()}
+    assert set(found) == set(single)
+    for name, value in single.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=0)
+    assert found["correct"].mean().item() == metrics.accuracy(logits, labels)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
+def test_logits_of_any_precision_have_the_metrics_of_their_fp64_values(kind):
+    logits, labels = many()
+    given = logits.to(kind)
+    exact = metrics.all_samples(given.double(), labels)
+    for name, value in metrics.all_samples(given, labels).items():
+        assert torch.equal(value.nan_to_num(), exact[name].nan_to_num()), name
+
+
+def test_classes_too_close_for_softmax_to_tell_apart_are_still_told_apart():
+    logits, labels = torch.tensor([[1e-30, 2e-30]]), [1]
+    assert metrics.labelled_samples(logits, labels)["correct"].item() == metrics.accuracy(logits, labels) == 1
+
+
+def test_of_equal_logits_the_first_class_is_named():
+    logits = torch.zeros(40, 600)
+    logits[:, 300:] = 1
+    found = metrics.labelled_samples(logits, torch.full((40,), 300))["correct"]
+    assert found.tolist() == [1] * 40 and metrics.accuracy(logits, torch.full((40,), 301)) == 0
+
+
+def test_finite_logits_whose_sum_is_not_finite_are_taken():
+    logits = torch.tensor([[1.6e308, 0.8e308, 0.4e308], [4.0, 2.0, 0.0]], dtype=torch.float64)
+    assert metrics.ratio12(logits).tolist() == [2, 2]
+
+
+def test_a_sample_that_is_not_finite_is_found_among_many():
+    logits, labels = many()
+    logits[500, 554] = math.nan
+    for function in (metrics.samples, metrics.ratio12, lambda z: metrics.all_samples(z, labels)):
+        with pytest.raises(ValueError, match="1 of 600 samples.*first: sample 500"):
+            function(logits)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_metrics_take_less_than_half_of_the_inputs_memory_beside_it(in_child):
+    logits, labels = torch.ones(50_000, 555), torch.zeros(50_000, dtype=torch.int64)
+
+    def peak():
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024
+
+    def measure():
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak()
+        metrics.samples(logits)
+        metrics.labelled_samples(logits, labels)
+        assert peak() - before < logits.nbytes / 2
+
+    assert in_child(measure) == 0
 
 
 def test_accuracy_by_hand_and_in_the_summary():
