@@ -137,8 +137,9 @@ def bank(study: Study, dataset: str, teacher: str, recipe: str) -> tuple[Run, ba
 
     def compute(_):
         images = training.Images(found.train, study.views, _device(study))
-        summary, epochs = banks.write(folder, load_teacher(study, dataset, teacher, recipe), images, views=study.bank_views, keep=stored,
-                                      views_seed=study.seed_for("student views", dataset), **holds)
+        model, seed = load_teacher(study, dataset, teacher, recipe), study.seed_for("student views", dataset)
+        summary, epochs = banks.write(folder, model, images, views=study.bank_views, keep=stored, views_seed=seed,
+                                      key=study.fingerprint(cell), **holds)
         return {"rows": [{"samples": len(images), "views": study.bank_views} | summary], "epochs": epochs}
 
     run = _once(study, cell, compute, valid=lambda: banks.read(folder, shapes, torch.device("cpu")) is not None)

@@ -1,8 +1,10 @@
 """The bank: the metrics of an online pass, whole files or none, and students that learn from it what they would learn online."""
 
+import json
 import math
 import os
-from pathlib import Path
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -30,8 +32,17 @@ def teacher():
     return model
 
 
+@pytest.fixture
+def cal_teacher():
+    model = Model("t", "test_resnet", options={"output_stride": 8})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        teacher = cal.CAL(models.build(model, CLASSES, crop=32, seed=4).net, CLASSES, 4)
+    return teacher.eval().requires_grad_(False)
+
+
 def write(folder, teacher, images, **changes):
-    return bank.write(folder, teacher, images, **({"epochs": EPOCHS, "views_seed": 8} | changes))
+    return bank.write(folder, teacher, images, **({"views": EPOCHS, "views_seed": 8, "key": "k"} | changes))
 
 
 def read(folder, shapes=SHAPE):
@@ -100,22 +111,159 @@ def test_two_banks_of_one_teacher_are_the_same_bytes_and_another_seeds_are_not(t
     assert a == b != c
 
 
+def contents(folder):
+    """The bytes of all files of a folder."""
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def whole_views(folder):
+    """How many views of a bank that is being written are whole."""
+    manifest = folder.with_name(f".{folder.name}.partial") / bank.MANIFEST
+    return json.loads(manifest.read_text())["whole"] if manifest.exists() else 0
+
+
+def count_views(monkeypatch):
+    """A list that grows by one for each view that the teacher is run over."""
+    seen = []
+    monkeypatch.setattr(bank, "batches", lambda *given: seen.append(1) or training.batches(*given))
+    return seen
+
+
+def kill_at(monkeypatch, module, function, call):
+    """Kill this process with signal 9 at a call of a function."""
+    inner, calls = getattr(module, function), []
+
+    def killing(*given, **options):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*given, **options)
+
+    monkeypatch.setattr(module, function, killing)
+
+
+@pytest.mark.parametrize("function, call, whole", [
+    ("batches", 1, 0), ("batches", 3, 2), ("_append", 1, 0), ("_append", 2 * 20 + 7, 2),
+    ("_append", 2 * 20 + 19, 2), ("_summaries", 1, 5)],
+    ids=["at once", "in a pass", "first array", "samples", "arrays", "after the last view"])
 @pytest.mark.fault("a bank killed half way")
-def test_a_bank_that_is_killed_half_way_leaves_nothing_that_is_read(tmp_path, teacher, images, monkeypatch, in_child):
-    folder, passes = tmp_path / "views", []
+def test_a_bank_that_is_killed_goes_on_after_its_last_whole_view(
+        tmp_path, cal_teacher, images, monkeypatch, in_child, function, call, whole):
+    folder, how = tmp_path / "views", {"views": 5, "augmented": True, "features": True}
+    undisturbed = write(tmp_path / "other", cal_teacher, images, **how)
+    with monkeypatch.context() as patch:
+        kill_at(patch, bank, function, call)
+        assert in_child(lambda: write(folder, cal_teacher, images, **how)) == -signal.SIGKILL
+    assert read(folder) is None and not folder.exists() and whole_views(folder) == whole
+    for file in folder.with_name(".views.partial").rglob("*.npy"):
+        with open(file, "ab") as out:
+            out.write(b"the beginning of a view")
+    seen = count_views(monkeypatch)
+    assert write(folder, cal_teacher, images, **how) == undisturbed
+    assert len(seen) == 5 - whole
+    assert contents(folder) == contents(tmp_path / "other") and len(contents(folder)) == 6
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["other", "views"]
 
-    def batches(*given):
-        passes.append(1)
-        if len(passes) == 2:
-            os._exit(9)
-        yield from training.batches(*given)
 
-    monkeypatch.setattr(bank, "batches", batches)
-    assert in_child(lambda: write(folder, teacher, images)) == 9
-    assert not folder.exists() and read(folder) is None
-    monkeypatch.undo()
-    write(folder, teacher, images)
-    assert read(folder) is not None and [f.name for f in tmp_path.iterdir()] == ["views"]
+@pytest.mark.fault("a bank killed half way")
+def test_a_bank_of_40_views_killed_twice_from_outside_repeats_at_most_a_view_each_time(
+        tmp_path, teacher, images, monkeypatch, wait_for):
+    folder = tmp_path / "views"
+    undisturbed = write(tmp_path / "other", teacher, images, views=40)
+    passes = tmp_path / "passes"
+
+    def counted(*given):
+        with open(passes, "a") as file:
+            file.write("x")
+        return training.batches(*given)
+
+    monkeypatch.setattr(bank, "batches", counted)
+    for begun in (11, 26):
+        pid = os.fork()
+        if pid == 0:
+            write(folder, teacher, images, views=40)
+            os._exit(0)
+        assert wait_for(lambda: whole_views(folder) >= begun)
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        assert begun <= whole_views(folder) < 40
+    assert write(folder, teacher, images, views=40) == undisturbed
+    assert 40 <= len(passes.read_text()) <= 42
+    assert contents(folder) == contents(tmp_path / "other")
+
+
+@pytest.mark.parametrize("change", [
+    {"key": "other"}, {"views": 6}, {"views_seed": 9}, {"keep": 2}, {"features": True}, "weights",
+    "a file is lost", "a file is cut"], ids=str)
+def test_what_was_begun_with_other_inputs_or_is_not_all_there_is_begun_anew(
+        tmp_path, teacher, images, monkeypatch, in_child, change):
+    folder, options = tmp_path / "views", change if isinstance(change, dict) else {}
+    with monkeypatch.context() as patch:
+        kill_at(patch, bank, "batches", 4)
+        assert in_child(lambda: write(folder, teacher, images, views=5)) == -signal.SIGKILL
+    lost = folder.with_name(".views.partial") / "samples" / "nll.npy"
+    if change == "weights":
+        with torch.no_grad():
+            teacher.head.bias += 0.1
+    elif change == "a file is lost":
+        lost.unlink()
+    elif change == "a file is cut":
+        os.truncate(lost, lost.stat().st_size - 1)
+    undisturbed = write(tmp_path / "other", teacher, images, **({"views": 5} | options))
+    seen = count_views(monkeypatch)
+    assert write(folder, teacher, images, **({"views": 5} | options)) == undisturbed
+    assert len(seen) == options.get("views", 5) and contents(folder) == contents(tmp_path / "other")
+
+
+def test_of_a_bank_that_keeps_some_views_the_metrics_cover_all(tmp_path, teacher, images):
+    every = write(tmp_path / "all", teacher, images)
+    some = write(tmp_path / "some", teacher, images, keep=2)
+    assert some == every and len(some[1]) == EPOCHS
+    kept = read(tmp_path / "some", {"logits": (2, N, CLASSES)}).arrays["logits"]
+    assert np.array_equal(kept, read(tmp_path / "all").arrays["logits"][:2])
+
+
+def test_epochs_take_the_views_in_turn(tmp_path, teacher, images):
+    write(tmp_path / "views", teacher, images)
+    found, index = read(tmp_path / "views"), torch.tensor([3, 1])
+    for epoch in (0, 2, 3, 7):
+        assert np.array_equal(found.answer(epoch, index)["logits"], found.arrays["logits"][epoch % 3][[3, 1]])
+    assert not torch.equal(found.answer(0, index)["logits"], found.answer(1, index)["logits"])
+
+
+def test_a_view_is_read_from_the_disk_once_for_all_batches_of_an_epoch(tmp_path, teacher, images):
+    write(tmp_path / "views", teacher, images)
+    found, first, rest = read(tmp_path / "views"), torch.arange(4), torch.arange(4, N)
+    before = found.answer(1, first)["logits"], found.answer(1, rest)["logits"]
+    np.load(tmp_path / "views" / "logits.npy", mmap_mode="r+")[1] = 0
+    assert torch.equal(found.answer(1, first)["logits"], before[0])
+    assert torch.equal(found.answer(4, rest)["logits"], before[1])
+    assert found.answer(0, first)["logits"].any() and not found.answer(1, first)["logits"].any()
+
+
+def test_a_check_sees_other_views_other_numbers_and_another_teacher(tmp_path, cal_teacher, images):
+    shapes = {name: (EPOCHS, N) for name in bank.names(augmented=True, features=True)}
+    write(tmp_path / "views", cal_teacher, images, augmented=True, features=True)
+    found = read(tmp_path / "views", shapes)
+    assert bank.check(found, cal_teacher, images, views_seed=8) == dict.fromkeys(found.arrays, 0)
+    assert min(bank.check(found, cal_teacher, images, views_seed=9).values()) > 0.01
+    np.load(tmp_path / "views" / "drop.npy", mmap_mode="r+")[:, 16, 4] += 1
+    again = bank.check(read(tmp_path / "views", shapes), cal_teacher, images, views_seed=8, number=1)
+    assert again.pop("drop") > 0.01 and set(again.values()) == {0}
+    with torch.no_grad():
+        cal_teacher.attention.fc.weight.mul_(1.5)
+    assert bank.check(found, cal_teacher, images, views_seed=8)["logits"] > 0.01
+
+
+def test_a_studys_banks_are_what_their_teachers_say(make_study):
+    study = make_study({"strategies": ["FT", "TGDA"], "teachers": {"resnet": {"model": "test_resnet"}},
+                        "recipes.CAL": {"epochs": 1, "batch_size": 8, "lr": 0.01, "maps": 4}})
+    images = training.Images(stages.data(study, "birds").train, study.views, torch.device("cpu"))
+    for recipe, arrays in (("FT", 1), ("CAL", 5)):
+        _, stored = stages.bank(study, "birds", "resnet", recipe)
+        model = stages.load_teacher(study, "birds", "resnet", recipe)
+        found = bank.check(stored, model, images, views_seed=study.seed_for("student views", "birds"))
+        assert list(found.values()) == [0] * arrays
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
@@ -144,14 +292,24 @@ def test_logits_that_fp16_cannot_hold_are_refused_and_leave_no_file(tmp_path, te
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
 @pytest.mark.fault("a full disk under a bank")
-def test_a_full_disk_names_the_folder_and_the_remedy_and_leaves_nothing(tmp_path, teacher, images, monkeypatch):
-    append = bank._append
-    monkeypatch.setattr(bank, "_append", lambda file, *rest, **options: append(Path("/dev/full"), *rest, **options))
-    with pytest.raises(OSError, match="could not write '.*views'.*full: free some space and start again"):
-        write(tmp_path / "views", teacher, images)
-    assert not list(tmp_path.iterdir())
+def test_a_full_disk_names_the_file_and_the_remedy_and_what_is_whole_is_kept(
+        tmp_path, teacher, images, monkeypatch, in_child):
+    """Files may have 1,000 bytes: five of eight views of logits, 170 bytes each, fit behind the header."""
+    folder = tmp_path / "views"
+    undisturbed = write(tmp_path / "other", teacher, images, views=8)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        with pytest.raises(OSError, match="could not write '.*npy'.*full: free some space and start again"):
+            write(folder, teacher, images, views=8)
+
+    assert in_child(fill) == 0
+    whole = whole_views(folder)
+    assert whole == 5 and not folder.exists()
+    seen = count_views(monkeypatch)
+    assert write(folder, teacher, images, views=8) == undisturbed
+    assert len(seen) == 8 - whole and contents(folder) == contents(tmp_path / "other")
 
 
 def test_a_student_of_the_bank_has_the_losses_of_one_taught_online(make_study):
