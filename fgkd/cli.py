@@ -30,7 +30,7 @@ from fgkd.states import left, locked, state
 from fgkd.study import PROJECT, Cell, Model, Study, StudyError
 
 POLL_SECONDS = 0.5
-UNDEFINED = 0.01  # share of samples with P2 <= 0 above which R12 is flagged
+SHOWN_NOTES = 3
 
 
 def main(words: list[str] | None = None) -> int:
@@ -109,6 +109,11 @@ def report(study: Study, options) -> int:
     headline = tables.collect(study).get("headline")
     if headline is not None:
         print("\n" + headline.round(3).to_string(index=False))
+    found = pages.notes(study)
+    for note in found[:SHOWN_NOTES]:
+        print(f"note: {note}")
+    if found[SHOWN_NOTES:]:
+        print(f"note: {len(found) - SHOWN_NOTES} more are in the report")
     print(f"\nreport: {index}")
     return 0
 
@@ -222,8 +227,6 @@ def _summary(study: Study, cell: Cell) -> str:
     for row in tables.rows(study, cell):
         name = row.get("student", "") + (f" {row['loss']}" if len(study.losses_of(row["student"], cell.strategy)) > 1 else "") if "student" in row else ""
         found += [text.format(row[key], student=name) for key, text in texts.items() if key in row]
-        if row.get("ratio12_nonpositive", 0) > UNDEFINED:
-            found.append(f"(R12 says nothing here: P2 <= 0 in {row['ratio12_nonpositive']:.0%})")
     return "  ".join(dict.fromkeys(found))
 
 
@@ -243,10 +246,20 @@ def _only_driver(study: Study):
     with open(study.folder / ".driver", "w") as driver, open(study.folder / ".engine", "w") as engine:
         if not locked(driver):
             raise StudyError(f"study '{study.name}' is being run already: wait for it, or see 'fgkd status {study.file}'")
+        _claim(study)
         if not locked(engine):
             print("waiting for the processes of a run that was killed to end", file=sys.stderr)
             fcntl.flock(engine, fcntl.LOCK_EX)
         yield engine.fileno()
+
+
+def _claim(study: Study) -> None:
+    """Note in the study's folder whose results it holds; StudyError where another file of the same name, which is still there, does."""
+    note = study.folder / ".study"
+    before = Path(note.read_text()) if note.exists() else Path(study.file)
+    if before != Path(study.file) and before.is_file() and before.read_bytes() != Path(study.file).read_bytes():
+        raise StudyError(f"'{study.folder}' holds the results of '{before}': give this study another name ('name:'), or set FGKD_RUNS to another folder")
+    note.write_text(study.file)
 
 
 def _left_of(study: Study) -> bool:

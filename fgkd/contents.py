@@ -63,7 +63,7 @@ def _registration(text: str, model: str) -> str:
         return text
     entry = next((node for node in body if getattr(node, "name", None) == model and _registers(node)), None)
     if entry is None:
-        decorators = {id(d) for node in body for d in getattr(node, "decorator_list", ())}
+        decorators = {id(d) for node in body for d in getattr(node, "decorator_list", ()) if _is_register(_called(d))}
         others = (node for top in body if not isinstance(top, ast.Import | ast.ImportFrom) for node in _outside(top, decorators))
         return text if any(_is_register(node) for node in others) else ""
     bound: dict[str, list[ast.stmt]] = {}
@@ -85,7 +85,11 @@ def _registration(text: str, model: str) -> str:
 
 
 def _registers(node: ast.stmt) -> bool:
-    return any(_is_register(d.func if isinstance(d, ast.Call) else d) for d in getattr(node, "decorator_list", ()))
+    return any(_is_register(_called(d)) for d in getattr(node, "decorator_list", ()))
+
+
+def _called(decorator: ast.expr) -> ast.expr:
+    return decorator.func if isinstance(decorator, ast.Call) else decorator
 
 
 def _is_register(node: ast.AST) -> bool:

@@ -68,7 +68,7 @@ class Split:
 class Dataset:
     """Both splits. families: the family of each class (birds) or None; notes: sentences that a reader should see.
 
-    fingerprint: of the content that the images were decoded from; photos: a mark of each photo, empty for birds.
+    fingerprint: of what the images were decoded from; content, photos: the digest and the marks of `Content`, empty for birds.
     """
 
     key: str
@@ -78,6 +78,7 @@ class Dataset:
     families: tuple[str, ...] | None
     fingerprint: str
     notes: tuple[str, ...] = ()
+    content: str = ""
     photos: tuple[str, ...] = ()
 
 
@@ -130,9 +131,9 @@ def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
     Raises DataError for folders, classes or images that cannot be used, and for a full disk.
     """
     source = _source(spec)
-    found = None if source.files is None else _content(source, _place(source, cache))
-    fingerprint = source.fingerprint if found is None else _fingerprint(spec.resize, found.digest)
-    source = dataclasses.replace(source, fingerprint=fingerprint, photos=() if found is None else found.photos)
+    if source.files is not None:
+        found = _content(source, _place(source, cache))
+        source = dataclasses.replace(source, fingerprint=_fingerprint(spec.resize, found.digest), content=found)
     if source.shared:
         if dataset := _read(spec, source, source.shared):
             return dataset
@@ -207,7 +208,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a cache is made from; files: (path below `root`, label) of each image, None for birds; photos: a mark of each."""
+    """What a cache is made from; files: (path below `root`, label) of each image, None for birds."""
 
     classes: tuple[str, ...]
     families: tuple[str, ...] | None
@@ -217,7 +218,7 @@ class _Source:
     notes: tuple[str, ...] = ()
     root: Path = Path()
     shared: Path | None = None
-    photos: tuple[str, ...] = ()
+    content: Content = Content("", (), (), {})
 
 
 def _source(spec: DataSpec) -> _Source:
@@ -409,7 +410,7 @@ def _read(spec: DataSpec, source: _Source, cache: Path) -> Dataset | None:
         return None
     train, test = splits["train"], splits["test"]
     notes = source.notes + _copies(train, test)
-    return Dataset(spec.key, source.classes, train, test, source.families, source.fingerprint, notes, source.photos)
+    return Dataset(spec.key, source.classes, train, test, source.families, source.fingerprint, notes, source.content.digest, source.content.photos)
 
 
 def _copies(train: Split, test: Split) -> tuple[str, ...]:

@@ -36,6 +36,8 @@ from fgkd.metrics import METRICS
 from fgkd.study import PROJECT, Cell, Study
 
 TEMPLATES = Path(__file__).parent / "templates"
+UNDEFINED = 0.01  # share of views with P2 <= 0 above which an R12 is flagged
+RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "random", "no teacher")
 STATES = ("done", "failed", "waiting", "running")
 SECTIONS = {
     "intro": "The idea", "data": "Data", "teacher": "Teachers", "bank": "Banks and R12", "distill": "Students",
@@ -85,23 +87,58 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
     if "headline" in found:
         points = stats.joined(found["students"], records.with_tac(found["metrics"], found["teachers"]))
         found["picks"] = stats.picks(points, found["students"])
-        answer, table = stats.answer(found["picks"]), found.pop("headline")
+        answer = stats.answer(found["picks"])
         if len(points):
+            choices = stats.choices(points, found["students"])
             found["breakdown"] = stats.breakdown(found["correlations"])
-            found["claims"] = paper.claims(found["correlations"], stats.choices(points, found["students"]))
-            plots.set_style()
-            plots.save(plots.against(stats.example(points), ["ratio12", "ssp", "tac"], study.teachers), folder, "against")
-            plots.save(plots.heat(found["correlations"]), folder, "heat")
+            found["claims"] = paper.claims(found["correlations"], choices)
+            _draw(study, found, points, choices, folder)
             caption = "Student accuracy against each metric, a point a teacher. The claim: falling for R12, rising for SSP and TAC."
-            headline = (folder / "against.svg", caption, *_headline(table))
+            headline = (folder / "against.svg", caption, *_headline(found["headline"]))
+        for name, frame in found.items():
+            records.write_table(frame, study.folder / "tables" / f"{name}.csv")
+        found.pop("headline")
     entries = [_entry(study, cell, state) for cell, state in states.items()]
     missing = [f"{cell.id} ({state['state']}{': ' + state['error'] if state['error'] else ''})" for cell, state in states.items() if state["state"] != "done"]
     return site(
         study.folder / "report", title="Which teacher should your small model learn from?",
         question=f"{study.name}: {study.question}" if study.question else study.name, answer=answer, headline=headline,
         figures=[(folder / f"{name}.svg", caption) for name, caption in FIGURES.items() if (folder / f"{name}.svg").exists()],
-        tables=found, entries=entries, facts=_facts(study, found), missing=missing,
+        tables=found, entries=entries, facts=_facts(study, found), missing=missing, notes=notes(study),
     )
+
+
+def notes(study: Study) -> list[str]:
+    """What a reader of the study's numbers should know: copies in both splits, and metrics that say nothing."""
+    found = []
+    for cell in study.cells():
+        for record in records.records(study, cell) if cell.stage in ("data", "bank") else ():
+            found += [f"{cell.dataset}: {note}" for note in record.get("notes", []) if "also in train" in note]
+            share = record["rows"][0].get("ratio12_nonpositive", 0)
+            if share > UNDEFINED:
+                found.append(f"{cell.dataset}, {cell.strategy} teacher {cell.teacher}: the second logit is 0 or negative in {share:.1%} of "
+                             f"views, where R12 loses its meaning; its mean is {record['rows'][0]['ratio12']:.3f}")
+    return found
+
+
+def _draw(study: Study, found: Mapping[str, pd.DataFrame], points: pd.DataFrame, choices: pd.DataFrame, folder: Path) -> None:
+    """Every figure of the study, as PNG and SVG."""
+    plots.set_style()
+    metrics, teachers, first = ["ratio12", "ssp", "tac"], study.teachers, stats.example(points)
+    traits = found["teachers"].drop_duplicates("teacher").set_index("teacher")[records.TRAITS]
+    null = stats.null_share(len(teachers)) if 3 <= len(teachers) <= 9 else None
+    drawn = {
+        "against": plots.against(first, metrics, teachers),
+        "ranks": plots.ranks(first, metrics, teachers),
+        "accuracies": plots.accuracies(found["students"], teachers),
+        "heat": plots.heat(found["correlations"]),
+        "strengths": plots.strengths(found["correlations"], ["ratio12", "ratio12_median", "ssp", "tac"], null),
+        "capacity": plots.capacity(points.join(traits, on="teacher"), "ratio12", teachers),
+        "picks": plots.picks(found["picks"]),
+        "regret": plots.regret(choices, [rule for rule in RULES if rule in set(choices.rule)]),
+    }
+    for name, figure in drawn.items():
+        plots.save(figure, folder, name)
 
 
 def page(notebook: Path, html: Path, *, title: str | None = None, home: str = "index.html") -> None:
@@ -138,13 +175,15 @@ def site(
     entries: Sequence[Entry],
     facts: Mapping[str, str],
     missing: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write the index of a study, its figures and tables, and the page of each run that left a notebook.
 
     `headline` is (figure, its caption, table, its caption): what a reader in a hurry should see, None while there is
     nothing to see; its table is also written as `tables/headline.csv`. `figures` are (PNG or SVG file, caption). Every table becomes `tables/<name>.csv`.
     Texts are plain; `$...$` in them is a formula. A page is rendered again only where it is older than its notebook or
-    than this module. Notebooks that cannot be read get no page and are named beside what is `missing`.
+    than this module. Notebooks that cannot be read get no page and are named beside what is `missing`. `notes` are what a
+    reader should know of the numbers.
     Returns the path of index.html.
     """
     out = Path(out)
@@ -168,6 +207,7 @@ def site(
         counts=_counts(entries),
         facts=facts,
         missing=list(missing),
+        notes=list(notes),
         unreadable=[entry.title for entry in entries if pages[entry.href] == "unreadable"],
     )
     _write(out / "index.html", text)

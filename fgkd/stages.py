@@ -78,7 +78,7 @@ def data(study: Study, dataset: str) -> datasets.Dataset:
     cell = Cell("data", dataset)
     found = _loaded(study.data(dataset), study.path(cell) / "cache")
     if found.photos:
-        study.photos[dataset] = found.fingerprint
+        study.photos[dataset] = found.content
 
     def compute(_):
         counts = {"dataset": dataset, "classes": len(found.classes), "train": len(found.train), "test": len(found.test)}

@@ -49,7 +49,7 @@ def left(study: Study) -> dict[Cell, str]:
         if cell not in reasons:
             continue
         for bank in study.banks_of(cell) if cell.stage == "distill" and wants_bank(study, cell, known) else ():
-            if not (study.path(bank) / "views").exists():
+            if not (study.path(bank) / "views" / "logits.npy").exists():
                 reasons.setdefault(bank, "its views, deleted after their last student, are needed by new students")
         if cell.stage in ("bank", "distill", "teacher"):
             for teacher in _teachers(study, cell, known):
@@ -93,11 +93,9 @@ def locked(file, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def _teachers(study: Study, cell: Cell, known: dict) -> tuple[Cell, ...]:
-    """The teachers whose weights a cell that is to run reads."""
-    if cell.stage == "distill":
-        read = study.online and cell.strategy != "CE" and not tables.complete(study, cell, known)
-        return study.before(cell) if read else ()
-    return tuple(c for c in study.inputs(cell) if c.stage == "teacher")
+    """The teachers whose weights and test logits a cell that is to run reads."""
+    trained = [part for part in tables.parts(study, cell) if cell.stage != "distill" or tables.record(study, part, known) is None]
+    return tuple(dict.fromkeys(c for part in trained for c in study.inputs(part) if c.stage == "teacher"))
 
 
 def _changed(study: Study, cell: Cell, part: Cell, known: dict | None) -> str:

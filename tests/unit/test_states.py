@@ -1,0 +1,238 @@
+"""What is left to run: by content, and the same whatever the folder, the machine and the neighbours."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fgkd import cli, datasets, stages, states, tables, training
+from fgkd import study as studies
+from fgkd.study import Cell, StudyError
+
+PHOTOS = {"datasets": {"garden": {"kind": "folder", "root": "photos"}}, "pretext": ..., "strategies": ["FT"], "recipes.FT.epochs": 1,
+          "recipes.student.epochs": 1, "teachers": {"resnet": {"model": "test_resnet"}, "efficientnet": {"model": "test_efficientnet"}}}
+DISTILL = Cell("distill", "birds", "resnet", "FT")
+
+
+@pytest.fixture(autouse=True)
+def look_anew():
+    """A process looks at photos once; here they change within one."""
+    stages._loaded.cache_clear()
+
+
+def photograph(folder):
+    """Two classes of six photos each, in train/ and test/."""
+    rng = np.random.default_rng(0)
+    for top, number in (("train", 4), ("test", 2)):
+        for name in ("aster", "rose"):
+            (folder / top / name).mkdir(parents=True)
+            for i in range(number):
+                Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / top / name / f"{i}.png")
+
+
+def finish(study):
+    """Run all cells and mark them as ended, as their notebooks do."""
+    frames = stages.everything(study)
+    for stage in ("intro", "correlation", "report"):
+        stages.conclude(study, stage, frames if stage == "correlation" else {})
+    for cell in study.cells():
+        tables.finish(study, cell)
+
+
+def anew(study):
+    """The study as another process reads it, and what is left of it."""
+    study = studies.load(study.file)
+    datasets.look(study)
+    return {c.id: reason for c, reason in states.left(study).items()}
+
+
+@pytest.fixture
+def garden(make_study, tmp_path):
+    """A finished study of photos."""
+    photograph(tmp_path / "photos")
+    study = make_study(PHOTOS)
+    finish(study)
+    assert anew(study) == {}
+    return study
+
+
+def test_photos_that_changed_make_their_cells_stale_and_are_counted(garden, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "train" / "rose" / "0.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "train" / "rose" / "new.png")
+    found = anew(garden)
+    assert found.pop("data/garden") == "of 13 photos 2 are new, moved or changed, and 1 of before are gone"
+    assert set(found.values()) == {"what it reads is made anew"} and len(found) == len(garden.cells()) - 1
+
+
+def test_photos_that_swapped_their_classes_make_their_cells_stale(garden, tmp_path):
+    train = tmp_path / "photos" / "train"
+    for a, b in (("aster", "other"), ("rose", "aster"), ("other", "rose")):
+        (train / a).rename(train / b)
+    assert anew(garden)["data/garden"] == "of 12 photos 8 are new, moved or changed, and 8 of before are gone"
+
+
+def test_a_copy_of_the_photos_in_another_folder_is_the_same_study(garden, make_study, tmp_path):
+    shutil.copytree(tmp_path / "photos", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "photos")
+    for file in (tmp_path / "elsewhere").rglob("*.png"):
+        os.utime(file, (1, 1))
+    assert anew(make_study(PHOTOS | {"datasets": {"garden": {"kind": "folder", "root": "elsewhere"}}})) == {}
+
+
+def test_a_study_without_its_photos_is_done_by_its_records(garden, tmp_path):
+    before = tables.collect(garden)
+    shutil.rmtree(tmp_path / "photos")
+    for file in garden.folder.rglob("*"):
+        if file.is_file() and file.name not in ("record.json", "result.json"):
+            file.unlink()
+    assert anew(garden) == {}
+    assert all(frame.equals(before[name]) for name, frame in tables.collect(studies.load(garden.file)).items())
+    distill = Cell("distill", "garden", "resnet", "FT")
+    (garden.path(garden.students_of(distill)[0]) / "record.json").unlink()
+    assert list(anew(garden)) == ["teacher/garden/FT/resnet", "bank/garden/FT/resnet", "distill/garden/FT/resnet"]
+    (garden.path(Cell("report")) / "result.json").unlink()
+    with pytest.raises(StudyError, match="garden: root '.*photos' is not a folder.*3 of the 4 notebooks that are left need these photos"):
+        cli._left_of(studies.load(garden.file))
+
+
+def test_the_photos_are_read_once(garden, monkeypatch):
+    monkeypatch.setattr(datasets, "_digest", lambda path: pytest.fail(f"{path} is read again"))
+    assert anew(garden) == {}
+
+
+def test_a_new_student_or_loss_runs_itself_and_the_banks_that_it_reads(finished, make_study):
+    finish(finished)
+    for bank in finished.folder.rglob("views"):
+        shutil.rmtree(bank)
+    for change, words in (({"students.other": {"model": "test_resnet"}}, "student other with loss kd is new"),
+                          ({"losses": {"pkt": {"strategies": ["FT"]}}}, "student small with loss pkt is new")):
+        study = make_study(change)
+        left = {c.id: reason for c, reason in states.left(study).items()}
+        where = "FT" if "losses" in change else ""
+        banks = {c.id for c in study.cells() if c.stage == "bank" and where in c.id}
+        assert {k for k, reason in left.items() if "its views, deleted after their last student, are needed" in reason} == banks
+        assert left["distill/birds/FT/resnet"] == words and not any(k.startswith(("data", "teacher")) for k in left)
+    before = {f: f.stat().st_mtime_ns for f in finished.folder.rglob("record.json") if "students" in str(f)}
+    run = stages.distill(study, "birds", "resnet", "FT")
+    assert list(run.students) == [("small", "kd"), ("small", "pkt")]
+    assert before == {f: f.stat().st_mtime_ns for f in before}
+
+
+def test_tgda_beside_cal_leaves_cals_students_and_needs_crops_of_its_bank(make_study):
+    cal = {"strategies": ["CAL"], "teachers": {"resnet": {"model": "test_resnet"}}, "pretext": ..., "recipes.CAL": {"epochs": 1, "maps": 2}}
+    finish(make_study(cal))
+    left = {c.id: reason for c, reason in states.left(make_study(cal | {"strategies": ["CAL", "TGDA"]})).items()}
+    assert left.pop("bank/birds/CAL/resnet") == "TGDA needs its crop and drop views"
+    assert left.pop("distill/birds/TGDA/resnet") == "never ran" and set(left) == {"study/correlation", "study/report"}
+    assert anew(make_study(cal)) == {}
+
+
+def test_names_that_look_alike_share_no_folder(make_study):
+    study = make_study({"students": {"s": {"model": "test_resnet"}, "s-a": {"model": "test_byobnet"}}, "losses": {"a-kd": {"loss": "pkt"}},
+                        "strategies": ["FT"], "recipes.student.epochs": 1})
+    run = stages.distill(study, "birds", "resnet", "FT")
+    assert len({r.folder for r in run.students.values()}) == len(run.students) == 4
+    logits = run.logits()
+    assert not np.array_equal(logits["s", "a-kd"], logits["s-a", "kd"])
+
+
+def test_a_weights_file_with_another_time_is_the_same(make_study, tmp_path):
+    (file := tmp_path / "a.safetensors").write_bytes(b"one")
+    study = make_study({"teachers.resnet.weights": "a.safetensors"})
+    before = [study.fingerprint(c) for c in study.cells()]
+    os.utime(file, (1, 1))
+    assert before == [study.fingerprint(c) for c in study.cells()]
+
+
+def test_data_are_loaded_once_a_process(tiny, monkeypatch):
+    loads, load = [], datasets.load
+    monkeypatch.setattr(datasets, "load", lambda *given: (loads.append(given), load(*given))[1])
+    stages.bank(tiny, "birds", "resnet", "FT")
+    stages.distill(tiny, "birds", "resnet", "FT")
+    assert len(loads) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_stages_that_compute_on_no_device_run_where_the_studys_gpu_is_absent(make_study):
+    study = make_study({"device": "cuda"})
+    stages.data(study, "birds")
+    stages.conclude(study, "intro", {})
+    stages.conclude(study, "correlation", {})
+    assert tables.record(study, Cell("data", "birds"))["provenance"]["device"] == "cpu"
+    with pytest.raises(StudyError, match="device is 'cuda', but PyTorch sees no GPU"):
+        stages.teacher(study, "birds", "resnet", "FT")
+
+
+@pytest.mark.fault("the baseline diverges")
+def test_a_baseline_that_diverges_takes_no_teachers_students_along(finished, monkeypatch, capsys):
+    run = stages.distill(finished, "birds", "none", "CE")
+    assert stages.baseline(finished, "birds").to_dict() == run.rows.set_index("student").accuracy.to_dict()
+    (run.students["small", "ce"].folder / "record.json").unlink()
+    plain = training.cross_entropy
+
+    def spoilt(labels):
+        objective = plain(labels)
+        return lambda *given: (objective(*given)[0], {"ce": objective(*given)[1]["ce"] * float("nan")})
+
+    monkeypatch.setattr(training, "cross_entropy", spoilt)
+    assert stages.baseline(finished, "birds").empty
+    assert "there is no student without a teacher to compare with: small from none CE ce diverged" in capsys.readouterr().out
+
+
+def test_an_online_study_has_the_banks_metrics_and_stores_a_few_views(make_study, monkeypatch):
+    monkeypatch.setattr(stages, "SHOWN_VIEWS", 1)
+    stored, online = make_study({}, "stored"), make_study({"online": True}, "online")
+    (run, bank), (other, few) = (stages.bank(study, "birds", "resnet", "FT") for study in (stored, online))
+    assert run.rows.equals(other.rows) and bank.arrays["logits"].shape[0] == 2
+    assert few.arrays["logits"].shape == (1, 24, 4) and np.array_equal(few.arrays["logits"][0], bank.arrays["logits"][0])
+    frames = stages.everything(online)
+    assert len(frames["metrics"]) == 6 and not frames["correlations"].empty
+    assert Cell("bank", "birds", "resnet", "FT") in online.cells() and online.before(DISTILL) == (Cell("teacher", "birds", "resnet", "FT"),)
+
+
+def test_students_see_no_more_views_than_they_ask_for_and_share_them(make_study, monkeypatch):
+    study = make_study({"recipes.student": {"epochs": 5, "batch_size": 8, "optimizer": "adamw", "lr": 0.001, "views": 2}})
+    drawn, epoch = [], training.Images.epoch
+    monkeypatch.setattr(training.Images, "epoch", lambda self, seed, view: (drawn.append((seed, view)), epoch(self, seed, view))[1])
+    run = stages.distill(study, "birds", "resnet", "FT")
+    seed = study.seed_for("student views", "birds")
+    assert len(run.table("history")) == 5 and {view for s, view in drawn if s == seed} == {0, 1}
+    assert [view for s, view in drawn if s == seed][-5:] == [0, 1, 0, 1, 0]
+
+
+def test_kd_with_its_own_temperature_and_beta_is_what_a_study_of_these_gives(make_study):
+    tuned = make_study({"losses": {"tuned": {"loss": "kd", "temperature": 4, "beta": 1}}}, "tuned")
+    plain = make_study({"distillation": {"temperature": 4, "beta": 1}}, "plain")
+    one, other = stages.distill(tuned, "birds", "resnet", "FT"), stages.distill(plain, "birds", "resnet", "FT")
+    assert np.array_equal(one.logits()["small", "tuned"], other.logits()["small", "kd"])
+    assert not np.array_equal(one.logits()["small", "kd"], one.logits()["small", "tuned"])
+
+
+def test_a_teacher_whose_weights_are_gone_is_named_before_it_trains_anew(finished, make_study, capsys):
+    finish(finished)
+    for file in (*finished.folder.rglob("model.safetensors"), *finished.folder.rglob("views/*")):
+        file.unlink()
+    for views in finished.folder.rglob("views"):
+        views.rmdir()
+    assert states.left(finished) == {}
+    left = {c.id: reason for c, reason in states.left(make_study({"students.other": {"model": "test_resnet"}})).items()}
+    assert left["teacher/birds/FT/resnet"] == left["teacher/pretext/pretext/byobnet"] == "its record is here, but not its weights, which are needed now"
+    stages.teacher(finished, "birds", "resnet", "FT")
+    assert "teacher/birds/FT/resnet has its record, but not model.safetensors, needed now: it is computed anew" in capsys.readouterr().out
+
+
+def test_two_study_files_of_one_name_do_not_share_a_folder(tiny, tmp_path, capsys):
+    with cli._only_driver(tiny):
+        pass
+    (tmp_path / "other").mkdir()
+    (other := tmp_path / "other" / "tiny.yaml").write_text("# another\n" + Path(tiny.file).read_text())
+    with pytest.raises(StudyError, match=f"'{tiny.folder}' holds the results of '{tiny.file}': give this study another name"):
+        with cli._only_driver(studies.load(str(other))):
+            pass
+    Path(tiny.file).unlink()
+    with cli._only_driver(studies.load(str(other))):
+        pass
