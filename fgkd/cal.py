@@ -65,15 +65,19 @@ class Attention(nn.Module):
 
 
 class CAL(Classifier):
-    """A timm network whose last feature map feeds CAL's head; its own classifier is removed.
+    """A timm network whose last feature map feeds CAL's head; all that followed that map is removed.
 
-    timm itself brings the map of a convolutional, hierarchical or plain transformer network to (B, D, h, w), prefix tokens set aside.
+    timm itself brings the map of a convolutional, hierarchical or plain transformer network to (B, D, h, w),
+    prefix tokens set aside.  The map has passed the network's last norm: where that follows the pooling, as
+    in ConvNeXt or a ViT of mean tokens, it is applied here in each place.  A network that is not timm's and
+    has no `prune_intermediate_layers` loses its classifier and keeps whatever else it has.
     """
 
     def __init__(self, net: nn.Module, classes: int, maps: int):
-        net.reset_classifier(0)
         super().__init__(net)
-        self.attention = Attention(net.feature_info[-1]["num_chs"], classes, maps)
+        width = net.feature_info[-1]["num_chs"]
+        self.norm = _behead(net, width)
+        self.attention = Attention(width, classes, maps)
 
     @property
     def head(self) -> nn.Module:
@@ -102,7 +106,7 @@ class CAL(Classifier):
     def _map(self, images: Tensor) -> Tensor:
         with self.autocast(images):
             found = self.net.forward_intermediates(self.normalize(images), indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)
-        return found[0].float()
+        return _normed(self.norm, found[0].float())
 
 
 def pool(features: Tensor, maps: Tensor) -> Tensor:
@@ -136,3 +140,34 @@ def select(maps: Tensor, draws: Tensor) -> Tensor:
     ends = (weights / weights.sum(1, keepdim=True)).cumsum(1)[:, None, :-1]
     chosen = (draws[:, :, None] >= ends).sum(2)
     return maps[torch.arange(len(maps), device=maps.device)[:, None], chosen]
+
+
+def _behead(net: nn.Module, width: int) -> nn.Module:
+    """Cut what follows a network's last map, of `width` channels; give the norm it began with, if any.
+
+    Of what goes and is no part of the classifier, that norm is the first with weights, and the only norm of
+    this width: the head of a CaiT, which has blocks of its own, begins with the norm of a block.
+    """
+    before, last = list(net.modules()), net.get_classifier()
+    heads = last if isinstance(last, tuple) else (last,)
+    classifier = {part for head in heads for part in head.modules()}
+    if hasattr(net, "prune_intermediate_layers"):
+        net.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+    else:
+        net.reset_classifier(0)
+    stays = {*net.modules()} | classifier
+    gone = [part for part in before if part not in stays and [*part.parameters(recurse=False)]]
+    norms = [part for part in gone if _is_norm(part) and part.weight.shape == (width,)]
+    return norms[0] if len(norms) == 1 and norms[0] is gone[0] else nn.Identity()
+
+
+def _is_norm(layer: nn.Module) -> bool:
+    """Whether a layer normalises by an image's own statistics, as timm names such layers."""
+    return any(kind in type(layer).__name__ for kind in ("LayerNorm", "RmsNorm", "GroupNorm"))
+
+
+def _normed(norm: nn.Module, features: Tensor) -> Tensor:
+    """A norm of channels, which may expect them first or last, in each place of a map (B, D, h, w)."""
+    if isinstance(norm, nn.GroupNorm | nn.Identity) or "2d" in type(norm).__name__:
+        return norm(features)
+    return norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

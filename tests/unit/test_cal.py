@@ -261,3 +261,57 @@ def test_overlap_by_hand_and_a_centred_box_of_the_same_shape():
     boxes, truth = torch.tensor([[0.0, 0, 2, 4], [0, 0, 2, 2], [1, 1, 3, 3]]), torch.tensor([[0.0, 2, 2, 6], [4, 4, 6, 6], [1, 1, 3, 3]])
     assert views.overlap(boxes, truth).tolist() == pytest.approx([4 / 12, 0, 1])
     assert views.centred(boxes, 8).tolist() == [[3, 2, 5, 6], [3, 3, 5, 5], [3, 3, 5, 5]]
+
+
+def trunk(net, x):
+    """A network's last feature map as timm gives it, (B, D, h, w)."""
+    with torch.no_grad():
+        found = net.forward_intermediates(x, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)
+    return found[0]
+
+
+def shaken(net):
+    """The network with other scales and shifts than 1 and 0 in its norms."""
+    generator = torch.Generator().manual_seed(5)
+    for weight in net.parameters():
+        if weight.ndim == 1:
+            weight.data += torch.rand(weight.shape, generator=generator)
+    return net.eval()
+
+
+def test_convnexts_map_has_passed_the_norm_that_its_head_applies_after_pooling():
+    net = shaken(timm.create_model("test_convnext3", num_classes=5))
+    norm, x = net.head.norm, images(2)
+    before = trunk(net, models.Classifier(net).normalize(x))
+    places = before.permute(0, 2, 3, 1).flatten(0, 2)
+    expected = norm(places[:, :, None, None]).view(2, *before.shape[2:], -1).permute(0, 3, 1, 2)
+    model = cal.CAL(net, 5, 4).eval()
+    found = model._map(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, before, rtol=0.1, atol=0.1)
+    assert {"norm.weight", "norm.bias"} < set(model.state_dict())
+
+
+@pytest.mark.parametrize("name, options", [
+    ("test_convnext3", {}), ("edgenext_xx_small", {}), ("mambaout_kobe", {}), ("poolformerv2_s12", {}),
+    ("tiny_vit_5m_224", {}), ("test_vit_relpos", {"img_size": 64}),
+    ("beit_base_patch16_224", {"img_size": 64, "depth": 1, "embed_dim": 48}),
+    ("vit_tiny_patch16_224", {"img_size": 64, "depth": 1, "global_pool": "avg"})])
+def test_each_place_is_normalised_where_a_networks_last_norm_follows_its_pooling(name, options):
+    size = options.get("img_size", 64)
+    with torch.no_grad():
+        found = teacher(name, **options)._map(images(1, size))
+    assert found.mean(1).abs().max() < 1e-3
+    torch.testing.assert_close(found.var(1, correction=0), torch.ones_like(found[:, 0]), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("name, options", [
+    ("test_resnet", {}), ("resnetv2_18", {}), ("resnetv2_50x1_bit", {}), ("test_vit3", {"img_size": 64}),
+    ("vit_tiny_patch16_224", {"img_size": 64, "depth": 1}), ("cait_xxs24_224", {"img_size": 64, "depth": 1}),
+    ("swin_tiny_patch4_window7_224",
+     {"img_size": 64, "window_size": 2, "embed_dim": 24, "num_heads": (2, 2, 2, 2), "depths": (1, 1, 1, 1)})])
+def test_a_map_stays_as_timm_gives_it_where_the_network_itself_ends_with_its_norm_or_has_none(name, options):
+    """The norms in the heads of test_vit3 and CaiT belong to what attends there, not to the map."""
+    net = shaken(timm.create_model(name, num_classes=5, **options))
+    expected = trunk(net, models.Classifier(net).normalize(images(2)))
+    torch.testing.assert_close(cal.CAL(net, 5, 4).eval()._map(images(2)), expected, rtol=1e-4, atol=1e-4)

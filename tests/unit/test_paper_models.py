@@ -8,9 +8,10 @@ import functools
 import pytest
 import timm
 import torch
+from torch import nn
 
-from fgkd import models
-from fgkd.study import Model
+from fgkd import cal, models
+from fgkd.study import PROJECT, Model
 
 # Millions of weights with 1000 classes, the last feature map at 224 px, the pooled features, and the normalisation.  Counts are those of timm's
 # results-imagenet.csv, but for VAN (arXiv 2202.09741), LCNet (arXiv 2109.15099) and LeViT, which has 7.78 there: the second head that it loses
@@ -31,6 +32,10 @@ PAPER = {
 NORMALISATION = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 NATIVE_CLASSES = {"convnext_base.fb_in22k": 21841, "vit_base_patch16_224.orig_in21k": 0,  # its weights come without a head
                   "swin_base_patch4_window7_224.ms_in22k": 21841, "resnetv2_101x3_bit.goog_in21k": 21843}
+TEACHERS = list(PAPER)[:8]
+REALDATA = PROJECT.parent / "shared" / "realdata"
+LOCAL = ["mobilenetv1_025", "mobilenetv1_100_imagenet", "mobilenetv2_100", "mobilenet_edgetpu_075",
+         "tf_efficientnet_lite0", "squeezenet1_0", "deit_tiny_patch16_224", "vit_tiny_patch16_224"]
 TINY = ["test_resnet", "test_byobnet", "test_efficientnet", "test_convnext3", "test_vit3.r160_in1k", "mobilenetv3_small_050", "vgg11"]
 
 
@@ -82,3 +87,34 @@ def test_a_network_with_weights_gives_finite_logits(name, crop):
     with torch.inference_mode():
         logits = build(name, crop)(images)
     assert logits.shape == (2, 1000) and logits.isfinite().all() and not torch.equal(logits[0], logits[1])
+
+
+def attentive(name, classes=200):
+    """A CAL teacher of the network, without memory for its weights."""
+    with torch.device("meta"):
+        return cal.CAL(models.build(Model("x", name), classes, crop=224, seed=0).net, classes, 32)
+
+
+@pytest.mark.parametrize("name", [*TEACHERS, *LOCAL])
+def test_every_weight_of_a_cal_teacher_receives_a_gradient(name):
+    """What it does not use is not kept: VGG's two layers of 4096 would be six sevenths of its teacher."""
+    if name in LOCAL:
+        if not REALDATA.is_dir():
+            pytest.skip("the pretrained networks are not beside this checkout")
+        models.load_plugins((str(REALDATA / "models.py"),))
+    model = attentive(name)
+    seen = model.attend(torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device="meta"))
+    (seen.logits.sum() + seen.effects.sum()).backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+def test_vgg_19_has_the_paper_s_23_million_weights_under_cal():
+    model = attentive("vgg19_bn.tv_in1k")
+    assert f"{models.parameters(model.net) / 1e6:.2f}" == "20.04"
+    assert f"{models.parameters(model) / 1e6:.2f}" == "23.33"
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_convnext_alone_of_the_papers_teachers_keeps_its_last_norm_in_the_head(name):
+    norm = attentive(name).norm
+    assert isinstance(norm, nn.LayerNorm if name.startswith("convnext") else nn.Identity)
