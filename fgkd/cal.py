@@ -14,6 +14,7 @@ over eight views: the image and three crops, and the same of its mirror image.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -60,8 +61,15 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def step(self, features: Tensor, labels: Tensor) -> None:
-        """Move the labels' centres towards these features (B, M D)."""
-        self.centres.index_add_(0, labels, CENTRE_STEP * (features - self.nearest(labels)))
+        """Move the labels' centres c towards these features f (B, M D): by 0.05 (f - c / |c|).
+
+        The n images of one class move their centre together by 1 - 0.95^n of the way to their mean, as far as
+        one after another would: never past it, in whatever order.  The released code does the same for n = 1;
+        of more it keeps one, which one being left open.
+        """
+        count = (labels[:, None] == labels).sum(1, keepdim=True)
+        share = -torch.expm1(count * math.log1p(-CENTRE_STEP)) / count
+        self.centres.index_add_(0, labels, share * (features - self.nearest(labels)))
 
 
 class CAL(Classifier):

@@ -315,3 +315,36 @@ def test_a_map_stays_as_timm_gives_it_where_the_network_itself_ends_with_its_nor
     net = shaken(timm.create_model(name, num_classes=5, **options))
     expected = trunk(net, models.Classifier(net).normalize(images(2)))
     torch.testing.assert_close(cal.CAL(net, 5, 4).eval()._map(images(2)), expected, rtol=1e-4, atol=1e-4)
+
+
+def moved(features, labels, start):
+    head = cal.Attention(3, len(start), 2)
+    head.centres.copy_(start)
+    head.step(features, labels)
+    return head.centres
+
+
+def test_centres_of_a_batch_without_repeated_labels_move_as_in_the_released_implementation():
+    start, features = attention(5, 6, seed=1), F.normalize(attention(3, 6), dim=1)
+    labels = torch.tensor([4, 0, 2])
+    expected = start.clone()
+    expected[labels] += 0.05 * (features - F.normalize(start[labels], dim=1))
+    torch.testing.assert_close(moved(features, labels, start), expected)
+
+
+def test_a_label_that_comes_twice_in_a_batch_counts_as_in_two_batches():
+    start, features = F.normalize(attention(2, 6, seed=1), dim=1), F.normalize(attention(2, 6), dim=1)
+    twice = torch.tensor([1, 1])
+    found = moved(features, twice, start)
+    after = moved(features[1:], twice[1:], moved(features[:1], twice[:1], start))
+    torch.testing.assert_close(found, moved(features.flip(0), twice, start))
+    alone = [moved(features[[i]], twice[:1], start) for i in (0, 1)]
+    error = (found - after)[1].norm()
+    assert error < 0.1 * min((one - after)[1].norm() for one in alone) and torch.equal(found[0], start[0])
+
+
+def test_a_batch_of_one_class_moves_its_centre_no_farther_than_to_their_mean():
+    """Twenty steps of 0.05 lead there; what was added up for sixty-four would lead three times as far."""
+    start, features = F.normalize(attention(1, 6, seed=1), dim=1), F.normalize(attention(64, 6), dim=1)
+    found, mean = moved(features, torch.zeros(64, dtype=torch.long), start), features.mean(0)
+    torch.testing.assert_close(found[0], start[0] + (1 - 0.95**64) * (mean - start[0]))
