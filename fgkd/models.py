@@ -7,10 +7,12 @@ saved model can be used on raw pixels.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib.util
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -25,11 +27,20 @@ from fgkd.tables import write_bytes
 
 
 class Classifier(nn.Module):
-    """A timm network with its normalisation: images (N, 3, S, S), 0 to 255 -> fp32 logits (N, C)."""
+    """A timm network with its normalisation: images (N, 3, S, S), 0 to 255 -> fp32 logits (N, C).
+
+    The last layer computes in fp32 under autocast too, in place, whatever the network does before and after
+    it: in bf16 logits have three digits, so that the two largest of an image are often equal.
+    """
 
     def __init__(self, net: nn.Module):
         super().__init__()
+        if not hasattr(net, "get_classifier"):
+            raise StudyError(f"'{type(net).__name__}' has no get_classifier(): expected timm's method that "
+                             "gives the last layer; add it to the network")
         self.net = net
+        if isinstance(last := net.get_classifier(), nn.Module):
+            last.forward = functools.partial(_in_fp32, last.forward)
         config = net.pretrained_cfg
         self.register_buffer("mean", 255 * torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -39,7 +50,7 @@ class Classifier(nn.Module):
 
     @staticmethod
     def autocast(images: Tensor) -> torch.autocast:
-        """bf16 on a GPU, fp32 on a CPU."""
+        """bf16 on a GPU but for the last layer, fp32 on a CPU."""
         return torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -166,6 +177,12 @@ def norm(model: nn.Module) -> str:
     """The kind of normalisation that most of the network's layers have: BatchNorm, GroupNorm, LayerNorm, RmsNorm, or none."""
     kinds = Counter(kind for module in model.modules() for kind in ("BatchNorm", "GroupNorm", "LayerNorm", "RmsNorm") if kind in type(module).__name__)
     return kinds.most_common(1)[0][0] if kinds else "none"
+
+
+def _in_fp32(forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """What a layer's `forward` makes of its features without autocast, which would round both."""
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        return forward(features.float())
 
 
 def _create(spec: Model, classes: int, crop: int) -> nn.Module:

@@ -1,10 +1,13 @@
 """What holds on a GPU; `python -m pytest tests/unit/test_gpu.py` on a machine that has one, skipped elsewhere."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from fgkd import losses, stages
+from fgkd import losses, models, stages, training
+from fgkd.datasets import Split
+from fgkd.study import Model, Recipe, Views
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
@@ -43,3 +46,14 @@ def test_losses_their_gradients_and_crds_memories_are_the_same_on_a_gpu():
     for cpu, gpu in zip(found("cpu"), found("cuda"), strict=True):
         assert gpu.is_cuda
         torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext3", "lcnet_035", "resnetv2_18"])
+def test_logits_are_not_rounded_to_bf16_and_are_those_of_the_last_layer_on_the_features(name):
+    model = models.build(Model("x", name), 200, crop=64, seed=0).eval().cuda()
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 3, 64, 64), dtype=np.uint8)
+    images = torch.from_numpy(pixels).cuda()
+    with torch.inference_mode():
+        logits, (_, again) = model(images), model.parts(images)
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+    torch.testing.assert_close(logits, again, rtol=1e-4, atol=1e-4 * again.abs().max().item())

@@ -1,5 +1,7 @@
 """Models: names, weights that fit or are refused, and a head that is the network's own last layer."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -259,3 +261,49 @@ def test_a_file_keeps_its_own_head_where_no_number_of_classes_is_given(trained):
     model, file = trained
     kept = build(classes=None, weights=str(file)).eval()
     assert torch.equal(kept(photos()), model(photos()))
+
+
+def rounded(model, images):
+    """A model's logits where bf16 is on, as on a GPU."""
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        return model(images)
+
+
+@pytest.mark.parametrize("name, options", HEADS, ids=[name for name, _ in HEADS])
+def test_the_last_layer_is_exact_where_all_before_it_is_rounded(name, options):
+    model, seen = build(name, classes=40, crop=64, options=options).eval(), []
+    model.head.register_forward_hook(lambda layer, given, result: seen.append((given[0], result)))
+    logits = rounded(model, photos(2, 64))
+    (features, result), = seen
+    assert result.dtype == torch.float32
+    with torch.inference_mode():
+        expected = Head(model.head)(features.float().flatten(1))
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(logits, model(photos(2, 64)))
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_what_a_network_does_after_its_last_layer_is_done_still():
+    net = timm.create_model("test_resnet", num_classes=4).eval()
+    plain = net.forward
+    net.forward = lambda x: 3 * plain(x).softmax(1)
+    model = models.Classifier(net).eval()
+    with torch.inference_mode():
+        expected = 3 * plain(model.normalize(photos())).softmax(1)
+        assert torch.equal(model(photos()), expected)
+    torch.testing.assert_close(rounded(model, photos()), expected, rtol=0.05, atol=0.01)
+
+
+def test_a_copy_of_a_model_has_a_last_layer_of_its_own():
+    model = build().eval()
+    other = copy.deepcopy(model)
+    with torch.inference_mode():
+        before = model(photos())
+        other.head.weight.zero_()
+        other.head.bias.zero_()
+        assert torch.equal(model(photos()), before) and not other(photos()).any()
+
+
+def test_a_network_that_does_not_name_its_last_layer_is_refused():
+    with pytest.raises(StudyError, match=r"'Linear' has no get_classifier\(\): expected timm's method"):
+        models.Classifier(torch.nn.Linear(2, 2))
