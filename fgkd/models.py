@@ -77,6 +77,11 @@ class Classifier(nn.Module):
             raise StudyError(f"'{type(self.net).__name__}' has {len(layer)} heads: expected one; for LeViT and DeiT set 'options: {{distilled: false}}'")
         return layer
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the weights that the network itself exempts, such as a transformer's positions."""
+        exempt = self.net.no_weight_decay() if hasattr(self.net, "no_weight_decay") else ()
+        return {f"net.{name}" for name in exempt}
+
 
 class Head(nn.Module):
     """The last layer of a classifier on its own: features (N, D) -> logits (N, C)."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -269,10 +270,17 @@ def check_head(model: Classifier, images: Images) -> None:
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """SGD or AdamW over the weights to be trained.
+
+    Biases, other weights of one dimension (norms, scales) and what the network itself exempts are not
+    decayed, as in timm's `create_optimizer`, which the released code of arXiv 2605.15689 calls.
+    """
+    parts = [(place, module) for place, module in model.named_modules() if isinstance(module, Classifier)]
+    exempt = {f"{place}.{name}".lstrip(".") for place, module in parts for name in module.no_weight_decay()}
+    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups, lr=recipe.lr)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, *, step: int, steps: int) -> None:

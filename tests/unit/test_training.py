@@ -266,6 +266,41 @@ def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(image
         training.fit_head(net, images, [], Recipe(epochs=1), seed=2, checkpoint=tmp_path / "c", title="FZ")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_norms_biases_and_what_a_network_exempts_do_not_decay(tmp_path, optimizer):
+    """Where the loss has no gradient only decay moves a weight: by 1 - lr * weight_decay in a step."""
+    net = models.build(Model("x", "test_vit3", options={"img_size": 32}), 4, crop=32, seed=0)
+    extra = nn.Linear(4, 3)
+    with torch.no_grad():
+        for weight in (*net.parameters(), *extra.parameters()):
+            weight.add_(1)
+    before = {k: v.clone() for k, v in nn.ModuleList([net, extra]).named_parameters()}
+    recipe = Recipe(epochs=1, batch_size=8, optimizer=optimizer, lr=0.1, weight_decay=0.5)
+
+    def still(trained, x, epoch, index):
+        logits = extra(trained(x))
+        return logits, {"still": 0 * logits.sum()}
+
+    x, labels = torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.long)
+    options = {"seed": 0, "checkpoint": tmp_path / "c", "extra": extra}
+    training.fit(net, lambda epoch, index: x[index], labels, still, recipe, **options)
+    after = dict(nn.ModuleList([net, extra]).named_parameters())
+    used = {k for k, v in after.items() if v.grad is not None}
+    kept = {k for k in used if torch.equal(after[k], before[k])}
+    assert {"0.net.pos_embed", "0.net.reg_token", "0.net.norm.weight", "0.net.head.bias", "1.bias"} <= kept
+    assert {"1.weight", "0.net.head.weight", "0.net.blocks.0.attn.qkv.weight"} <= used - kept
+    assert all(k in kept or after[k].ndim > 1 for k in used)
+    for name in used - kept:
+        torch.testing.assert_close(after[name], 0.95 * before[name])
+
+
+def test_of_the_smallest_students_93_weights_60_do_not_decay():
+    optimizer = training._optimizer(model("lcnet_035"), Recipe(optimizer="adamw", weight_decay=0.05))
+    weights = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
+    assert {decay: len(found) for decay, found in weights.items()} == {0: 60, 0.05: 33}
+    assert {weight.ndim for weight in weights[0]} == {1}
+
+
 def test_training_on_images_sees_the_views_of_its_seed_and_epoch(images, tmp_path):
     seen = {}
 
