@@ -5,6 +5,9 @@ import math
 import re
 
 import pytest
+import timm
+import torch
+from timm.layers import DropPath
 
 from fgkd import cli, models, paper
 from fgkd import study as studies
@@ -47,6 +50,20 @@ def test_its_networks_are_known_and_its_data_sets_and_teachers_are_those_of_the_
     assert list(study.datasets) == paper.published("correlation_by_dataset").dataset.drop(8).tolist()
     assert [spec.kind for spec in study.datasets.values()] == list(study.datasets)
     assert {m.weights for m in study.students.values()} == {"none"} and study.students["levit_128s"].options == {"distilled": False}
+
+
+def test_no_teacher_trains_with_stochastic_depth():
+    """As in the released code; timm's Swin would drop blocks at rates of up to 0.1."""
+
+    def active(model, options):
+        with torch.device("meta"):
+            net = timm.create_model(model, **options)
+        return [part.drop_prob for part in net.modules() if isinstance(part, DropPath) and part.drop_prob]
+
+    teachers = load("paper").teachers
+    assert [key for key, spec in teachers.items() if active(spec.model, spec.options)] == []
+    swin = teachers["swin_base_patch4_window7_224"]
+    assert active(swin.model, {}) and not active(swin.model, swin.options)
 
 
 def test_only_one_weights_file_is_to_be_provided_and_its_absence_is_said(capsys):
