@@ -1,7 +1,9 @@
 """One visible loop that trains teachers and students, and the passes over images around it.
 
-Everything random in a training comes from its seed and the epoch's number.  A training that is killed and started again goes on
-from its checkpoint and ends with the very numbers of one that was not.
+Everything random in a training comes from its seed and the epoch's number.  A training that is killed and
+started again goes on from its checkpoint and ends, on a CPU, with the very numbers of one that was not; a
+GPU's sums are not the same twice.  It may go on on another device than it began on, from that device's own
+random numbers.
 """
 
 from __future__ import annotations
@@ -90,7 +92,8 @@ def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tenso
         order = used[torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(used)))]
         first, totals, hits = 0, {}, torch.zeros((), device=on)
         if begun:
-            first, totals, hits = begun["steps"], begun["totals"], begun["hits"]
+            first, hits = begun["steps"], begun["hits"].to(on)
+            totals = {name: total.to(on) for name, total in begun["totals"].items()}
             _set_random(begun["random"], on)
             begun = None
         for step, index in enumerate(order.tensor_split(steps)[first:], first):
@@ -307,7 +310,7 @@ def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> t
     if not file.exists():
         return [], None
     try:
-        state = torch.load(file, map_location=next(model.parameters()).device, weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of many types, by where the file is damaged
         print(f"checkpoint '{file.name}' cannot be read ({type(error).__name__}): the training begins anew")
         return [], None
@@ -317,10 +320,12 @@ def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> t
 
 
 def _random(on: torch.device) -> list[Tensor]:
+    """The states of the random numbers: of the CPU, and, on a GPU, of it."""
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(on)] if on.type == "cuda" else [])
 
 
 def _set_random(states: list[Tensor], on: torch.device) -> None:
-    torch.set_rng_state(states[0].cpu())
-    if on.type == "cuda":
-        torch.cuda.set_rng_state(states[1].cpu(), on)
+    """Set what `_random` gave, perhaps elsewhere: a GPU of which it says nothing keeps its own state."""
+    torch.set_rng_state(states[0])
+    if on.type == "cuda" and len(states) == 2:
+        torch.cuda.set_rng_state(states[1], on)

@@ -57,3 +57,32 @@ def test_logits_are_not_rounded_to_bf16_and_are_those_of_the_last_layer_on_the_f
         logits, (_, again) = model(images), model.parts(images)
     assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
     torch.testing.assert_close(logits, again, rtol=1e-4, atol=1e-4 * again.abs().max().item())
+
+
+@pytest.mark.parametrize("first, then", [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_training_goes_on_on_another_device_than_it_began_on(tmp_path, monkeypatch, first, then):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    pixels = np.random.default_rng(2).integers(0, 256, (24, 36, 36, 3), dtype=np.uint8)
+    split, save, saved = Split(pixels, np.arange(24) % 4, ("",) * 24), training._save, []
+
+    def train(on):
+        model = models.build(Model("x", "test_byobnet"), 4, crop=32, seed=0).to(on)
+        images = training.Images(split, Views(resize=36, crop=32), torch.device(on))
+        recipe = Recipe(epochs=3, batch_size=8, optimizer="adamw", lr=0.001, weight_decay=0.05)
+        objective, options = training.cross_entropy(images.labels), {"seed": 2, "checkpoint": tmp_path / "c"}
+        return training.fit_images(model, images, objective, recipe, views_seed=1, **options)
+
+    def killed(*given):
+        save(*given)
+        saved.append(given)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(first)
+    begun = torch.load(tmp_path / "c", weights_only=True)["begun"]
+    assert len(begun["random"]) == (1 if first == "cpu" else 2)
+    monkeypatch.setattr(training, "_save", save)
+    history = train(then)
+    assert [row["epoch"] for row in history] == [0, 1, 2] and all(np.isfinite(row["ce"]) for row in history)

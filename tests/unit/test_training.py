@@ -113,6 +113,29 @@ def test_a_killed_training_goes_on_in_the_middle_of_an_epoch(checkpoint, tmp_pat
     assert whole.count(0) > 4 and calls == whole[:3] + whole[3:4] + whole[3:]  # the step that was killed, again
 
 
+@pytest.mark.fault("a training that moves to another device")
+def test_a_training_goes_on_elsewhere_than_it_began(checkpoint):
+    """A GPU's checkpoint holds the state of its own random numbers too, a CPU's does not."""
+    x, labels = points()
+    expected, calls = fit(network(), x, labels, checkpoint.with_name("other.pt")), []
+
+    def killed(epoch, index):
+        calls.append(epoch)
+        if calls.count(2) == 2:
+            raise KeyboardInterrupt
+        return x[index]
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), x, labels, checkpoint, inputs=killed)
+    state = torch.load(checkpoint, weights_only=True)
+    state["begun"]["random"].append(torch.zeros(16, dtype=torch.uint8))
+    torch.save(state, checkpoint)
+    assert fit(network(), x, labels, checkpoint) == expected
+    own = torch.get_rng_state()
+    training._set_random([own], torch.device("cuda"))
+    assert torch.equal(torch.get_rng_state(), own)
+
+
 def test_a_resumed_training_does_not_repeat_epochs(checkpoint):
     x, labels = points()
     fit(network(), x, labels, checkpoint)
