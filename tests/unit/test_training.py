@@ -289,6 +289,30 @@ def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(image
         training.fit_head(net, images, [], Recipe(epochs=1), seed=2, checkpoint=tmp_path / "c", title="FZ")
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1, 1e6])
+def test_a_head_is_judged_by_the_size_of_its_logits(images, monkeypatch, scale):
+    """A hundred-thousandth of the largest is rounding, a tenth is another network, at any scale."""
+    net = model()
+    with torch.no_grad():
+        net.head.weight.mul_(scale)
+        net.head.weight[0] = 0
+        net.head.bias.zero_()
+    plain = type(net).parts
+
+    def off_by(share):
+        def parts(self, x):
+            features, logits = plain(self, x)
+            return features, logits + share * logits.abs().max()
+
+        monkeypatch.setattr(type(net), "parts", parts)
+
+    off_by(1e-5)
+    training.check_head(net, images)
+    off_by(0.1)
+    with pytest.raises(StudyError, match="more than its last layer"):
+        training.check_head(net, images)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_norms_biases_and_what_a_network_exempts_do_not_decay(tmp_path, optimizer):
     """Where the loss has no gradient only decay moves a weight: by 1 - lr * weight_decay in a step."""
