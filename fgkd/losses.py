@@ -98,10 +98,12 @@ class CRD(nn.Module):
     side, taken from the first batch, that makes p average 1 / N.  Source: Tian et al. 2020, "Contrastive Representation Distillation",
     without the 1e-7 that its code adds to denominators; memories are compared before the batch moves them.
 
-    student_width, teacher_width: of the features (or logits); labels: (N,) of all training images, on the device that the module shall
-    be on; width: of the embeddings; negatives: K, at most the images of other classes that every image has; temperature: T; momentum:
-    the share of an image's memory that outlasts a visit.  Both embeddings are parameters, to be trained with the student's.  Memories
-    start from torch's random numbers and are buffers, as is Z: a training goes on from `state_dict` as if it had not stopped.
+    student_width, teacher_width: of the features (or logits); labels: (N,) of all training images, on the
+    device that the module shall be on; width: of the embeddings; negatives: K, at most the images of other
+    classes that every image has (the default is its paper's; the released code of arXiv 2605.15689 has
+    4,096); temperature: T; momentum: the share of an image's memory that outlasts a visit.  Both embeddings
+    are parameters, to be trained with the student's.  Memories start from torch's random numbers and are
+    buffers, as is Z: a training goes on from `state_dict` as if it had not stopped.
     """
 
     def __init__(self, student_width: int, teacher_width: int, labels: Tensor, *, width: int = 128, negatives: int = 16384,

@@ -2,9 +2,11 @@
 
 A notebook calls one of these and looks at the result.  It therefore runs by itself, and costs nothing twice when the engine runs it.
 
-Where a recipe has several learning rates, a teacher or student is first trained with each on 80 % of the training split; the one with
-the highest accuracy on the other 20 % after the last epoch, of equal ones the smallest, is that of its training.  The released code of
-arXiv 2605.15689 searches so, over a grid and an 80/20 split; ours is stratified by class and drawn with the seed, the same for all
+Where a recipe has several learning rates, a teacher or student is first trained with each on 80 % of the
+training split; the one with the highest accuracy on the other 20 % after the last epoch, of equal ones the
+smallest, is that of its training.  The paper (arXiv 2605.15689) searches so, on an 80/20 split.  Its released
+code has lists of such a split, which put the first 80 % of each class on one side, and takes one learning
+rate, so that the search itself is not in it; ours draws from each class with the seed, the same for all
 models of a data set.  The test split has no part in it.
 """
 

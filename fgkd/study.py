@@ -49,7 +49,9 @@ STAGES = {
 }
 STRATEGIES = ("FZ", "FT", "CAL", "TGDA")
 RECIPES = {"FZ": "FZ", "FT": "FT", "CAL": "CAL", "TGDA": "CAL"}  # how the teacher of each strategy is trained
-LOSSES = {  # losses and their options; 'kd' is KD itself with a temperature or beta of its own
+# Losses and their options; 'kd' is KD itself with a temperature or beta of its own.  The defaults are those of the
+# released code, but for CRD's, which are its paper's.
+LOSSES = {
     "kd": {}, "dkd": {"alpha": 1.0, "beta": 0.5, "temperature": 1.0}, "rkd": {"distance_weight": 25.0, "angle_weight": 50.0}, "pkt": {}, "hint": {},
     "crd": {"width": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5}}
 OFFICIAL = ("aircraft", "cars", "cub", "dogs", "flowers", "moe", "nabirds", "pets")  # the paper's data sets, each a kind of its own
