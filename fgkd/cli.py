@@ -50,6 +50,8 @@ def plan(study: Study, options) -> int:
     """Print what the study consists of, what it takes, and what is left to run and why."""
     lacking = _lacking(study)
     waiting = left(study)
+    if not lacking:
+        _check_weights(study, waiting)
     counts, takes = counted(study), cost.estimate(study, list(waiting), options.images_per_second)
     reasons = collections.Counter((c.notebook, reason) for c, reason in waiting.items())
     if options.json:
@@ -63,6 +65,8 @@ def plan(study: Study, options) -> int:
     print(f"\n{counts['notebooks'] - len(waiting)} of {counts['notebooks']} notebooks are done" + ("; left to run:" if waiting else ""))
     for (notebook, reason), number in reasons.items():
         print(f"  {number:4} x {notebook:22} {reason}")
+    if bare := [key for key, model in study.teachers.items() if model.weights == "none"]:
+        print(f"teachers that start from random weights, having no 'weights:': {', '.join(bare)}")
     for sentence in lacking:
         print(f"lacking: {sentence}")
     return 0
@@ -271,10 +275,16 @@ def _left_of(study: Study) -> bool:
         raise StudyError(f"{wrong[key]}. {sum(c.dataset == key for c in waiting)} of the {len(waiting)} notebooks that are left need these photos")
     if any(c.stage in ("teacher", "bank", "distill") for c in waiting):
         _check_models(study)
-        for cell in waiting:
-            for model in _models_of(study, cell):
-                studies.check_weights(model)
+        _check_weights(study, waiting)
     return bool(waiting)
+
+
+def _check_weights(study: Study, cells: Iterable[Cell]) -> None:
+    """Raise StudyError unless the files are there and fit that cells which are to run take their weights from."""
+    from fgkd import models
+
+    for model in {model.key: model for cell in cells for model in _models_of(study, cell) if model.file}.values():
+        models.build(model, None, crop=study.views.crop, seed=0)
 
 
 def _models_of(study: Study, cell: Cell) -> list[Model]:
@@ -314,18 +324,25 @@ def _print_estimate(device: str | None, hours: float, hours_left: float, without
     def shown(value, digits=0):
         return "-" if value is None else f"{value:,.{digits}f}"
 
-    print(f"\n{'images through each network':40}{'forward+backward':>18}{'forward':>16}{'images a second':>20}{'hours':>10}{'left':>10}")
+    print(f"\n{'images through each network':40}{'forward+backward':>18}{'forward':>16}{'images a second':>20}{'time':>10}{'left':>10}")
     for row in networks:
         rate = f"{shown(row['train_per_second'])} / {shown(row['forward_per_second'])}"
-        print(f"{row['model']:40}{row['train']:18,}{row['forward']:16,}{rate:>20}{shown(row['hours'], 1):>10}{shown(row['hours_left'], 1):>10}")
+        print(f"{row['model']:40}{row['train']:18,}{row['forward']:16,}{rate:>20}{_time(row['hours']):>10}{_time(row['hours_left']):>10}")
     if device:
-        print(f"hours of {device}: {'at least ' if without_throughput else ''}{hours:,.1f}, of which {hours_left:,.1f} are left; "
+        print(f"time of {device}: {'at least ' if without_throughput else ''}{_time(hours)}, of which {_time(hours_left)} is left; "
               "passes through networks only: decoding, metrics and the start of notebooks come on top")
     if without_throughput:
         names = ", ".join(without_throughput) if device else "these"
         print(f"no throughput is known of {names}: run some of their cells, or give --images-per-second")
     if not_counted:
-        print(f"not counted: {', '.join(not_counted)}, whose images were not read yet")
+        print(f"not counted: {', '.join(not_counted)}, whose photos are not there")
+
+
+def _time(hours: float | None) -> str:
+    """Hours in a reader's unit: 12.3 h, 34 min, 5 s; '-' where they are not known."""
+    if hours is None:
+        return "-"
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
 
 
 def _aligned(table) -> str:

@@ -25,12 +25,14 @@ Rates = dict[tuple[str, str], float]        # (timm name, kind of pass) -> image
 
 
 def size(study: Study, dataset: str) -> tuple[int, int, int]:
-    """Training images, test images and classes; zeros for a folder that was not read yet."""
+    """Training images, test images and classes; zeros for a folder that is not there."""
     spec = study.data(dataset)
     if spec.kind == "birds":
         return spec.species * spec.train, spec.species * spec.test, spec.species
     if found := tables.record(study, Cell("data", dataset)):
         return tuple(found["rows"][0][name] for name in ("train", "test", "classes"))
+    if seen := study.photos.get(dataset):
+        return seen.counts["train"], seen.counts["test"], len(seen.classes)
     if spec.kind in OFFICIAL:
         from fgkd import official
 

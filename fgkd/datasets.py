@@ -68,7 +68,7 @@ class Split:
 class Dataset:
     """Both splits. families: the family of each class (birds) or None; notes: sentences that a reader should see.
 
-    fingerprint: of what the images were decoded from; content, photos: the digest and the marks of `Content`, empty for birds.
+    fingerprint: of what the images were decoded from; content: of the photos, None for birds.
     """
 
     key: str
@@ -78,8 +78,7 @@ class Dataset:
     families: tuple[str, ...] | None
     fingerprint: str
     notes: tuple[str, ...] = ()
-    content: str = ""
-    photos: tuple[str, ...] = ()
+    content: Content | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def look(study: Study) -> dict[str, DataError]:
         if study.data(key).kind == "birds":
             continue
         try:
-            study.photos[key] = content(study.data(key), study.path(Cell("data", key)) / "cache").digest
+            study.photos[key] = content(study.data(key), study.path(Cell("data", key)) / "cache")
         except DataError as error:
             wrong[key] = error
     return wrong
@@ -218,7 +217,7 @@ class _Source:
     notes: tuple[str, ...] = ()
     root: Path = Path()
     shared: Path | None = None
-    content: Content = Content("", (), (), {})
+    content: Content | None = None
 
 
 def _source(spec: DataSpec) -> _Source:
@@ -410,7 +409,7 @@ def _read(spec: DataSpec, source: _Source, cache: Path) -> Dataset | None:
         return None
     train, test = splits["train"], splits["test"]
     notes = source.notes + _copies(train, test)
-    return Dataset(spec.key, source.classes, train, test, source.families, source.fingerprint, notes, source.content.digest, source.content.photos)
+    return Dataset(spec.key, source.classes, train, test, source.families, source.fingerprint, notes, source.content)
 
 
 def _copies(train: Split, test: Split) -> tuple[str, ...]:

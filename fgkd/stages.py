@@ -79,12 +79,12 @@ def data(study: Study, dataset: str) -> datasets.Dataset:
     """
     cell = Cell("data", dataset)
     found = _loaded(study.data(dataset), study.path(cell) / "cache")
-    if found.photos:
+    if found.content:
         study.photos[dataset] = found.content
 
     def compute(_):
         counts = {"dataset": dataset, "classes": len(found.classes), "train": len(found.train), "test": len(found.test)}
-        return {"rows": [counts], "notes": list(found.notes), "photos": " ".join(found.photos)}
+        return {"rows": [counts], "notes": list(found.notes), "photos": " ".join(found.content.photos if found.content else ())}
 
     _once(study, cell, compute)
     return found

@@ -119,10 +119,7 @@ def _content(name: str, study: Study, part: Cell, record: dict) -> str:
     if name != "photos":
         what = {"weights": "the file of its weights", "network": "the plugin that registers its network"}[name]
         return f"{what} has another content"
-    from fgkd import datasets
-
-    before = set(record["photos"].split())
-    now = set(datasets.content(study.data(part.dataset), study.path(part) / "cache").photos)
+    before, now = set(record["photos"].split()), set(study.photos[part.dataset].photos)
     return f"of {len(now)} photos {len(now - before)} are new, moved or changed, and {len(before - now)} of before are gone"
 
 

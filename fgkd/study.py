@@ -220,7 +220,7 @@ class Study:
     losses: dict[str, Loss]
     resources: dict[str, Resources]    # by stage: teacher, bank, distill
     runs_per_gpu: int                  # how many runs share a GPU of this machine
-    photos: dict[str, str] = field(default_factory=dict, compare=False)  # by data set: the content of its photos, once they were looked at
+    photos: dict = field(default_factory=dict, compare=False)  # by data set, once its photos were looked at: its `datasets.Content`
 
     @property
     def folder(self) -> Path:
@@ -391,7 +391,8 @@ class Study:
         """
         match cell.stage:
             case "data" if self.data(cell.dataset).kind != "birds":
-                found = {"photos": self.photos.get(cell.dataset)}
+                seen = self.photos.get(cell.dataset)
+                found = {"photos": seen and seen.digest}
             case "teacher" | "student":
                 model = self.teacher(cell.teacher) if cell.stage == "teacher" else self.student(cell.student)
                 found = {"network": contents.of_network(model.model, self.plugins)}
@@ -470,9 +471,11 @@ def _read(file: Path, *above: Path) -> dict:
     try:
         raw = yaml.load(file.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        advice = ": indent with spaces, not tabs" if r"'\t'" in str(error) else ""
+        raise StudyError(f"{file} is not YAML: {' '.join(str(error).split())}{advice}") from None
     if not isinstance(raw, dict):
-        raise StudyError(f"{file} holds {type(raw).__name__}, expected keys and values such as 'datasets:' and 'teachers:'")
+        found = "is empty" if raw is None else f"holds {'a list' if isinstance(raw, list) else 'one value'}"
+        raise StudyError(f"{file} {found}: expected keys and values such as 'datasets:' and 'teachers:'")
     if "base" not in raw:
         return raw
     base = file.parent / _typed(raw.pop("base"), str, "base")
@@ -665,7 +668,8 @@ def _typed(value, kind, where: str):
             pass
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise StudyError(f"{where} is {value!r}: expected {'a mapping' if kind is dict else 'true or false' if kind is bool else kind.__name__}")
+    words = {dict: "a mapping", bool: "true or false", float: "a number", int: "a whole number", str: "text", list: "a list"}
+    raise StudyError(f"{where} is {'empty' if value is None else repr(value)}: expected {words[kind]}")
 
 
 def _choice(value, allowed, where: str):

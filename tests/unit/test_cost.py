@@ -91,11 +91,11 @@ def test_a_folder_that_was_not_read_yet_is_said_not_to_be_counted(make_study, ca
     assert cost.estimate(study, [])["not_counted"] == ["mine"]
     assert cli.main(["plan", study.file, "--images-per-second", "100"]) == 0
     shown = capsys.readouterr().out
-    assert "not counted: mine, whose images were not read yet" in shown and "hours of a device of 100 images a second: 0." in shown
+    assert "not counted: mine, whose photos are not there" in shown and "time of a device of 100 images a second: " in shown
 
 
 def test_a_plan_without_any_throughput_shows_images_and_no_hours(tiny, capsys):
     assert cli.main(["plan", tiny.file]) == 0
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if line.startswith("test_resnet")).split()
-    assert row == ["test_resnet", "48", "152", "-", "/", "-", "-", "-"] and "no throughput is known of these" in shown and "hours of" not in shown
+    assert row == ["test_resnet", "48", "152", "-", "/", "-", "-", "-"] and "no throughput is known of these" in shown and "time of" not in shown
