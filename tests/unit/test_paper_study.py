@@ -71,7 +71,7 @@ def test_only_one_weights_file_is_to_be_provided_and_its_absence_is_said(capsys)
     assert cli.main(["plan", "paper"]) == 0
     assert re.search(r"lacking: weights '.*\$FGKD_WEIGHTS/.*' of 'van_b3' do not exist: a variable in it is not set: export it", capsys.readouterr().out)
     assert cli.main(["run", "paper"]) == 2
-    assert "$FGKD_WEIGHTS" in capsys.readouterr().err
+    assert "FGKD_DATA" in capsys.readouterr().err  # a run asks for photos before weights
 
 
 def test_its_recipes_are_those_of_the_paper():
