@@ -250,11 +250,14 @@ class _Some:
     """Some samples' logits (n, C), their labels (n,), and what metrics share, computed when first asked for.
 
     The `top` largest are found among the logits as they are given, which is as exact as in fp64 and faster.
+    space: fp64 (3, n or more, C) to compute in; memory that is asked for and given back for each chunk would
+    take longer than the work in it.
     """
 
-    def __init__(self, logits: Tensor, labels: Tensor | None, top: int):
+    def __init__(self, logits: Tensor, labels: Tensor | None, top: int, space: Tensor):
         self.given, self.labels, self.top = logits, labels, min(top, logits.shape[1])
-        self.exact = logits.double()
+        self.exact, self._below, self._e = space[:, : len(logits)]
+        self.exact.copy_(logits)
 
     @cached_property
     def mean(self) -> Tensor:
@@ -273,8 +276,8 @@ class _Some:
         Apart from the first class's 1 they keep their digits where a teacher is almost certain.
         """
         values, first = self.largest
-        below = self.exact - values[:, :1]
-        e = below.exp().scatter_(1, first[:, None], 0)
+        below = torch.sub(self.exact, values[:, :1], out=self._below)
+        e = torch.exp(below, out=self._e).scatter_(1, first[:, None], 0)
         return e.sum(1), -below.mul_(e).sum(1)
 
     def p(self, rank: int) -> Tensor:
@@ -341,11 +344,12 @@ def _joined(logits, metrics: Callable[[_Some], dict], labels=None, *, top: int =
         raise ValueError("logits have 1 class: a metric of the two largest logits needs at least 2 classes")
     labels = None if labels is None else _checked(labels, logits)
     numbers = 2**21 if logits.is_cuda else 2**17  # a megabyte of fp64 stays in a core's cache; GPUs want more
-    size = max(1, numbers // logits.shape[1])
+    size = min(len(logits), max(1, numbers // logits.shape[1]))
+    space = logits.new_empty((3, size, logits.shape[1]), dtype=torch.float64)
     found = {}
     for first in range(0, len(logits), size):
         which = slice(first, first + size)
-        some = _Some(logits[which], None if labels is None else labels[which], top)
+        some = _Some(logits[which], None if labels is None else labels[which], top, space)
         if not torch.isfinite(some.mean).all():
             _check_finite(logits)
         for name, value in metrics(some).items():

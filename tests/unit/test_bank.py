@@ -192,6 +192,21 @@ def test_a_bank_of_40_views_killed_twice_from_outside_repeats_at_most_a_view_eac
     assert contents(folder) == contents(tmp_path / "other")
 
 
+@pytest.mark.fault("a bank killed half way")
+def test_a_studys_bank_that_is_killed_goes_on_and_its_record_is_that_of_one_that_was_not(
+        make_study, monkeypatch, in_child):
+    killed, other = (make_study({"name": name, "recipes.student.epochs": 5}) for name in ("killed", "other"))
+    undisturbed, stored = stages.bank(other, "birds", "resnet", "FT")
+    stages.teacher(killed, "birds", "resnet", "FT")
+    with monkeypatch.context() as patch:
+        kill_at(patch, bank, "_stored", 4)
+        assert in_child(lambda: stages.bank(killed, "birds", "resnet", "FT")) == -signal.SIGKILL
+    seen = count_views(monkeypatch)
+    run, again = stages.bank(killed, "birds", "resnet", "FT")
+    assert len(seen) == 2 and np.array_equal(again.arrays["logits"], stored.arrays["logits"])
+    assert run.rows.equals(undisturbed.rows) and run.table("epochs").equals(undisturbed.table("epochs"))
+
+
 @pytest.mark.parametrize("change", [
     {"key": "other"}, {"views": 6}, {"views_seed": 9}, {"keep": 2}, {"features": True}, "weights",
     "a file is lost", "a file is cut"], ids=str)
