@@ -107,7 +107,8 @@ def write(folder: Path, teacher: Classifier, images: Images, *, views: int, view
         raise
     found = _summaries(partial, [name for name in sizes if name.startswith("samples/")])
     shutil.rmtree(partial / "samples")
-    (partial / MANIFEST).unlink()
+    for file in (partial / MANIFEST, *partial.glob(".*")):  # and what a kill left of its writing
+        file.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     return found

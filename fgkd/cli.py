@@ -258,20 +258,23 @@ def _only_driver(study: Study):
 
 
 def _claim(study: Study) -> None:
-    """Note in the study's folder whose results it holds; StudyError where another file of the same name, which is still there, does."""
-    note = study.folder / ".study"
-    before = Path(note.read_text()) if note.exists() else Path(study.file)
-    if before != Path(study.file) and before.is_file() and before.read_bytes() != Path(study.file).read_bytes():
-        raise StudyError(f"'{study.folder}' holds the results of '{before}': give this study another name ('name:'), or set FGKD_RUNS to another folder")
-    note.write_text(study.file)
+    """Note in the study's folder whose results it holds.
+
+    Raises StudyError where another file of the same name, which is still there, has its results here; a copy of the folder is free.
+    """
+    note, here = study.folder / ".study", {"file": study.file, "folder": str(study.folder.resolve())}
+    before = tables.read_json(note) or here
+    other = Path(before["file"])
+    if before["folder"] == here["folder"] and other.is_file() and other.read_bytes() != Path(study.file).read_bytes():
+        raise StudyError(f"'{study.folder}' holds the results of '{other}': give this study another name ('name:'), or set FGKD_RUNS to another folder")
+    tables.write_json(note, here)
 
 
 def _left_of(study: Study) -> bool:
     """Whether anything is left to run; raises StudyError where something lacks that it needs, before anything runs."""
     wrong = datasets.look(study)
     waiting = left(study)
-    needed = {c.dataset for c in waiting if c.dataset}
-    for key in needed & wrong.keys():
+    for key in dict.fromkeys(c.dataset for c in waiting if c.dataset in wrong):
         raise StudyError(f"{wrong[key]}. {sum(c.dataset == key for c in waiting)} of the {len(waiting)} notebooks that are left need these photos")
     if any(c.stage in ("teacher", "bank", "distill") for c in waiting):
         _check_models(study)
