@@ -129,7 +129,8 @@ def given_rates(text: str, study: Study) -> tuple[Rates, str]:
 def _searched(how: Recipe, train: int) -> tuple[int, int]:
     """Images that all trainings of one model take an epoch, its search for a learning rate included, and that this search tests on."""
     candidates, held = len(how.rates) if len(how.rates) > 1 else 0, round(train / 5)
-    return train + candidates * (train - held), candidates * held
+    share = (how.search_epochs or how.epochs) / how.epochs
+    return train + round(candidates * (train - held) * share), candidates * held
 
 
 def _answers(study: Study, recipe: str) -> int:

@@ -330,7 +330,8 @@ def _search(study: Study, cell: Cell, folder: Path, how: Recipe, train: training
         ended = checkpoint.with_suffix(".json")
         if (row := tables.read_json(ended)) is None:
             try:
-                model, history = trained(dataclasses.replace(how, lr=rate), checkpoint, used)
+                short = dataclasses.replace(how, lr=rate, epochs=how.search_epochs or how.epochs)
+                model, history = trained(short, checkpoint, used)
                 row = {"lr": rate, "validation_accuracy": training.accuracy(model, train, held)[0], "train_accuracy": history[-1]["train_accuracy"]}
             except FloatingPointError:
                 row = {"lr": rate, "validation_accuracy": None, "train_accuracy": None}

@@ -100,6 +100,7 @@ class Recipe:
     clip: float = 1.0                  # largest gradient norm
     views: int = 0                     # FZ and students: different views of each image, which epochs see in turn; 0 means one an epoch
     maps: int = 32                     # CAL only: attention maps
+    search_epochs: int = 0             # of each training in a search for a learning rate; 0: as many as there are epochs
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -621,7 +622,7 @@ def _recipe(raw, where: str) -> Recipe:
     _positive(recipe, where, "epochs", "batch_size", "clip", "maps")
     if not 0 < len(recipe.rates) == len(set(recipe.rates)) or not all(0 < rate < math.inf for rate in recipe.rates):
         raise StudyError(f"{where}.lr is {recipe.lr}: expected more than 0, or a list of different rates to choose from")
-    for name in ("weight_decay", "momentum", "warmup_steps", "min_lr", "views"):
+    for name in ("weight_decay", "momentum", "warmup_steps", "min_lr", "views", "search_epochs"):
         _at_least(0, getattr(recipe, name), f"{where}.{name}")
     return recipe
 
@@ -715,7 +716,8 @@ def _network(model: Model) -> dict:
 
 def _used(recipe: Recipe, name: str) -> dict:
     """The values of a recipe that a training by it uses; one that is added to recipes one day is to be left out at its default."""
-    uses = {"views": name in ("FZ", "student") and recipe.seen < recipe.epochs, "maps": name == "CAL", "momentum": recipe.optimizer == "sgd"}
+    uses = {"views": name in ("FZ", "student") and recipe.seen < recipe.epochs, "maps": name == "CAL", "momentum": recipe.optimizer == "sgd",
+            "search_epochs": recipe.search_epochs > 0 and len(recipe.rates) > 1}
     return {key: value for key, value in dataclasses.asdict(recipe).items() if uses.get(key, True)}
 
 

@@ -202,6 +202,13 @@ def test_the_best_rate_on_held_out_images_trains_the_teacher_as_if_it_had_been_g
     assert same(load_file(given.folder / "model.safetensors"), weights) and given.rows.lr.item() == row.lr and "search" not in given.record
 
 
+def test_a_search_may_take_fewer_epochs_than_the_training(make_study, monkeypatch):
+    lengths, fit = [], training.fit
+    monkeypatch.setattr(training, "fit", lambda *given, **options: (lengths.append(given[4].epochs), fit(*given, **options))[1])
+    _, row, _ = searched(make_study({"recipes.FT.lr": [0.1, 0.02], "recipes.FT.epochs": 4, "recipes.FT.search_epochs": 1}), "FT")
+    assert lengths == [1, 1, 4] and row.epochs == 4
+
+
 def test_of_equal_rates_the_smallest_is_taken(make_study):
     table, row, _ = searched(make_study({"recipes.FT.lr": [2e-12, 1e-12, 3e-12]}), "FT")
     assert table.validation_accuracy.nunique() == 1 and row.lr == 1e-12
