@@ -172,8 +172,8 @@ def parameters(model: nn.Module) -> int:
 
 def pretraining(spec: Model) -> str:
     """What the network was trained on before: none, pretext, or the end of its timm tag, such as in1k (in21k for in22k too, which is the same set), or unknown."""
-    if spec.weights in ("none", "pretext"):
-        return spec.weights
+    if spec.pretraining or spec.weights in ("none", "pretext"):
+        return spec.pretraining or spec.weights
     config = timm.get_pretrained_cfg(spec.model)
     return "unknown" if config is None or config.tag in ("", "untrained") else config.tag.rsplit("_")[-1].replace("22k", "21k")
 

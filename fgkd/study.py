@@ -122,6 +122,7 @@ class Model:
     weights: str = "none"              # none | pretext | timm | a .safetensors or .pth file relative to the study file
     options: dict = field(default_factory=dict)  # keyword arguments for timm.create_model
     recipe: dict = field(default_factory=dict)   # values that replace the recipe's
+    pretraining: str = ""              # what its weights were trained on; empty: as timm's tag says
 
     @property
     def file(self) -> str | None:
@@ -702,8 +703,9 @@ def _hint(name, known) -> str:
 
 
 def _beside(file: Path, path, where: str, exists: bool = True) -> str:
-    """An absolute path from one written relative to the study file; `~` and `$VARIABLES` are expanded."""
-    full = (file.parent / os.path.expandvars(os.path.expanduser(_typed(path, str, where)))).resolve()
+    """An absolute path from one written relative to the study file; `~`, `$VARIABLE` and `${VARIABLE:-default}` are expanded."""
+    given = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: os.environ.get(m[1]) or m[2], _typed(path, str, where))
+    full = (file.parent / os.path.expandvars(os.path.expanduser(given))).resolve()
     if exists and not full.is_file():
         raise StudyError(f"{where}: file '{full}' does not exist: check the path, which is relative to {file.parent}")
     return str(full)

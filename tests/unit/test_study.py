@@ -259,6 +259,14 @@ def test_results_lie_in_fgkd_runs_or_beside_the_file(tiny, tmp_path, monkeypatch
         assert tiny.folder == tmp_path / "tiny"
 
 
+def test_a_variable_may_have_a_default(make_study, tmp_path, monkeypatch):
+    changes = {"datasets": {"mine": {"kind": "folder", "root": "${PHOTOS:-../photos}/birds"}}}
+    monkeypatch.delenv("PHOTOS", raising=False)
+    assert make_study(changes).data("mine").root == str(tmp_path.parent / "photos" / "birds")
+    monkeypatch.setenv("PHOTOS", "/photos")
+    assert make_study(changes).data("mine").root == "/photos/birds"
+
+
 def test_files_are_named_relative_to_the_study(make_study, tmp_path, monkeypatch):
     (tmp_path / "w.pth").touch()
     (tmp_path / "mine.py").touch()
