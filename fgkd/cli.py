@@ -37,7 +37,12 @@ def main(words: list[str] | None = None) -> int:
     """Entry point of `fgkd`; returns the exit status: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
     options = _parser().parse_args(words)
     try:
-        return options.command(studies.load(options.study) if "study" in options else None, options)
+        status = options.command(studies.load(options.study) if "study" in options else None, options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (StudyError, ValueError, OSError) as error:
         print(f"fgkd: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,14 @@ def test_words_that_are_no_command_end_with_status_2_and_the_usage(capsys, words
     with pytest.raises(SystemExit) as end:
         cli.main(words)
     assert end.value.code == 2 and "usage: fgkd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "status"])
+def test_a_reader_that_has_seen_enough_ends_the_output_silently(tiny, command):
+    process = subprocess.Popen([sys.executable, "-m", "fgkd.cli", command, tiny.file], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 0)
+    process.stderr.close()
 
 
 def test_a_cell_that_never_ran_waits(tiny):
