@@ -91,7 +91,7 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
         if len(points):
             choices = stats.choices(points, found["students"])
             found["breakdown"] = stats.breakdown(found["correlations"])
-            found["claims"] = paper.claims(found["correlations"], choices)
+            found["claims"] = paper.claims(found["correlations"], choices, found["students"])
             _draw(study, found, points, choices, folder)
             caption = "Student accuracy against each metric, a point a teacher. The claim: falling for R12, rising for SSP and TAC."
             headline = (folder / "against.svg", caption, *_headline(found["headline"]))
