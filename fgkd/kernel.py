@@ -5,7 +5,12 @@ A batch of small runs would spend most of its time on imports (about 5 CPU secon
 JUPYTER_PATH alone: papermill's command line, the notebooks and their results are the same with and without it.
 
 The kernelspec runs this file as a light process that passes its arguments to the warm one, forwards signals, and ends with
-the kernel's exit status; when it is killed, so is its kernel.  How a kernel ended and its peak memory go to the file FGKD_EXIT names.  The socket is a file that only its owner can open.
+the kernel's exit status; when it is killed, so is its kernel.  How a kernel ended and its peak memory go to the file FGKD_EXIT
+names.  The socket is a file that only its owner can open.
+
+FGKD_WARM=0 keeps the warm process from importing anything: it then starts each kernel as a new Python.  That is the default on macOS,
+where libraries that torch uses may not survive a fork, and costs each notebook its imports; FGKD_WARM=1 forks there too.  Locks,
+signals and peak memory are those of Linux and macOS; Windows has none of them.
 
 Nothing outlives `fgkd run`, even when that is killed.  The warm process watches a pipe whose other end `fgkd run` alone holds, a
 kernel one that its parent alone holds, and the system closes a pipe with its holder.  The warm process then kills its process
@@ -25,8 +30,12 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+SOCKET_PATH = 103                # characters of a socket's path that Linux (107) and macOS (103) both take
+BELOW = len("/fgkd-abcdefgh") * 2 + len("/kernel-ipc-5")  # what `warm`, papermill's kernel manager and ZeroMQ add to the folder's
 
 
 @contextlib.contextmanager
@@ -34,8 +43,10 @@ def warm(environment: dict[str, str], held: tuple[int, ...] = ()):
     """Run a warm process; yields the environment in which papermill's `python3` kernels come from it, and its process group.
 
     Who joins the group is killed at the end, or when this process ends.  held: descriptors that stay open in the last kernel, such as a lock's.
+    Raises ValueError where FGKD_WARM in the environment is neither 0 nor 1.
     """
-    with tempfile.TemporaryDirectory(prefix="fgkd-") as folder:
+    _forks(environment)
+    with tempfile.TemporaryDirectory(prefix="fgkd-", dir=_sockets_folder()) as folder:
         address, spec = f"{folder}/socket", Path(folder) / "kernels" / "python3"
         spec.mkdir(parents=True)
         (spec / "kernel.json").write_text(json.dumps({
@@ -53,40 +64,59 @@ def warm(environment: dict[str, str], held: tuple[int, ...] = ()):
             server.wait()
 
 
+def _forks(environment: dict[str, str]) -> bool:
+    """Whether kernels are forks of a process that has imported what they need."""
+    wish = environment.get("FGKD_WARM") or ("0" if sys.platform == "darwin" else "1")
+    if wish not in ("0", "1"):
+        raise ValueError(f"FGKD_WARM is {wish!r}: expected 1, which forks kernels from a warm process, or 0 for a new Python each")
+    return wish == "1"
+
+
+def _sockets_folder() -> str:
+    """The folder for temporary files, or /tmp where its path is too long for the sockets in it."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) + BELOW <= SOCKET_PATH else "/tmp"
+
+
 def serve(address: str) -> None:
     """Import what notebooks import, then fork a kernel for each connection; when stdin closes, kill the process group."""
+    # Since Python 3.12 a fork beside other threads warns: the one of `_when_closed` reads a pipe and holds no lock.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     _when_closed(sys.stdin.fileno(), _kill_group)
     listener = socket.socket(socket.AF_UNIX)
     old = os.umask(0o177)
     listener.bind(address)
     os.umask(old)
     listener.listen(64)
-    import ipykernel.kernelapp  # noqa: F401
-    import matplotlib_inline.backend_inline  # noqa: F401
-    import seaborn  # noqa: F401
+    forks = _forks(dict(os.environ))
+    if forks:
+        import ipykernel.kernelapp  # noqa: F401
+        import matplotlib_inline.backend_inline  # noqa: F401
+        import seaborn  # noqa: F401
 
-    from fgkd import plots, stages  # noqa: F401
+        from fgkd import plots, stages  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
-            _handle(connection)
+            _handle(connection, forks)
         connection.close()
 
 
-def _handle(connection: socket.socket) -> None:
+def _handle(connection: socket.socket, forks: bool) -> None:
     """Fork the kernel, pass it the client's signals and the client its exit status; never returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    request, descriptors = _receive(connection)
+    if (received := _receive(connection)) is None:
+        os._exit(1)
+    request, descriptors = received
     watched, held = os.pipe()
     kernel = os.fork()
     if kernel == 0:
         connection.close()
         os.close(held)
-        _when_closed(watched, lambda: os._exit(1))
-        _become_kernel(request, descriptors)
+        _become_kernel(request, descriptors, watched, forks)
     _when_closed(sys.stdin.fileno(), _kill_group)  # the warm process may have been killed before
 
     def forward():
@@ -107,18 +137,33 @@ def _handle(connection: socket.socket) -> None:
     os._exit(0)
 
 
-def _become_kernel(request: dict, descriptors: list[int]) -> None:
+def _become_kernel(request: dict, descriptors: list[int], watched: int, forks: bool) -> None:
+    """Take the client's place, then run the kernel in this process or in a new Python; never returns."""
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.setsid()
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    if os.environ.get("FGKD_GPU") == "1" and (slots := os.environ.get("FGKD_GPUS")):
-        os.environ["CUDA_VISIBLE_DEVICES"] = take_gpu(slots.split(","), Path(os.environ["FGKD_RUNS"]))
     os.environ.pop("JPY_PARENT_PID", None)  # the kernel's parent is not papermill; `forward` ends it instead
-    sys.argv = ["ipykernel_launcher", "--IPKernelApp.log_level=ERROR", *request["arguments"]]
+    if not forks:
+        os.set_inheritable(watched, True)
+        os.execv(sys.executable, [sys.executable, "-m", "fgkd.kernel", "--kernel", str(watched), *request["arguments"]])
     sys.path.insert(0, "")
+    _run_kernel(watched, request["arguments"])
+
+
+def _run_kernel(watched: int, arguments: list[str]) -> None:
+    """ipykernel's own program, on the GPU of a slot (FGKD_GPU=1) or without one (0); never returns.
+
+    It ends with the process that holds the other end of the pipe `watched`.
+    """
+    _when_closed(watched, lambda: os._exit(1))
+    if os.environ.get("FGKD_GPU") == "0":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif os.environ.get("FGKD_GPU") == "1" and (slots := os.environ.get("FGKD_GPUS")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = take_gpu(slots.split(","), Path(os.environ["FGKD_RUNS"]))
+    sys.argv = ["ipykernel_launcher", "--IPKernelApp.log_level=ERROR", *arguments]
     from ipykernel.iostream import IOPubThread
     from ipykernel.kernelapp import IPKernelApp
 
@@ -149,10 +194,13 @@ def _kill_group() -> None:
     os.kill(0, signal.SIGKILL)
 
 
-def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
+def _receive(connection: socket.socket) -> tuple[dict, list[int]] | None:
+    """What `connect` asks for, and its standard streams; None where it closed the connection before it had asked."""
     message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     while not message.endswith(b"\n"):
-        message += connection.recv(1 << 20)
+        if not (more := connection.recv(1 << 20)):
+            return None
+        message += more
     return json.loads(message), list(array.array("i", descriptors))
 
 
@@ -177,5 +225,7 @@ def connect(address: str, *arguments: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) == 2:
         serve(sys.argv[1])
+    elif sys.argv[1] == "--kernel":
+        _run_kernel(int(sys.argv[2]), sys.argv[3:])
     else:
         sys.exit(connect(*sys.argv[1:]))

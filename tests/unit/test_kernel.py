@@ -2,13 +2,19 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -160,10 +166,114 @@ def test_no_more_runs_see_a_gpu_than_it_has_slots_and_a_killed_one_frees_its_own
             holder.communicate()
 
 
-def test_a_notebook_and_its_kernel_listen_on_no_port(tmp_path):
-    listening = "import psutil\n[str(c) for p in (psutil.Process(), *psutil.Process().parents()[:3]) for c in p.net_connections('inet') if c.status == 'LISTEN']"
-    nbformat.write(new_notebook(cells=[new_code_cell(listening)], metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}), tmp_path / "in.ipynb")
-    done = subprocess.run([sys.executable, "-m", "fgkd.execute", "in.ipynb", "out.ipynb"], cwd=tmp_path, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(PROJECT)})
+LISTENING = """
+import psutil
+family = (psutil.Process(), *psutil.Process().parents()[:3])
+[str(c) for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
+"""
+
+
+def execute(folder, *sources, variables):
+    """Run the lines through the command that the engine uses; its end, and the values of the notebook's cells."""
+    python3 = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+    nbformat.write(new_notebook(cells=[new_code_cell(s) for s in sources], metadata=python3), folder / "in.ipynb")
+    done = subprocess.run([sys.executable, "-m", "fgkd.execute", "in.ipynb", "out.ipynb"], cwd=folder, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(PROJECT)} | variables)
+    if done.returncode:
+        return done, []
+    return done, [c.outputs[0].data["text/plain"] for c in nbformat.read(folder / "out.ipynb", 4).cells if c.get("outputs")]
+
+
+@pytest.mark.parametrize("warm", ["0", "1"])
+def test_a_notebook_and_its_kernel_listen_on_no_port_warm_or_not(tmp_path, warm):
+    loaded = "import sys\n'torch' in sys.modules"
+    done, values = execute(tmp_path, loaded, LISTENING, variables={"FGKD_WARM": warm, "FGKD_EXIT": str(tmp_path / "exit.json")})
     assert done.returncode == 0, done.stderr
-    assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].data["text/plain"] == "[]"
+    assert values == [str(warm == "1"), "[]"]
+    ended = json.loads((tmp_path / "exit.json").read_text())
+    assert ended["exit_status"] == 0 and ended["peak_memory_mb"] > 10
+
+
+@needs_proc
+@pytest.mark.fault("papermill killed")
+def test_a_kernel_that_is_a_new_python_ends_with_papermill_too(tmp_path, wait_for):
+    write(tmp_path, SLEEP)
+    with kernel.warm(os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0"}) as (environment, _):
+        papermill = subprocess.Popen(PAPERMILL, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert wait_for((tmp_path / "pids").exists)
+        started, parent = map(int, (tmp_path / "pids").read_text().split())
+        assert "--kernel" in psutil.Process(started).cmdline() and "--kernel" not in psutil.Process(parent).cmdline()
+        papermill.kill()
+        papermill.wait()
+        assert wait_for(lambda: not alive(started))
+
+
+def test_a_mistyped_fgkd_warm_is_refused():
+    with pytest.raises(ValueError, match="FGKD_WARM is 'no': expected 1, .* or 0"), kernel.warm(os.environ | {"FGKD_WARM": "no"}):
+        pass
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python warns of forks beside threads since 3.12")
+def test_forking_beside_a_thread_prints_no_warning(tmp_path):
+    done, _ = execute(tmp_path, "1", variables={"FGKD_WARM": "1"})
+    assert done.returncode == 0 and "multi-threaded" not in done.stderr
+
+
+@pytest.mark.fault("a temporary folder with a long path")
+@pytest.mark.parametrize("length", [62, 63, 90, 200])
+def test_a_notebook_runs_whatever_the_length_of_the_temporary_folders_path(length, request):
+    """62 characters is the longest below which the sockets lie in the folder itself."""
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    request.addfinalizer(lambda: shutil.rmtree(short))
+    folder = Path(f"{short}/{'d' * (length - len(str(short)) - 1)}")
+    folder.mkdir()
+    where = "import os\nos.environ['FGKD_SOCKETS'].startswith(os.environ['TMPDIR'])"
+    done, values = execute(short, where, variables={"TMPDIR": str(folder), "FGKD_WARM": "0"})
+    assert done.returncode == 0, done.stderr
+    assert values == [str(length == 62)] and not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("gpu, slots, seen", [("0", "5,7", ""), ("1", "5,7", "5"), ("1", "", "3"), ("", "5,7", "3")])
+def test_a_run_sees_the_gpu_of_its_slot_and_none_where_it_asks_for_none(tmp_path, gpu, slots, seen):
+    asked = {"FGKD_GPU": gpu, "FGKD_GPUS": slots, "CUDA_VISIBLE_DEVICES": "3", "FGKD_RUNS": str(tmp_path), "FGKD_WARM": "0"}
+    done, values = execute(tmp_path, "import os\nos.environ['CUDA_VISIBLE_DEVICES']", variables=asked)
+    assert done.returncode == 0 and values == [repr(seen)]
+
+
+HELD = """
+import fcntl, os
+held, lock = False, open(os.environ["FGKD_RUNS"] + "/.gpu-0")
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    held = True
+held
+"""
+
+
+def test_a_slot_is_held_until_the_kernel_ends(tmp_path):
+    for warm in ("0", "1"):
+        asked = {"FGKD_GPU": "1", "FGKD_GPUS": "5", "FGKD_RUNS": str(tmp_path), "FGKD_WARM": warm}
+        done, values = execute(tmp_path, HELD, variables=asked)
+        assert done.returncode == 0 and values == ["True"]
+
+
+@needs_proc
+@pytest.mark.fault("a kernel's client closes early")
+@pytest.mark.parametrize("said", [b"", b'{"arguments": ['])
+def test_a_client_that_closes_before_it_has_asked_leaves_no_process(said, wait_for):
+    with kernel.warm(os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0"}) as (environment, server):
+        handlers = psutil.Process(server).children
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{environment['FGKD_SOCKETS']}/socket")
+            assert wait_for(handlers)
+            client.sendall(said)
+        assert wait_for(lambda: not handlers())
+
+
+@pytest.mark.fault("a run that starts no kernel")
+def test_how_an_earlier_run_ended_is_not_believed(tmp_path):
+    stale = tmp_path / "exit.json"
+    stale.write_text('{"exit_status": -9, "peak_memory_mb": 1}')
+    done, _ = execute(tmp_path, "1", variables={"FGKD_EXIT": str(stale), "FGKD_WARM": "no"})
+    assert done.returncode != 0 and not stale.exists()
