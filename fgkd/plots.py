@@ -13,16 +13,19 @@ import numpy as np
 import pandas as pd
 from IPython import get_ipython
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from fgkd.metrics import METRICS, calibration_error, labelled_samples
-from fgkd.stats import STRENGTHS, spearman, strength
+from fgkd.stats import STRENGTHS, SURE, described, spearman, strength
 
 # Okabe and Ito's palette, told apart by colour-blind readers; the shapes tell apart what print in grey does not.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
 SHAPES = "osD^vPX*"
+# A ratio of raw logits has no meaning where the second one is not positive: a teacher with more than this share of such samples is hollow.
+RATIOS, MOST_NONPOSITIVE = ("ratio12", "ratio12_median", "ratio13", "ratio23"), 0.01
+HOLLOW = f"hollow: R12 has no meaning in more than {MOST_NONPOSITIVE:.0%} of this teacher's samples (second logit zero or negative)"
 
 
 def set_style() -> None:
@@ -151,14 +154,17 @@ def accuracies(students: pd.DataFrame, teachers) -> Figure:
     look = styles(teachers)
     taught = students[students.strategy != "CE"]
     groups = list(dict.fromkeys(zip(taught.strategy, taught.loss)))
-    figure, axis = plt.subplots(figsize=(1.6 + 0.85 * len(groups), 3.4))
+    legend = 0.7 + 0.08 * max(map(len, ["no teacher", *look]))
+    figure, axis = plt.subplots(figsize=(0.8 + max(1.2, 0.85 * len(groups)) + legend, 3.4))
     for x, (strategy, loss) in enumerate(groups):
         rows = taught[(taught.strategy == strategy) & (taught.loss == loss)]
         for place, (teacher, mean) in enumerate(rows.groupby("teacher", sort=False).accuracy.mean().items()):
-            axis.plot(x + 0.1 * (place - (len(look) - 1) / 2), 100 * mean, linestyle="", label=teacher if x == 0 else None, **look[teacher])
+            beside = min(0.1, 0.8 / len(look)) * (place - (len(look) - 1) / 2)
+            axis.plot(x + beside, 100 * mean, linestyle="", label=teacher if x == 0 else None, **look[teacher])
     if len(alone := students[students.strategy == "CE"]):
         axis.axhline(100 * alone.accuracy.mean(), color="black", linestyle="--", label="no teacher")
-    axis.set(xticks=range(len(groups)), xticklabels=[s if loss == "kd" else f"{s}\n+ {loss}" for s, loss in groups], ylabel="student accuracy, %")
+    labels = [s if loss == "kd" else f"{s}\n+ {loss}" for s, loss in groups]
+    axis.set(xticks=range(len(groups)), xticklabels=labels, xlim=(-0.55, len(groups) - 0.45), ylabel="student accuracy, %")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _closed(figure)
 
@@ -177,26 +183,33 @@ def stability(epochs: pd.DataFrame, metric: str, teachers) -> Figure:
 
 
 def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
-    """Student accuracy against each metric, a panel a strategy and metric, teachers by name, their line of least squares, Spearman's rho in the title."""
+    """Student accuracy against each metric, a panel a strategy and metric: teachers by name, their line of least squares, and
+    Spearman's rho in the title, called strong or weak from 5 teachers on.
+
+    table: points as of `stats.joined`.  A teacher is hollow where R12 has no meaning in more than 1 % of its samples.
+    """
     look, strategies = styles(teachers), list(dict.fromkeys(table.strategy))
     figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), 2.9 * len(strategies)), squeeze=False)
     for line, strategy in zip(axes, strategies):
         rows = table[table.strategy == strategy]
         for axis, name in zip(line, names):
+            hollow = _hollow(rows, name)
             for row in rows.itertuples():
-                axis.scatter(getattr(row, name), 100 * row.accuracy, s=45, zorder=3, **look[row.teacher])
+                filled = {"facecolors": "none"} if row.teacher in hollow else {}
+                axis.scatter(getattr(row, name), 100 * row.accuracy, s=45, zorder=3, **look[row.teacher] | filled)
             _fit(axis, rows[name].to_numpy(), 100 * rows.accuracy.to_numpy())
-            rho = spearman(rows[name], rows.accuracy)
-            found = f"{rho:+.2f}, {strength(rho)}" if strength(rho) else "undefined"
-            axis.set(title=f"{strategy}: rho {found} (n = {len(rows)})",
+            axis.set(title=f"{strategy}: rho {described(spearman(rows[name], rows.accuracy), len(rows))}",
                      xlabel=f"{METRICS[name].label}  ({'smaller' if METRICS[name].direction < 0 else 'larger'} is claimed better)")
+            axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.margins(0.2)
         line[0].set_ylabel("student accuracy, %")
+    _explain(figure, any(_hollow(table, name) for name in names))
     return _closed(_named(figure, {axis: table[table.strategy == s].teacher for line, s in zip(axes, strategies) for axis in line}))
 
 
 def ranks(table: pd.DataFrame, names: list[str], teachers) -> Figure:
-    """Each metric's order of the teachers (left, the best in the claimed direction on top) and that of their students (right), a panel a strategy and metric."""
+    """Each metric's order of the teachers (left, the best in the claimed direction on top) and that of their students (right), a
+    panel a strategy and metric; hollow: as in `against`."""
     look, strategies = styles(teachers), list(dict.fromkeys(table.strategy))
     figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), (0.7 + 0.27 * len(look)) * len(strategies) + 0.4), squeeze=False)
     for line, strategy in zip(axes, strategies):
@@ -204,28 +217,37 @@ def ranks(table: pd.DataFrame, names: list[str], teachers) -> Figure:
         reached = rows.accuracy.rank(ascending=False, method="first")
         for axis, name in zip(line, names):
             order = (METRICS[name].direction * rows[name]).rank(ascending=False, method="first", na_option="bottom")
+            hollow = _hollow(rows, name)
             for teacher, left, right in zip(rows.teacher, order, reached):
-                axis.plot((0, 1), (left, right), **look[teacher])
+                filled = {"markerfacecolor": "white"} if teacher in hollow else {}
+                axis.plot((0, 1), (left, right), **look[teacher] | filled)
                 axis.text(1.08, right, teacher, fontsize=9, va="center")
             axis.set(title=f"{strategy}: {METRICS[name].label}", xlim=(-0.15, 2.1), ylim=(len(rows) + 0.5, 0.5), yticks=range(1, len(rows) + 1),
                      xticks=(0, 1), xticklabels=("metric", "students"))
         line[0].set_ylabel("rank")
+    _explain(figure, any(_hollow(table, name) for name in names))
     return _closed(figure)
 
 
 def capacity(points: pd.DataFrame, metric: str, teachers) -> Figure:
-    """A metric and student accuracy against the teacher's size, means over groups; points: columns teacher, parameters, accuracy and the metric."""
+    """A metric and student accuracy against the teacher's size, means over groups.
+
+    points: as of `stats.joined`.  In the metric's panel a teacher is hollow where it is so in `against` for any group.
+    """
+    hollow = _hollow(points, metric)
     means = points.groupby("teacher", sort=False)[[metric, "parameters", "accuracy"]].mean()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for axis, values, text in zip(axes, (means[metric], 100 * means.accuracy), (METRICS[metric].label, "student accuracy, %")):
         for teacher, value in values.items():
-            axis.scatter(means.parameters[teacher] / 1e6, value, s=45, zorder=3, **styles(teachers)[teacher])
+            filled = {"facecolors": "none"} if teacher in hollow and axis is axes[0] else {}
+            axis.scatter(means.parameters[teacher] / 1e6, value, s=45, zorder=3, **styles(teachers)[teacher] | filled)
         rho = spearman(means.parameters, values)
         axis.set_xscale("log", subs=())
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if np.ptp(np.log10(means.parameters)) > 0.5 else range(1, 10)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set(xlabel="million weights of the teacher", ylabel=text, title=f"rho {rho:+.2f} (n = {len(means)})" if strength(rho) else "rho undefined")
         axis.margins(0.2)
+    _explain(figure, bool(hollow))
     return _closed(_named(figure, {axis: means.index for axis in axes}))
 
 
@@ -290,7 +312,10 @@ def heat(correlations: pd.DataFrame, names: tuple[str, ...] = ("ratio12", "ssp",
 
 
 def strengths(correlations: pd.DataFrame, names: list[str], null: float | None) -> Figure:
-    """Share of groups by strength of abs(rho), a bar a metric; the dashed line is the share of strong ones by chance."""
+    """Share of groups by strength of abs(rho), a bar a metric; the dashed line is the share of strong ones by chance.
+
+    The title says so where groups have so few teachers that no order of them is significant.
+    """
     figure, axis = plt.subplots(figsize=(7, 3))
     counts = correlations[correlations.rho.notna()].groupby("metric").strength.value_counts(normalize=True).unstack(fill_value=0)
     left = np.zeros(len(names))
@@ -302,6 +327,8 @@ def strengths(correlations: pd.DataFrame, names: list[str], null: float | None) 
         axis.axvline(100 * null, color="black", linestyle="--", label="strong by chance")
     axis.invert_yaxis()
     axis.set(xlabel=f"groups, % (of {correlations.groupby(['dataset', 'student', 'strategy', 'loss']).ngroups})", xlim=(0, 100))
+    if (most := correlations.n.max()) < SURE:
+        axis.set_title(f"of {most} teachers no order is significant, however strong")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _closed(figure)
 
@@ -335,6 +362,17 @@ def _closed(figure: Figure) -> Figure:
     """The figure, no longer shown by pyplot: a notebook shows it once, as a cell's value."""
     plt.close(figure)
     return figure
+
+
+def _hollow(rows: pd.DataFrame, metric: str) -> set[str]:
+    """The teachers of whose samples too large a share has no ratio of raw logits, where the metric is one."""
+    return set(rows.teacher[rows.ratio12_nonpositive > MOST_NONPOSITIVE]) if metric in RATIOS else set()
+
+
+def _explain(figure: Figure, hollow: bool) -> None:
+    """Say below the panels what a hollow mark is, where there is one."""
+    if hollow:
+        figure.supxlabel(HOLLOW, fontsize=8.5)
 
 
 def _fit(axis, x, y) -> None:

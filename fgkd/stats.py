@@ -22,6 +22,7 @@ from fgkd.metrics import METRICS
 
 GROUP = ["dataset", "student", "strategy", "loss"]
 STRENGTHS = ("weak", "modest", "strong")
+SURE = 5                         # teachers of which at least a perfect order has p < 0.05
 
 
 def spearman(x, y) -> float:
@@ -159,6 +160,30 @@ def strength(rho: float) -> str:
     return "" if math.isnan(rho) else STRENGTHS[int(_grade(rho))]
 
 
+def described(rho: float, n: int) -> str:
+    """A rho of n teachers in words, with its strength where n is large enough for any order to be significant (5).
+
+    >>> described(-0.8, 8), described(0.8, 4), described(math.nan, 2)
+    ('-0.80, strong (n = 8)', '+0.80 (n = 4)', 'undefined (n = 2)')
+    """
+    if math.isnan(rho):
+        return f"undefined (n = {n})"
+    return f"{rho:+.2f}{f', {strength(rho)}' if n >= SURE else ''} (n = {n})"
+
+
+def share_interval(hits: int, n: int) -> tuple[float, float]:
+    """95 % interval of the share that `hits` of n independent images are a sample of (Wilson 1927); NaN for n = 0.
+
+    >>> [round(bound, 3) for bound in share_interval(15, 60)]
+    [0.158, 0.372]
+    """
+    if n == 0:
+        return math.nan, math.nan
+    z2, share = 1.959964**2 / n, hits / n
+    middle, reach = share + z2 / 2, math.sqrt(z2 * share * (1 - share) + z2**2 / 4)
+    return (middle - reach) / (1 + z2), (middle + reach) / (1 + z2)
+
+
 def null_share(n: int, above: float = 0.705) -> float:
     """Share of groups of n teachers whose abs(rho) exceeds `above` when nothing is correlated (every order, 3 <= n <= 9)."""
     return float((_null(n) > above + 1e-9).mean())
@@ -194,18 +219,20 @@ def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def joined(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """The points of all groups, one a teacher: the mean over `seeds` (a number) of its metrics and of its student's `accuracy` and
-    `agreement`, and accuracy_sd, the standard deviation of `accuracy` over seeds, NaN for a single one.
+    """The points of all groups, one a teacher: the mean over `seeds` (a number) of its metrics, of ratio12_nonpositive (the share of
+    samples in which R12 has no meaning), and of its student's `accuracy` and `agreement`; and accuracy_sd, the standard deviation of
+    `accuracy` over seeds, NaN for a single one.
 
     A student goes with the teacher of its own seed; ValueError where that one has no metrics.  A metric that is NaN for a seed is NaN.
     """
     students = students[students.strategy != "CE"]
     keys = ["dataset", "teacher", "strategy", "seed"]
-    before = [name for name, claim in METRICS.items() if not claim.afterwards]
-    rows = students[[*GROUP, "teacher", "seed", "accuracy", "agreement"]].merge(metrics.reindex(columns=[*keys, *before]), on=keys, how="left", validate="many_to_one", indicator=True)
+    before = [*(name for name, claim in METRICS.items() if not claim.afterwards), "ratio12_nonpositive"]
+    rows = students[[*GROUP, "teacher", "seed", "accuracy", "agreement"]].merge(
+        metrics.reindex(columns=[*keys, *before]), on=keys, how="left", validate="many_to_one", indicator=True)
     if len(lost := rows[rows._merge == "left_only"]):
         raise ValueError(f"{len(lost)} students have no metrics of their teacher, the first: {lost.iloc[0][GROUP + ['teacher', 'seed']].to_dict()}")
-    teachers, values = rows.groupby([*GROUP, "teacher"], sort=False), ["accuracy", *METRICS]
+    teachers, values = rows.groupby([*GROUP, "teacher"], sort=False), ["accuracy", *METRICS, "ratio12_nonpositive"]
     points = teachers[values].mean().where(teachers[values].count().eq(teachers.size(), axis=0))
     return points.assign(seeds=teachers.size(), accuracy_sd=teachers.accuracy.std()).reset_index()
 
@@ -292,8 +319,21 @@ def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("accuracy", ascending=False, kind="stable").reset_index()
 
 
+def lacking(correlations: pd.DataFrame) -> str:
+    """Why a table of `correlations` has no rank correlation to read, in one sentence; empty where it has one."""
+    if not len(correlations):
+        return "Not computed yet: no student of any teacher has ended."
+    if correlations.rho.notna().any():
+        return ""
+    if (most := correlations.n.max()) < 3:
+        return f"A rank correlation needs three teachers: no group has more than {most} yet."
+    return "No rank correlation is defined: in every group the teachers' students, or their metrics, are all alike."
+
+
 def answer(picks: pd.DataFrame) -> str:
-    """What choosing gains in one sentence."""
+    """What choosing gains in one sentence, or that no student has a teacher yet."""
+    if not len(picks):
+        return "Not computed yet: no student of any teacher has ended."
     by = picks.set_index("rule").accuracy
     rules = {"R12": "picked by R12", "TAC": "by TAC", "SSP": "by SSP", "random": "at random", "best": "by the best teacher"}
     parts = [f"{text} {by[rule]:.1%}" for rule, text in rules.items() if rule in by]

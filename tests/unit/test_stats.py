@@ -567,3 +567,48 @@ def test_the_breakdown_is_the_summary_of_the_groups_with_that_value():
     assert found.groupby("by").value.unique().map(list).to_dict() == {"dataset": ["birds", "cars"], "loss": ["kd"], "strategy": ["FT", "TGDA"], "student": ["small"]}
     tgda = found[(found.by == "strategy") & (found.value == "TGDA")].drop(columns=["by", "value"]).reset_index(drop=True)
     pd.testing.assert_frame_equal(tgda, stats.summary(table[table.strategy == "TGDA"]))
+
+
+@pytest.mark.parametrize("n", [4, 5, 8])
+def test_no_order_is_called_strong_where_not_even_a_perfect_one_is_significant(n):
+    possible = stats.exact_p(range(n), range(n)) < 0.05
+    assert stats.described(0.8, n) == f"+0.80{', strong' if possible else ''} (n = {n})"
+    assert ("strong" in stats.described(-1.0, n)) == possible
+
+
+def test_an_undefined_rho_is_said_to_be():
+    assert stats.described(math.nan, 2) == "undefined (n = 2)"
+
+
+def test_what_keeps_a_study_from_being_read_is_said_in_a_sentence():
+    two = stats.correlations(student_rows({"a": 0.3, "b": 0.2}), metric_rows(teachers="ab", ratio12=[1, 2]))
+    alike = stats.correlations(student_rows(dict.fromkeys("abc", 0.3)), metric_rows(ratio12=[1, 2, 3]))
+    three = stats.correlations(student_rows({"a": 0.3, "b": 0.2, "c": 0.1}), metric_rows(ratio12=[1, 2, 3]))
+    none = stats.correlations(student_rows({}, baseline=0.5), metric_rows())
+    assert stats.lacking(none) == "Not computed yet: no student of any teacher has ended."
+    assert stats.lacking(two) == "A rank correlation needs three teachers: no group has more than 2 yet."
+    assert "all alike" in stats.lacking(alike) and stats.lacking(three) == ""
+
+
+def test_an_answer_without_students_says_that_there_are_none():
+    students = student_rows({}, baseline=0.5)
+    assert stats.answer(stats.picks(stats.joined(students, metric_rows()), students)).startswith("Not computed yet")
+    students = student_rows({"a": 0.25, "b": 0.5})
+    found = stats.answer(stats.picks(stats.joined(students, metric_rows(teachers="ab", ratio12=[1, 2])), students))
+    assert "picked by R12 25.0%" in found and "by the best teacher 50.0%" in found
+
+
+@pytest.mark.parametrize("hits, n", [(0, 20), (15, 60), (60, 60)])
+def test_the_interval_of_a_share_is_wilsons(hits, n):
+    expected = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert stats.share_interval(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_no_images_have_no_share():
+    assert np.isnan(stats.share_interval(0, 0)).all()
+
+
+def test_a_point_says_in_how_many_samples_r12_has_no_meaning():
+    metrics = pd.concat([metric_rows(seed=s).assign(ratio12_nonpositive=share) for s, share in enumerate((0.0, 0.04))])
+    students = pd.concat([student_rows({"a": 0.3, "b": 0.2, "c": 0.1}, seed=s) for s in (0, 1)])
+    assert stats.joined(students, metrics).ratio12_nonpositive.to_list() == [0.02] * 3
