@@ -4,13 +4,14 @@ A batch of small runs would spend most of its time on imports (about 5 CPU secon
 *warm* process, which imports once and forks a kernel for each notebook.  It stands in for the kernelspec `python3` through
 JUPYTER_PATH alone: papermill's command line, the notebooks and their results are the same with and without it.
 
-The kernelspec runs this file as a light process that passes its arguments to the warm one, forwards signals, and ends with
-the kernel's exit status; when it is killed, so is its kernel.  How a kernel ended and its peak memory go to the file FGKD_EXIT
-names.  The socket is a file that only its owner can open.
+The kernelspec runs this file as a light process that passes its arguments to the warm one, forwards signals,
+and ends with the kernel's exit status; when it is killed, so is its kernel.  How a kernel ended and its peak
+memory go to the file FGKD_EXIT names.  The socket is a file that only its owner can open.
 
-FGKD_WARM=0 keeps the warm process from importing anything: it then starts each kernel as a new Python.  That is the default on macOS,
-where libraries that torch uses may not survive a fork, and costs each notebook its imports; FGKD_WARM=1 forks there too.  Locks,
-signals and peak memory are those of Linux and macOS; Windows has none of them.
+FGKD_WARM=0 keeps the warm process from importing anything: it then starts each kernel as a new Python.  That
+is the default on macOS, where libraries that torch uses may not survive a fork, and costs each notebook its
+imports; FGKD_WARM=1 forks there too.  Locks, signals and peak memory are those of Linux and macOS; Windows
+has none of them.
 
 Nothing outlives `fgkd run`, even when that is killed.  The warm process watches a pipe whose other end `fgkd run` alone holds, a
 kernel one that its parent alone holds, and the system closes a pipe with its holder.  The warm process then kills its process
@@ -35,7 +36,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SOCKET_PATH = 103                # characters of a socket's path that Linux (107) and macOS (103) both take
-BELOW = len("/fgkd-abcdefgh") * 2 + len("/kernel-ipc-5")  # what `warm`, papermill's kernel manager and ZeroMQ add to the folder's
+BELOW = 2 * len("/fgkd-abcdefgh") + len("/kernel-ipc-5")  # what `warm`, `execute` and ZeroMQ add to it
 
 
 @contextlib.contextmanager
@@ -68,7 +69,9 @@ def _forks(environment: dict[str, str]) -> bool:
     """Whether kernels are forks of a process that has imported what they need."""
     wish = environment.get("FGKD_WARM") or ("0" if sys.platform == "darwin" else "1")
     if wish not in ("0", "1"):
-        raise ValueError(f"FGKD_WARM is {wish!r}: expected 1, which forks kernels from a warm process, or 0 for a new Python each")
+        raise ValueError(
+            f"FGKD_WARM is {wish!r}: expected 1, to fork kernels from a warm process, or 0, a new Python each"
+        )
     return wish == "1"
 
 
@@ -80,7 +83,7 @@ def _sockets_folder() -> str:
 
 def serve(address: str) -> None:
     """Import what notebooks import, then fork a kernel for each connection; when stdin closes, kill the process group."""
-    # Since Python 3.12 a fork beside other threads warns: the one of `_when_closed` reads a pipe and holds no lock.
+    # Since Python 3.12 a fork beside threads warns: the one of `_when_closed` reads a pipe and holds no lock.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     _when_closed(sys.stdin.fileno(), _kill_group)
     listener = socket.socket(socket.AF_UNIX)
@@ -148,7 +151,10 @@ def _become_kernel(request: dict, descriptors: list[int], watched: int, forks: b
     os.environ.pop("JPY_PARENT_PID", None)  # the kernel's parent is not papermill; `forward` ends it instead
     if not forks:
         os.set_inheritable(watched, True)
-        os.execv(sys.executable, [sys.executable, "-m", "fgkd.kernel", "--kernel", str(watched), *request["arguments"]])
+        os.execv(
+            sys.executable,
+            [sys.executable, "-m", "fgkd.kernel", "--kernel", str(watched), *request["arguments"]],
+        )
     sys.path.insert(0, "")
     _run_kernel(watched, request["arguments"])
 
@@ -195,7 +201,7 @@ def _kill_group() -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[dict, list[int]] | None:
-    """What `connect` asks for, and its standard streams; None where it closed the connection before it had asked."""
+    """What `connect` asks for, and its standard streams; None where it closed before it had asked."""
     message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     while not message.endswith(b"\n"):
         if not (more := connection.recv(1 << 20)):

@@ -16,7 +16,8 @@ from fgkd import stats
 FOLDER = Path(__file__).with_name("published")
 # 8 data sets x 3 students x 4 strategies x KD, and 8 data sets x 4 further losses for one student
 GROUPS = {"all": 128, "CAL": 24, "TGDA": 24}
-REGISTERED = ("R12: mean signed rho", "R12 - SSP: mean signed rho", "R12 - TAC: mean signed rho")  # what a study is to decide
+# what every study is to decide
+REGISTERED = ("R12: mean signed rho", "R12 - SSP: mean signed rho", "R12 - TAC: mean signed rho")
 
 
 def published(name: str) -> pd.DataFrame:
@@ -79,21 +80,24 @@ def cub_group() -> pd.DataFrame:
 def claims(correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """What the paper claims, and what a study says of it: a row a claim, a quantity that is above 0 where the claim holds.
 
-    correlations, choices: tables as of `stats.correlations` and `stats.choices`; students: the study's table of them, which names
-    the `model` of each.  Columns: `claim`, `family`, `published` (NaN where the paper prints no such number), `ours` with its 95 %
-    interval over data sets (`low`, `high`), `groups`, `datasets`, `p` of swapping whole data sets, `p_holm` and `verdict`.
+    correlations, choices: tables as of `stats.correlations` and `stats.choices`; students: the study's table
+    of them, which names the `model` of each.  Columns: `claim`, `family`, `published` (NaN where the paper
+    prints no such number), `ours` with its 95 % interval over data sets (`low`, `high`), `groups`,
+    `datasets`, `p` of swapping whole data sets, `p_holm` and `verdict`.
 
-    Like is compared with like: the printed shares of strong groups of CAL and of TGDA are of students taught by KD alone (loss kd),
-    and the printed accuracies of picks those of LCNet-035 with it.  So are ours; only a study in which no student's model is
-    lcnet_035 takes all its students for the latter.
+    Like is compared with like: the printed shares of strong groups of CAL and of TGDA are of students taught
+    by KD alone (loss kd), and the printed accuracies of picks those of LCNet-035 with it.  So are ours; only
+    a study in which no student's model is lcnet_035 takes all its students for the latter.
 
-    Family `registered` is what was to be tested before any study ran: R12's sign, and R12 against either rival in signed rho, which
-    a wrong sign does not raise.  Its p are corrected for their number (Holm 1979), and a claim holds or fails where `p_holm` is at
-    most 5 %: among studies in which nothing is correlated, at most 5 % show a single verdict.  Three p need seven data sets for
-    that, since the smallest p of D is 2 / 2^D; with fifteen it would take ten, more than the paper has.  The other rows are
-    `exploratory`, each with its own interval: where that leaves 0 out a row `suggests so` or `suggests not`, which in one study out of
-    four it does for some row by chance, so that it calls for further data sets and decides nothing.  Else the verdict is
-    `cannot tell`, as always below six data sets.
+    Family `registered` is what was to be tested before any study ran: R12's sign, and R12 against either
+    rival in signed rho, which a wrong sign does not raise.  Its p are corrected for their number (Holm 1979),
+    and a claim holds or fails where `p_holm` is at most 5 %: among studies in which nothing is correlated, at
+    most 5 % show a single verdict.  Three p need seven data sets for that, since the smallest p of D is
+    2 / 2^D; with fifteen it would take ten, more than the paper has.
+
+    The other rows are `exploratory`, each with its own interval: where that leaves 0 out a row `suggests so`
+    or `suggests not`, which in one study out of four it does for some row by chance, so that it calls for
+    further data sets and decides nothing.  Else the verdict is `cannot tell`, as always below six data sets.
     """
     table = pd.DataFrame([_claim(*row) for row in _quantities(correlations, choices, students)])
     registered = table.claim.isin(REGISTERED)
@@ -102,17 +106,25 @@ def claims(correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.DataF
     decided = np.where(registered, table.p_holm <= 0.05, (table.low > 0) | (table.high < 0))
     above = np.where(registered, "holds", "suggests so")
     below = np.where(registered, "fails", "suggests not")
-    table["verdict"] = np.select([decided & (table.ours > 0), decided & (table.ours < 0)], [above, below], "cannot tell")
-    return table[["claim", "family", "published", "ours", "low", "high", "groups", "datasets", "p", "p_holm", "verdict"]]
+    table["verdict"] = np.select(
+        [decided & (table.ours > 0), decided & (table.ours < 0)], [above, below], "cannot tell"
+    )
+    found = ["published", "ours", "low", "high", "groups", "datasets", "p", "p_holm", "verdict"]
+    return table[["claim", "family", *found]]
 
 
-def _quantities(correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.DataFrame) -> list[tuple[str, float, pd.Series]]:
+def _quantities(
+    correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.DataFrame
+) -> list[tuple[str, float, pd.Series]]:
     """Each claim, its printed value, and its quantity in each group of the study."""
     strong = published("strength").query("strength == 'strong'").set_index("scope")
     rho = published("correlation_by_dataset").set_index("dataset").loc["average"]
     picked = published("lcnet035_tgda_accuracy").set_index("dataset").loc["average"]
     measured = correlations.assign(strong=(correlations.strength == "strong").where(correlations.rho.notna()).astype(float))
-    by_metric = {value: measured.pivot(index=stats.GROUP, columns="metric", values=value) for value in ("agrees", "abs_rho", "strong")}
+    by_metric = {
+        value: measured.pivot(index=stats.GROUP, columns="metric", values=value)
+        for value in ("agrees", "abs_rho", "strong")
+    }
     agrees, size, is_strong = by_metric.values()
     n = measured.set_index([*stats.GROUP, "metric"]).n.xs("ratio12", level="metric")
     chance = n.map(lambda n: stats.by_chance(n)["abs_rho"] if 3 <= n <= 9 else np.nan)
@@ -123,12 +135,28 @@ def _quantities(correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.
         rows += [(f"R12 - {name}: mean |rho|", rho.ratio12 - rho[rival], size.ratio12 - size[rival]),
                  (f"R12 - {name}: mean signed rho", np.nan, agrees.ratio12 - agrees[rival]),
                  (f"R12 - {name}: share of strong groups", share["all"], ours)]
-        rows += [(f"R12 - {name}: share of strong groups, {scope}", share[scope], ours[_of(ours, {"strategy": [scope], "loss": ["kd"]})])
-                 for scope in ("CAL", "TGDA")]
-    reached = choices.pivot(index=stats.GROUP, columns="rule", values="accuracy").reindex(columns=["R12", "SSP", "TAC", "no teacher"])
-    reached = reached[_of(reached, {"strategy": ["TGDA"], "loss": ["kd"], "student": _printed_students(students)})]
-    rows += [(f"R12 - {rule}: accuracy of the pick, TGDA", (picked.ratio12 - picked[column]) / 100, reached["R12"] - reached[rule])
-             for rule, column in {"SSP": "ssp", "TAC": "tac", "no teacher": "ce"}.items()]
+        rows += [
+            (
+                f"R12 - {name}: share of strong groups, {scope}",
+                share[scope],
+                ours[_of(ours, {"strategy": [scope], "loss": ["kd"]})],
+            )
+            for scope in ("CAL", "TGDA")
+        ]
+    reached = choices.pivot(index=stats.GROUP, columns="rule", values="accuracy").reindex(
+        columns=["R12", "SSP", "TAC", "no teacher"]
+    )
+    reached = reached[
+        _of(reached, {"strategy": ["TGDA"], "loss": ["kd"], "student": _printed_students(students)})
+    ]
+    rows += [
+        (
+            f"R12 - {rule}: accuracy of the pick, TGDA",
+            (picked.ratio12 - picked[column]) / 100,
+            reached["R12"] - reached[rule],
+        )
+        for rule, column in {"SSP": "ssp", "TAC": "tac", "no teacher": "ce"}.items()
+    ]
     return rows
 
 
@@ -140,7 +168,9 @@ def _printed_students(students: pd.DataFrame) -> list[str]:
 
 def _of(values: pd.DataFrame | pd.Series, allowed: dict[str, list[str]]) -> np.ndarray:
     """Which groups of the index have an allowed value at every level that is named."""
-    return np.all([values.index.get_level_values(level).isin(names) for level, names in allowed.items()], axis=0)
+    return np.all(
+        [values.index.get_level_values(level).isin(names) for level, names in allowed.items()], axis=0
+    )
 
 
 def _claim(claim: str, printed: float, values: pd.Series) -> dict:
@@ -148,5 +178,13 @@ def _claim(claim: str, printed: float, values: pd.Series) -> dict:
     sets = values.index.get_level_values("dataset")
     low, high = stats.mean_interval(values, sets)
     p = np.nan if sets.nunique() < 6 else stats.swap_p(values, sets)
-    return {"claim": claim, "published": printed, "ours": values.mean(), "low": low, "high": high, "groups": len(values),
-            "datasets": sets.nunique(), "p": p}
+    return {
+        "claim": claim,
+        "published": printed,
+        "ours": values.mean(),
+        "low": low,
+        "high": high,
+        "groups": len(values),
+        "datasets": sets.nunique(),
+        "p": p,
+    }

@@ -23,9 +23,9 @@ from fgkd.stats import STRENGTHS, SURE, described, spearman, strength
 # Okabe and Ito's palette, told apart by colour-blind readers; the shapes tell apart what print in grey does not.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
 SHAPES = "osD^vPX*"
-# A ratio of raw logits has no meaning where the second one is not positive: a teacher with more than this share of such samples is hollow.
-RATIOS, MOST_NONPOSITIVE = ("ratio12", "ratio12_median", "ratio13", "ratio23"), 0.01
-HOLLOW = f"hollow: R12 has no meaning in more than {MOST_NONPOSITIVE:.0%} of this teacher's samples (second logit zero or negative)"
+# A ratio of raw logits has no meaning where the second is not positive: above this share figures say so.
+RATIOS, UNDEFINED = ("ratio12", "ratio12_median", "ratio13", "ratio23"), 0.01
+HOLLOW = f"hollow: second logit zero or negative in more than {UNDEFINED:.0%} of this teacher's samples"
 
 
 def set_style() -> None:
@@ -160,11 +160,18 @@ def accuracies(students: pd.DataFrame, teachers) -> Figure:
         rows = taught[(taught.strategy == strategy) & (taught.loss == loss)]
         for place, (teacher, mean) in enumerate(rows.groupby("teacher", sort=False).accuracy.mean().items()):
             beside = min(0.1, 0.8 / len(look)) * (place - (len(look) - 1) / 2)
-            axis.plot(x + beside, 100 * mean, linestyle="", label=teacher if x == 0 else None, **look[teacher])
+            axis.plot(
+                x + beside, 100 * mean, linestyle="", label=teacher if x == 0 else None, **look[teacher]
+            )
     if len(alone := students[students.strategy == "CE"]):
         axis.axhline(100 * alone.accuracy.mean(), color="black", linestyle="--", label="no teacher")
     labels = [s if loss == "kd" else f"{s}\n+ {loss}" for s, loss in groups]
-    axis.set(xticks=range(len(groups)), xticklabels=labels, xlim=(-0.55, len(groups) - 0.45), ylabel="student accuracy, %")
+    axis.set(
+        xticks=range(len(groups)),
+        xticklabels=labels,
+        xlim=(-0.55, len(groups) - 0.45),
+        ylabel="student accuracy, %",
+    )
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _closed(figure)
 
@@ -183,10 +190,11 @@ def stability(epochs: pd.DataFrame, metric: str, teachers) -> Figure:
 
 
 def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
-    """Student accuracy against each metric, a panel a strategy and metric: teachers by name, their line of least squares, and
-    Spearman's rho in the title, called strong or weak from 5 teachers on.
+    """Student accuracy against each metric, a panel a strategy and metric: teachers by name, their line of
+    least squares, and Spearman's rho in the title, called strong or weak from 5 teachers on.
 
-    table: points as of `stats.joined`.  A teacher is hollow where R12 has no meaning in more than 1 % of its samples.
+    table: points as of `stats.joined`.  A teacher is hollow where R12 has no meaning in more than 1 % of its
+    samples.
     """
     look, strategies = styles(teachers), list(dict.fromkeys(table.strategy))
     figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), 2.9 * len(strategies)), squeeze=False)
@@ -196,7 +204,9 @@ def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
             hollow = _hollow(rows, name)
             for row in rows.itertuples():
                 filled = {"facecolors": "none"} if row.teacher in hollow else {}
-                axis.scatter(getattr(row, name), 100 * row.accuracy, s=45, zorder=3, **look[row.teacher] | filled)
+                axis.scatter(
+                    getattr(row, name), 100 * row.accuracy, s=45, zorder=3, **look[row.teacher] | filled
+                )
             _fit(axis, rows[name].to_numpy(), 100 * rows.accuracy.to_numpy())
             axis.set(title=f"{strategy}: rho {described(spearman(rows[name], rows.accuracy), len(rows))}",
                      xlabel=f"{METRICS[name].label}  ({'smaller' if METRICS[name].direction < 0 else 'larger'} is claimed better)")
@@ -208,10 +218,11 @@ def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
 
 
 def ranks(table: pd.DataFrame, names: list[str], teachers) -> Figure:
-    """Each metric's order of the teachers (left, the best in the claimed direction on top) and that of their students (right), a
-    panel a strategy and metric; hollow: as in `against`."""
+    """Each metric's order of the teachers (left, the best in the claimed direction on top) and that of their
+    students (right), a panel a strategy and metric; hollow: as in `against`."""
     look, strategies = styles(teachers), list(dict.fromkeys(table.strategy))
-    figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), (0.7 + 0.27 * len(look)) * len(strategies) + 0.4), squeeze=False)
+    size = (3.9 * len(names), (0.7 + 0.27 * len(look)) * len(strategies) + 0.4)
+    figure, axes = plt.subplots(len(strategies), len(names), figsize=size, squeeze=False)
     for line, strategy in zip(axes, strategies):
         rows = table[table.strategy == strategy]
         reached = rows.accuracy.rank(ascending=False, method="first")
@@ -232,7 +243,8 @@ def ranks(table: pd.DataFrame, names: list[str], teachers) -> Figure:
 def capacity(points: pd.DataFrame, metric: str, teachers) -> Figure:
     """A metric and student accuracy against the teacher's size, means over groups.
 
-    points: as of `stats.joined`.  In the metric's panel a teacher is hollow where it is so in `against` for any group.
+    points: as of `stats.joined`.  In the metric's panel a teacher is hollow where it is so in `against` for
+    any group.
     """
     hollow = _hollow(points, metric)
     means = points.groupby("teacher", sort=False)[[metric, "parameters", "accuracy"]].mean()
@@ -240,7 +252,9 @@ def capacity(points: pd.DataFrame, metric: str, teachers) -> Figure:
     for axis, values, text in zip(axes, (means[metric], 100 * means.accuracy), (METRICS[metric].label, "student accuracy, %")):
         for teacher, value in values.items():
             filled = {"facecolors": "none"} if teacher in hollow and axis is axes[0] else {}
-            axis.scatter(means.parameters[teacher] / 1e6, value, s=45, zorder=3, **styles(teachers)[teacher] | filled)
+            axis.scatter(
+                means.parameters[teacher] / 1e6, value, s=45, zorder=3, **styles(teachers)[teacher] | filled
+            )
         rho = spearman(means.parameters, values)
         axis.set_xscale("log", subs=())
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if np.ptp(np.log10(means.parameters)) > 0.5 else range(1, 10)))
@@ -312,7 +326,8 @@ def heat(correlations: pd.DataFrame, names: tuple[str, ...] = ("ratio12", "ssp",
 
 
 def strengths(correlations: pd.DataFrame, names: list[str], null: float | None) -> Figure:
-    """Share of groups by strength of abs(rho), a bar a metric; the dashed line is the share of strong ones by chance.
+    """Share of groups by strength of abs(rho), a bar a metric; the dashed line is the share of strong ones by
+    chance.
 
     The title says so where groups have so few teachers that no order of them is significant.
     """
@@ -366,7 +381,7 @@ def _closed(figure: Figure) -> Figure:
 
 def _hollow(rows: pd.DataFrame, metric: str) -> set[str]:
     """The teachers of whose samples too large a share has no ratio of raw logits, where the metric is one."""
-    return set(rows.teacher[rows.ratio12_nonpositive > MOST_NONPOSITIVE]) if metric in RATIOS else set()
+    return set(rows.teacher[rows.ratio12_nonpositive > UNDEFINED]) if metric in RATIOS else set()
 
 
 def _explain(figure: Figure, hollow: bool) -> None:

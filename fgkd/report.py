@@ -36,7 +36,6 @@ from fgkd.metrics import METRICS
 from fgkd.study import PROJECT, Cell, Study
 
 TEMPLATES = Path(__file__).parent / "templates"
-UNDEFINED = 0.01  # share of views with P2 <= 0 above which an R12 is flagged
 RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "random", "no teacher")
 STATES = ("done", "failed", "waiting", "running")
 SECTIONS = {
@@ -115,7 +114,7 @@ def notes(study: Study) -> list[str]:
         for record in records.records(study, cell) if cell.stage in ("data", "bank") else ():
             found += [f"{cell.dataset}: {note}" for note in record.get("notes", []) if "also in train" in note]
             share = record["rows"][0].get("ratio12_nonpositive", 0)
-            if share > UNDEFINED:
+            if share > plots.UNDEFINED:
                 found.append(f"{cell.dataset}, {cell.strategy} teacher {cell.teacher}: the second logit is 0 or negative in {share:.1%} of "
                              f"views, where R12 loses its meaning; its mean is {record['rows'][0]['ratio12']:.3f}")
     return found

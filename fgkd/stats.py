@@ -161,7 +161,7 @@ def strength(rho: float) -> str:
 
 
 def described(rho: float, n: int) -> str:
-    """A rho of n teachers in words, with its strength where n is large enough for any order to be significant (5).
+    """A rho of n teachers in words, with its strength from 5 on, of which a perfect order is significant.
 
     >>> described(-0.8, 8), described(0.8, 4), described(math.nan, 2)
     ('-0.80, strong (n = 8)', '+0.80 (n = 4)', 'undefined (n = 2)')
@@ -172,7 +172,9 @@ def described(rho: float, n: int) -> str:
 
 
 def share_interval(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of the share that `hits` of n independent images are a sample of (Wilson 1927); NaN for n = 0.
+    """95 % interval of the share that `hits` of n independent images are a sample of (Wilson 1927).
+
+    NaN for no images.
 
     >>> [round(bound, 3) for bound in share_interval(15, 60)]
     [0.158, 0.372]
@@ -219,9 +221,9 @@ def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def joined(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """The points of all groups, one a teacher: the mean over `seeds` (a number) of its metrics, of ratio12_nonpositive (the share of
-    samples in which R12 has no meaning), and of its student's `accuracy` and `agreement`; and accuracy_sd, the standard deviation of
-    `accuracy` over seeds, NaN for a single one.
+    """The points of all groups, one a teacher: the mean over `seeds` (a number) of its metrics, of
+    ratio12_nonpositive (the share of samples in which R12 has no meaning), and of its student's `accuracy`
+    and `agreement`; and accuracy_sd, the standard deviation of `accuracy` over seeds, NaN for a single one.
 
     A student goes with the teacher of its own seed; ValueError where that one has no metrics.  A metric that is NaN for a seed is NaN.
     """
@@ -229,10 +231,14 @@ def joined(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "teacher", "strategy", "seed"]
     before = [*(name for name, claim in METRICS.items() if not claim.afterwards), "ratio12_nonpositive"]
     rows = students[[*GROUP, "teacher", "seed", "accuracy", "agreement"]].merge(
-        metrics.reindex(columns=[*keys, *before]), on=keys, how="left", validate="many_to_one", indicator=True)
+        metrics.reindex(columns=[*keys, *before]), on=keys, how="left", validate="many_to_one", indicator=True
+    )
     if len(lost := rows[rows._merge == "left_only"]):
         raise ValueError(f"{len(lost)} students have no metrics of their teacher, the first: {lost.iloc[0][GROUP + ['teacher', 'seed']].to_dict()}")
-    teachers, values = rows.groupby([*GROUP, "teacher"], sort=False), ["accuracy", *METRICS, "ratio12_nonpositive"]
+    teachers, values = (
+        rows.groupby([*GROUP, "teacher"], sort=False),
+        ["accuracy", *METRICS, "ratio12_nonpositive"],
+    )
     points = teachers[values].mean().where(teachers[values].count().eq(teachers.size(), axis=0))
     return points.assign(seeds=teachers.size(), accuracy_sd=teachers.accuracy.std()).reset_index()
 
@@ -320,14 +326,14 @@ def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
 
 
 def lacking(correlations: pd.DataFrame) -> str:
-    """Why a table of `correlations` has no rank correlation to read, in one sentence; empty where it has one."""
+    """Why a table of `correlations` has no rho to read, in one sentence; empty where it has one."""
     if not len(correlations):
         return "Not computed yet: no student of any teacher has ended."
     if correlations.rho.notna().any():
         return ""
     if (most := correlations.n.max()) < 3:
         return f"A rank correlation needs three teachers: no group has more than {most} yet."
-    return "No rank correlation is defined: in every group the teachers' students, or their metrics, are all alike."
+    return "No rank correlation is defined: in every group all students, or all teachers' metrics, are alike."
 
 
 def answer(picks: pd.DataFrame) -> str:

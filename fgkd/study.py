@@ -243,19 +243,24 @@ class Study:
     def cell(self, stage: str, dataset: str, teacher: str, strategy: str) -> Cell:
         """A teacher, bank or distill cell of the seed in force.
 
-        strategy: how a cell of students is taught, or the recipe of a teacher's or bank's.  Raises StudyError naming what the study lacks.
+        strategy: how a cell of students is taught, or the recipe of a teacher's or bank's.  Raises StudyError
+        naming what the study lacks.
         """
         if stage == "distill":
             _known(self.datasets, dataset, "data set")
             _known(dict.fromkeys(self.strategies + ("CE",) * self.baseline), strategy, "strategy")
             if (teacher == "none") != (strategy == "CE"):
-                raise StudyError(f"teacher '{teacher}' with strategy '{strategy}': expected CE with teacher none, or another with a teacher")
+                pair = f"teacher '{teacher}' with strategy '{strategy}'"
+                raise StudyError(f"{pair}: expected CE with teacher none, or another strategy with a teacher")
         else:
             self.data(dataset)
-            recipes = self.recipes.keys() - {"student"} if stage == "teacher" else map(RECIPES.get, self.strategies)
+            recipes = (
+                self.recipes.keys() - {"student"} if stage == "teacher" else map(RECIPES.get, self.strategies)
+            )
             _known(dict.fromkeys(sorted(recipes)), strategy, "recipe")
             if (dataset == PRETEXT) != (strategy == PRETEXT):
-                raise StudyError(f"recipe '{strategy}' on data set '{dataset}': recipe pretext and data set pretext go together")
+                pair = f"recipe '{strategy}' on data set '{dataset}'"
+                raise StudyError(f"{pair}: the recipe pretext and the data set pretext go together")
         if teacher != "none" or stage != "distill":
             self.teacher(teacher)
         return Cell(stage, dataset, teacher, strategy, None if self.seed == self.seeds[0] else self.seed)

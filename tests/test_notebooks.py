@@ -48,43 +48,72 @@ def test_its_third_cell_holds_literal_parameters_and_the_fourth_checks_them(note
 
 
 def test_papermill_knows_the_type_the_default_and_the_meaning_of_each_parameter(notebook_file):
-    shown = subprocess.run([sys.executable, "-m", "papermill", "--help-notebook", str(notebook_file)], capture_output=True, text=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "papermill", "--help-notebook", str(notebook_file)],
+        capture_output=True,
+        text=True,
+    )
     assert shown.returncode == 0 and "Unknown type" not in shown.stdout
     for line in nbformat.read(notebook_file, 4).cells[2].source.splitlines():
         name, kind, default, meaning = re.fullmatch(r"(\w+): (\w+) = (\S+)  # (.+)", line).groups()
         assert f"{name}: {kind} (default {default})" in shown.stdout and meaning.split()[0] in shown.stdout
 
 
-@pytest.mark.parametrize("name, given, message", [
-    ("03_teacher", {"recipe": "CALL"}, "recipe 'CALL' is not in the study (did you mean 'CAL'?)"),
-    ("04_ratio12", {"recipe": "FZ"}, "recipe 'FZ' is not in the study"),
-    ("05_distillation", {"strategy": "CAL"}, "strategy 'CAL' is not in the study: expected one of FT, TGDA, CE"),
-    ("05_distillation", {"teacher": "none"}, "teacher 'none' with strategy 'FT': expected CE with teacher none"),
-    ("02_data", {"dataset": "bird"}, "data set 'bird' is not in the study (did you mean 'birds'?)")])
+@pytest.mark.parametrize(
+    "name, given, message",
+    [
+        ("03_teacher", {"recipe": "CALL"}, "recipe 'CALL' is not in the study (did you mean 'CAL'?)"),
+        ("04_ratio12", {"recipe": "FZ"}, "recipe 'FZ' is not in the study"),
+        (
+            "05_distillation",
+            {"strategy": "CAL"},
+            "strategy 'CAL' is not in the study: expected one of FT, TGDA, CE",
+        ),
+        (
+            "05_distillation",
+            {"teacher": "none"},
+            "teacher 'none' with strategy 'FT': expected CE with teacher none",
+        ),
+        ("02_data", {"dataset": "bird"}, "data set 'bird' is not in the study (did you mean 'birds'?)"),
+    ],
+)
 def test_what_the_study_lacks_is_refused_in_the_cell_that_checks_parameters(tmp_path, name, given, message):
     words = [word for pair in given.items() for word in ("-r", *pair)]
     notebook = PROJECT / "notebooks" / f"{name}.ipynb"
-    done = subprocess.run([sys.executable, "-m", "fgkd.execute", str(notebook), str(tmp_path / "out.ipynb"), *words],
-                          env=os.environ | {"FGKD_RUNS": str(tmp_path), "FGKD_WARM": "0"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fgkd.execute", str(notebook), str(tmp_path / "out.ipynb"), *words],
+        env=os.environ | {"FGKD_RUNS": str(tmp_path), "FGKD_WARM": "0"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode != 0 and f"StudyError: {message}" in done.stderr
     assert not (tmp_path / "lesson").exists()
 
 
 def test_classes_that_their_colour_tells_apart_are_not_held_to_be_fine_grained(tmp_path, write_study):
-    """Two classes, of which the mean image is right for every test image; nobody says what their families are."""
+    """Two classes, of which the mean image is right for every test image; nobody says what their families
+    are."""
     for split, number in (("train", 6), ("test", 12)):
         for name, colour in (("blue", (30, 60, 200)), ("red", (200, 60, 30))):
             folder = tmp_path / "photos" / split / name
             folder.mkdir(parents=True)
             for i in range(number):
                 Image.new("RGB", (36, 36), tuple(c + i for c in colour)).save(folder / f"{split}-{i}.png")
-    study, out = write_study({"datasets.photos": {"kind": "folder", "root": "photos"}}), tmp_path / "out.ipynb"
+    study, out = (
+        write_study({"datasets.photos": {"kind": "folder", "root": "photos"}}),
+        tmp_path / "out.ipynb",
+    )
     notebook = PROJECT / "notebooks" / "02_data.ipynb"
-    done = subprocess.run([sys.executable, "-m", "fgkd.execute", str(notebook), str(out), "-r", "study", str(study), "-r", "dataset", "photos"],
-                          env=os.environ | {"FGKD_WARM": "0"}, capture_output=True, text=True)
+    words = [str(notebook), str(out), "-r", "study", str(study), "-r", "dataset", "photos"]
+    done = subprocess.run([sys.executable, "-m", "fgkd.execute", *words], env=os.environ | {"FGKD_WARM": "0"},
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = [o.data.get("text/markdown", "") for c in code(nbformat.read(out, 4)) for o in c.outputs if "data" in o]
-    assert any(text.startswith("**Did not hold.** Nearest mean image: 100.0% of 24 test images") for text in said)
+    said = [
+        o.data.get("text/markdown", "") for c in code(nbformat.read(out, 4)) for o in c.outputs if "data" in o
+    ]
+    assert any(
+        text.startswith("**Did not hold.** Nearest mean image: 100.0% of 24 test images") for text in said
+    )
     assert not any("right family" in text for text in said)
 
 

@@ -174,20 +174,34 @@ family = (psutil.Process(), *psutil.Process().parents()[:3])
 
 
 def execute(folder, *sources, variables):
-    """Run the lines through the command that the engine uses; its end, and the values of the notebook's cells."""
+    """Run the lines through the command that the engine uses; its end, and the values of the notebook's
+    cells."""
     python3 = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
-    nbformat.write(new_notebook(cells=[new_code_cell(s) for s in sources], metadata=python3), folder / "in.ipynb")
-    done = subprocess.run([sys.executable, "-m", "fgkd.execute", "in.ipynb", "out.ipynb"], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(PROJECT)} | variables)
+    nbformat.write(
+        new_notebook(cells=[new_code_cell(s) for s in sources], metadata=python3), folder / "in.ipynb"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "fgkd.execute", "in.ipynb", "out.ipynb"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)} | variables,
+    )
     if done.returncode:
         return done, []
-    return done, [c.outputs[0].data["text/plain"] for c in nbformat.read(folder / "out.ipynb", 4).cells if c.get("outputs")]
+    return done, [
+        c.outputs[0].data["text/plain"]
+        for c in nbformat.read(folder / "out.ipynb", 4).cells
+        if c.get("outputs")
+    ]
 
 
 @pytest.mark.parametrize("warm", ["0", "1"])
 def test_a_notebook_and_its_kernel_listen_on_no_port_warm_or_not(tmp_path, warm):
     loaded = "import sys\n'torch' in sys.modules"
-    done, values = execute(tmp_path, loaded, LISTENING, variables={"FGKD_WARM": warm, "FGKD_EXIT": str(tmp_path / "exit.json")})
+    done, values = execute(
+        tmp_path, loaded, LISTENING, variables={"FGKD_WARM": warm, "FGKD_EXIT": str(tmp_path / "exit.json")}
+    )
     assert done.returncode == 0, done.stderr
     assert values == [str(warm == "1"), "[]"]
     ended = json.loads((tmp_path / "exit.json").read_text())
@@ -199,17 +213,25 @@ def test_a_notebook_and_its_kernel_listen_on_no_port_warm_or_not(tmp_path, warm)
 def test_a_kernel_that_is_a_new_python_ends_with_papermill_too(tmp_path, wait_for):
     write(tmp_path, SLEEP)
     with kernel.warm(os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0"}) as (environment, _):
-        papermill = subprocess.Popen(PAPERMILL, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        papermill = subprocess.Popen(
+            PAPERMILL, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         assert wait_for((tmp_path / "pids").exists)
         started, parent = map(int, (tmp_path / "pids").read_text().split())
-        assert "--kernel" in psutil.Process(started).cmdline() and "--kernel" not in psutil.Process(parent).cmdline()
+        assert (
+            "--kernel" in psutil.Process(started).cmdline()
+            and "--kernel" not in psutil.Process(parent).cmdline()
+        )
         papermill.kill()
         papermill.wait()
         assert wait_for(lambda: not alive(started))
 
 
 def test_a_mistyped_fgkd_warm_is_refused():
-    with pytest.raises(ValueError, match="FGKD_WARM is 'no': expected 1, .* or 0"), kernel.warm(os.environ | {"FGKD_WARM": "no"}):
+    with (
+        pytest.raises(ValueError, match="FGKD_WARM is 'no': expected 1, .* or 0"),
+        kernel.warm(os.environ | {"FGKD_WARM": "no"}),
+    ):
         pass
 
 
@@ -233,9 +255,17 @@ def test_a_notebook_runs_whatever_the_length_of_the_temporary_folders_path(lengt
     assert values == [str(length == 62)] and not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("gpu, slots, seen", [("0", "5,7", ""), ("1", "5,7", "5"), ("1", "", "3"), ("", "5,7", "3")])
+@pytest.mark.parametrize(
+    "gpu, slots, seen", [("0", "5,7", ""), ("1", "5,7", "5"), ("1", "", "3"), ("", "5,7", "3")]
+)
 def test_a_run_sees_the_gpu_of_its_slot_and_none_where_it_asks_for_none(tmp_path, gpu, slots, seen):
-    asked = {"FGKD_GPU": gpu, "FGKD_GPUS": slots, "CUDA_VISIBLE_DEVICES": "3", "FGKD_RUNS": str(tmp_path), "FGKD_WARM": "0"}
+    asked = {
+        "FGKD_GPU": gpu,
+        "FGKD_GPUS": slots,
+        "CUDA_VISIBLE_DEVICES": "3",
+        "FGKD_RUNS": str(tmp_path),
+        "FGKD_WARM": "0",
+    }
     done, values = execute(tmp_path, "import os\nos.environ['CUDA_VISIBLE_DEVICES']", variables=asked)
     assert done.returncode == 0 and values == [repr(seen)]
 

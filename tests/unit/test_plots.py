@@ -22,7 +22,9 @@ def points(strategies=("FT", "TGDA"), *, seed=0, teachers=TEACHERS):
     rng = np.random.default_rng(seed)
     frames = [pd.DataFrame({"dataset": "birds", "student": "small", "strategy": s, "loss": "kd", "teacher": teachers, "accuracy": rng.random(len(teachers))}) for s in strategies]
     table = pd.concat(frames, ignore_index=True)
-    return table.assign(ratio12_nonpositive=0.0, **{name: rng.normal(size=len(table)) for name in metrics.METRICS})
+    return table.assign(
+        ratio12_nonpositive=0.0, **{name: rng.normal(size=len(table)) for name in metrics.METRICS}
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -117,9 +119,18 @@ def test_many_groups_become_a_panel_a_metric(data_sets, panels):
         assert [a.get_title() for a in axes[:3]] == ["R12", "SSP", "TAC"]
 
 
-@pytest.mark.parametrize("ssp", [(0.0003032, 0.0002769, 0.0003042, 0.0002869), (0.0130136, 0.0126395, 0.0248329, 0.0263555), (0.0024729, 0.0035389, 0.0032107, 0.0033944)])
+@pytest.mark.parametrize(
+    "ssp",
+    [
+        (0.0003032, 0.0002769, 0.0003042, 0.0002869),
+        (0.0130136, 0.0126395, 0.0248329, 0.0263555),
+        (0.0024729, 0.0035389, 0.0032107, 0.0033944),
+    ],
+)
 def test_numbers_below_an_axis_do_not_touch(ssp):
-    axis = plots.against(points(("FT",), teachers=TEACHERS[:4]).assign(ssp=ssp), ["ratio12", "ssp", "tac"], TEACHERS[:4]).axes[1]
+    axis = plots.against(
+        points(("FT",), teachers=TEACHERS[:4]).assign(ssp=ssp), ["ratio12", "ssp", "tac"], TEACHERS[:4]
+    ).axes[1]
     axis.figure.draw_without_rendering()
     low, high = axis.get_xlim()
     boxes = [t.label1.get_window_extent() for t in axis.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
@@ -129,15 +140,28 @@ def test_numbers_below_an_axis_do_not_touch(ssp):
 
 @pytest.mark.parametrize("number", [4, 5])
 def test_four_teachers_are_never_called_strong(number):
-    table = points(("FT",), teachers=TEACHERS[:number]).assign(ratio12=range(number), accuracy=np.arange(number) / 10)
+    table = points(("FT",), teachers=TEACHERS[:number]).assign(
+        ratio12=range(number), accuracy=np.arange(number) / 10
+    )
     title = plots.against(table, ["ratio12"], TEACHERS).axes[0].get_title()
     assert ("strong" in title) == (number > 4) and f"(n = {number})" in title
 
 
 @pytest.mark.parametrize("number, warned", [(4, True), (5, False)])
 def test_the_shares_of_strong_groups_say_where_no_order_is_significant(number, warned):
-    rows = [{"dataset": d, "student": "small", "strategy": "FT", "loss": "kd", "metric": "ratio12", "n": number, "rho": 0.8,
-             "strength": "strong"} for d in "ab"]
+    rows = [
+        {
+            "dataset": d,
+            "student": "small",
+            "strategy": "FT",
+            "loss": "kd",
+            "metric": "ratio12",
+            "n": number,
+            "rho": 0.8,
+            "strength": "strong",
+        }
+        for d in "ab"
+    ]
     title = plots.strengths(pd.DataFrame(rows), ["ratio12"], None).axes[0].get_title()
     assert title == (f"of {number} teachers no order is significant, however strong" if warned else "")
 
@@ -147,13 +171,22 @@ def hollow(collection):
 
 
 def test_a_teacher_whose_r12_has_no_meaning_is_hollow_there_and_filled_elsewhere():
-    table = points(("FT", "TGDA"), teachers=["a", "b", "c"]).assign(ratio12_nonpositive=[0, 0.011, 0.01, 0, 0, 0], parameters=[1e6, 2e6, 3e6] * 2)
+    table = points(("FT", "TGDA"), teachers=["a", "b", "c"]).assign(
+        ratio12_nonpositive=[0, 0.011, 0.01, 0, 0, 0], parameters=[1e6, 2e6, 3e6] * 2
+    )
     figure = plots.against(table, ["ratio12", "ssp"], ["a", "b", "c"])
-    assert [[hollow(c) for c in axis.collections] for axis in figure.axes] == [[False, True, False]] + [[False] * 3] * 3
+    assert [[hollow(c) for c in axis.collections] for axis in figure.axes] == [[False, True, False]] + [
+        [False] * 3
+    ] * 3
     order = plots.ranks(table, ["ratio12", "ssp"], ["a", "b", "c"])
-    assert [[line.get_markerfacecolor() == "white" for line in axis.lines] for axis in order.axes] == [[False, True, False]] + [[False] * 3] * 3
+    assert [[line.get_markerfacecolor() == "white" for line in axis.lines] for axis in order.axes] == [
+        [False, True, False]
+    ] + [[False] * 3] * 3
     size = plots.capacity(table, "ratio12", ["a", "b", "c"])
-    assert [[hollow(c) for c in axis.collections] for axis in size.axes] == [[False, True, False], [False] * 3]
+    assert [[hollow(c) for c in axis.collections] for axis in size.axes] == [
+        [False, True, False],
+        [False] * 3,
+    ]
     for drawn in (figure, order, size):
         assert "more than 1% of this teacher's samples" in drawn.get_supxlabel()
     assert not plots.against(table, ["ssp"], ["a", "b", "c"]).get_supxlabel()
@@ -166,6 +199,12 @@ def test_the_marks_of_accuracies_lie_whole_inside_their_axis(number, strategies)
     axis = plots.accuracies(points(strategies, teachers=teachers), teachers).axes[0]
     axis.figure.draw_without_rendering()
     for line in axis.lines:
-        at, reach = axis.transData.transform(line.get_xydata()[0]), line.get_markersize() / 2 * axis.figure.dpi / 72
+        at, reach = (
+            axis.transData.transform(line.get_xydata()[0]),
+            line.get_markersize() / 2 * axis.figure.dpi / 72,
+        )
         assert axis.bbox.x0 <= at[0] - reach and at[0] + reach <= axis.bbox.x1
-    assert len(axis.lines) == number * len(strategies) and axis.bbox.width > 0.8 * len(strategies) * axis.figure.dpi
+    assert (
+        len(axis.lines) == number * len(strategies)
+        and axis.bbox.width > 0.8 * len(strategies) * axis.figure.dpi
+    )

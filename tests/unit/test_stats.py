@@ -587,14 +587,18 @@ def test_what_keeps_a_study_from_being_read_is_said_in_a_sentence():
     none = stats.correlations(student_rows({}, baseline=0.5), metric_rows())
     assert stats.lacking(none) == "Not computed yet: no student of any teacher has ended."
     assert stats.lacking(two) == "A rank correlation needs three teachers: no group has more than 2 yet."
-    assert "all alike" in stats.lacking(alike) and stats.lacking(three) == ""
+    assert "are alike" in stats.lacking(alike) and stats.lacking(three) == ""
 
 
 def test_an_answer_without_students_says_that_there_are_none():
     students = student_rows({}, baseline=0.5)
-    assert stats.answer(stats.picks(stats.joined(students, metric_rows()), students)).startswith("Not computed yet")
+    assert stats.answer(stats.picks(stats.joined(students, metric_rows()), students)).startswith(
+        "Not computed yet"
+    )
     students = student_rows({"a": 0.25, "b": 0.5})
-    found = stats.answer(stats.picks(stats.joined(students, metric_rows(teachers="ab", ratio12=[1, 2])), students))
+    found = stats.answer(
+        stats.picks(stats.joined(students, metric_rows(teachers="ab", ratio12=[1, 2])), students)
+    )
     assert "picked by R12 25.0%" in found and "by the best teacher 50.0%" in found
 
 
@@ -609,6 +613,8 @@ def test_no_images_have_no_share():
 
 
 def test_a_point_says_in_how_many_samples_r12_has_no_meaning():
-    metrics = pd.concat([metric_rows(seed=s).assign(ratio12_nonpositive=share) for s, share in enumerate((0.0, 0.04))])
+    metrics = pd.concat(
+        [metric_rows(seed=s).assign(ratio12_nonpositive=share) for s, share in enumerate((0.0, 0.04))]
+    )
     students = pd.concat([student_rows({"a": 0.3, "b": 0.2, "c": 0.1}, seed=s) for s in (0, 1)])
     assert stats.joined(students, metrics).ratio12_nonpositive.to_list() == [0.02] * 3

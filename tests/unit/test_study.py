@@ -470,9 +470,16 @@ def test_resources_that_cannot_be_are_named(make_study, change, message):
         make_study(change)
 
 
-@pytest.mark.parametrize("cell", [
-    ("teacher", "birds", "resnet", "FT"), ("teacher", "pretext", "byobnet", "pretext"), ("bank", "birds", "resnet", "FT"),
-    ("distill", "birds", "resnet", "FZ"), ("distill", "birds", "none", "CE")])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        ("teacher", "birds", "resnet", "FT"),
+        ("teacher", "pretext", "byobnet", "pretext"),
+        ("bank", "birds", "resnet", "FT"),
+        ("distill", "birds", "resnet", "FZ"),
+        ("distill", "birds", "none", "CE"),
+    ],
+)
 def test_a_cell_of_what_the_study_has_is_made(tiny, cell):
     assert tiny.cell(*cell) == studies.Cell(*cell)
 
@@ -484,19 +491,44 @@ def test_a_teacher_may_be_trained_by_a_recipe_that_no_strategy_uses_and_has_no_b
         study.cell("bank", "birds", "resnet", "FT")
 
 
-@pytest.mark.parametrize("cell, message", [
-    (("distill", "birds", "resnet", "TGDA"), "strategy 'TGDA' is not in the study: expected one of FZ, FT, CE"),
-    (("distill", "bird", "resnet", "FT"), "data set 'bird' is not in the study .did you mean 'birds'"),
-    (("distill", "pretext", "resnet", "FT"), "data set 'pretext' is not in the study: expected one of birds"),
-    (("distill", "birds", "none", "FT"), "teacher 'none' with strategy 'FT': expected CE with teacher none"),
-    (("distill", "birds", "resnet", "CE"), "teacher 'resnet' with strategy 'CE': expected CE with teacher none"),
-    (("distill", "birds", "resnett", "FT"), "teacher 'resnett' is not in the study .did you mean 'resnet'"),
-    (("teacher", "birds", "none", "FT"), "teacher 'none' is not in the study"),
-    (("teacher", "birds", "resnet", "CAL"), "recipe 'CAL' is not in the study.*: expected one of FT, FZ, pretext"),
-    (("teacher", "birds", "resnet", "student"), "recipe 'student' is not in the study"),
-    (("teacher", "birds", "resnet", "pretext"), "recipe 'pretext' on data set 'birds'"),
-    (("teacher", "pretext", "byobnet", "FT"), "recipe 'FT' on data set 'pretext'"),
-    (("bank", "birds", "resnet", "pretext"), "recipe 'pretext' is not in the study: expected one of FT, FZ")])
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        (
+            ("distill", "birds", "resnet", "TGDA"),
+            "strategy 'TGDA' is not in the study: expected one of FZ, FT, CE",
+        ),
+        (("distill", "bird", "resnet", "FT"), "data set 'bird' is not in the study .did you mean 'birds'"),
+        (
+            ("distill", "pretext", "resnet", "FT"),
+            "data set 'pretext' is not in the study: expected one of birds",
+        ),
+        (
+            ("distill", "birds", "none", "FT"),
+            "teacher 'none' with strategy 'FT': expected CE with teacher none",
+        ),
+        (
+            ("distill", "birds", "resnet", "CE"),
+            "teacher 'resnet' with strategy 'CE': expected CE with teacher none",
+        ),
+        (
+            ("distill", "birds", "resnett", "FT"),
+            "teacher 'resnett' is not in the study .did you mean 'resnet'",
+        ),
+        (("teacher", "birds", "none", "FT"), "teacher 'none' is not in the study"),
+        (
+            ("teacher", "birds", "resnet", "CAL"),
+            "recipe 'CAL' is not in the study.*: expected one of FT, FZ, pretext",
+        ),
+        (("teacher", "birds", "resnet", "student"), "recipe 'student' is not in the study"),
+        (("teacher", "birds", "resnet", "pretext"), "recipe 'pretext' on data set 'birds'"),
+        (("teacher", "pretext", "byobnet", "FT"), "recipe 'FT' on data set 'pretext'"),
+        (
+            ("bank", "birds", "resnet", "pretext"),
+            "recipe 'pretext' is not in the study: expected one of FT, FZ",
+        ),
+    ],
+)
 def test_a_cell_of_what_the_study_lacks_is_refused_by_name(tiny, cell, message):
     with pytest.raises(studies.StudyError, match=message):
         tiny.cell(*cell)
