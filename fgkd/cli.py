@@ -22,9 +22,10 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
-from fgkd import cost, datasets, kernel, tables
+from fgkd import cost, datasets, kernel, stats, tables
 from fgkd import study as studies
 from fgkd.states import left, locked, state
 from fgkd.study import PROJECT, Cell, Model, Study, StudyError
@@ -115,9 +116,9 @@ def report(study: Study, options) -> int:
     from fgkd import report as pages
 
     index = pages.build(study, {c: state(study, c) for c in study.cells()})
-    headline = tables.collect(study).get("headline")
-    if headline is not None:
-        print("\n" + headline.round(3).to_string(index=False))
+    frames = tables.collect(study)
+    lacks = stats.lacking(frames.get("correlations", pd.DataFrame()))
+    print("\n" + (lacks or frames["headline"].round(3).to_string(index=False)))
     found = pages.notes(study)
     for note in found[:SHOWN_NOTES]:
         print(f"note: {note}")

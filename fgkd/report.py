@@ -86,7 +86,7 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
     if "headline" in found:
         points = stats.joined(found["students"], records.with_tac(found["metrics"], found["teachers"]))
         found["picks"] = stats.picks(points, found["students"])
-        answer = stats.answer(found["picks"])
+        answer = stats.lacking(found["correlations"]) or stats.answer(found["picks"])
         if len(points):
             choices = stats.choices(points, found["students"])
             found["breakdown"] = stats.breakdown(found["correlations"])
