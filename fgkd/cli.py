@@ -118,6 +118,10 @@ def report(study: Study, options) -> int:
     index = pages.build(study, {c: state(study, c) for c in study.cells()})
     frames = tables.collect(study)
     lacks = stats.lacking(frames.get("correlations", pd.DataFrame()))
+    if "headline" in frames and len(points := stats.joined(frames["students"], tables.with_tac(frames["metrics"], frames["teachers"]))):
+        standings = stats.standings(points, frames["students"], frames["data"])
+        print("\n" + standings.round(4).to_string(index=False, na_rep=""))
+        print("\n" + "\n".join(textwrap.wrap(stats.said(standings, stats.picks(points, frames["students"])), 110)))
     print("\n" + (lacks or frames["headline"].round(3).to_string(index=False)))
     found = pages.notes(study)
     for note in found[:SHOWN_NOTES]:

@@ -86,8 +86,10 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
     if "headline" in found:
         points = stats.joined(found["students"], records.with_tac(found["metrics"], found["teachers"]))
         found["picks"] = stats.picks(points, found["students"])
-        answer = stats.lacking(found["correlations"]) or stats.answer(found["picks"])
+        answer = stats.lacking(found["correlations"])
         if len(points):
+            found["standings"] = stats.standings(points, found["students"], found["data"])
+            answer = f"{stats.said(found['standings'], found['picks'])} {answer}"
             choices = stats.choices(points, found["students"])
             found["breakdown"] = stats.breakdown(found["correlations"])
             found["claims"] = paper.claims(found["correlations"], choices, found["students"])
@@ -103,7 +105,7 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
         study.folder / "report", title="Which teacher should your small model learn from?",
         question=f"{study.name}: {study.question}" if study.question else study.name, answer=answer, headline=headline,
         figures=[(folder / f"{name}.svg", caption) for name, caption in FIGURES.items() if (folder / f"{name}.svg").exists()],
-        tables=found, entries=entries, facts=_facts(study, found), missing=missing, notes=notes(study),
+        standings=found.pop("standings", None), tables=found, entries=entries, facts=_facts(study, found), missing=missing, notes=notes(study),
     )
 
 
@@ -175,6 +177,7 @@ def site(
     facts: Mapping[str, str],
     missing: Sequence[str] = (),
     notes: Sequence[str] = (),
+    standings: pd.DataFrame | None = None,
 ) -> Path:
     """Write the index of a study, its figures and tables, and the page of each run that left a notebook.
 
@@ -182,7 +185,7 @@ def site(
     nothing to see; its table is also written as `tables/headline.csv`. `figures` are (PNG or SVG file, caption). Every table becomes `tables/<name>.csv`.
     Texts are plain; `$...$` in them is a formula. A page is rendered again only where it is older than its notebook or
     than this module. Notebooks that cannot be read get no page and are named beside what is `missing`. `notes` are what a
-    reader should know of the numbers.
+    reader should know of the numbers, `standings` the teachers as of `stats.standings`, shown below the answer.
     Returns the path of index.html.
     """
     out = Path(out)
@@ -199,14 +202,15 @@ def site(
         question=question,
         answer=answer,
         headline_figure=headline and _figure(*headline[:2], out),
-        headline_table=headline and _table("headline", headline[2], out, rows=24, caption=headline[3]),
+        headline_table=headline and _table("headline", *headline[2:], out, rows=24),
         figures=[_figure(path, words, out) for path, words in figures],
-        tables=[_table(name, frame, out, rows=10) for name, frame in tables.items()],
+        tables=[_table(name, frame, None, out, rows=10) for name, frame in tables.items()],
         sections=_sections(entries, pages),
         counts=_counts(entries),
         facts=facts,
         missing=list(missing),
         notes=list(notes),
+        standings=None if standings is None else _table("standings", *_standings(standings), out, rows=24),
         unreadable=[entry.title for entry in entries if pages[entry.href] == "unreadable"],
     )
     _write(out / "index.html", text)
@@ -238,6 +242,14 @@ def _headline(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     shown["metric"] = [METRICS[m].label for m in table["metric"]]
     facts = [f"{words[c]} {value:.3g}" for c, value in same.items()]
     return shown, f"Every metric, means over groups, best first. The same for all: {', '.join(facts)}." if facts else "Every metric, means over groups, best first."
+
+
+def _standings(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The teachers in a reader's words, and a caption."""
+    words = {"teacher": "teacher", "accuracy": "student accuracy", "error": "+- (95 %)", "tied": "as good as the best", "ratio12": "R12", "tac": "TAC", "ssp": "SSP"}
+    shown = table[list(words)].round(4).rename(columns=words)
+    shown["as good as the best"] = [{True: "yes", False: "no"}.get(tied, "") for tied in table.tied]
+    return shown, "Teachers by the accuracy of their students, means over groups; the error counts test images, and seeds where there are several."
 
 
 def _facts(study: Study, found: Mapping[str, pd.DataFrame]) -> dict[str, str]:
@@ -302,7 +314,7 @@ def _figure(path: Path, caption: str, out: Path) -> dict:
     return {"src": f"figures/{quote(path.name)}", "caption": caption, "alt": re.split(r"(?<=[.:;])\s", caption)[0]}
 
 
-def _table(name: str, frame: pd.DataFrame, out: Path, *, rows: int, caption: str | None = None) -> dict:
+def _table(name: str, frame: pd.DataFrame, caption: str | None, out: Path, *, rows: int) -> dict:
     """Write a table as CSV; its first rows as HTML, to four digits."""
     if not re.fullmatch(r"\w[\w .-]*", name):
         raise ValueError(f"table name {name!r} is no file name; use letters, digits, '_', '-', '.' and spaces")

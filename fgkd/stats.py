@@ -291,7 +291,8 @@ def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """One row a group and rule: the accuracy of its pick's student, its regret, and whether it is the best (hit) or among the best three.
 
     A rule is a metric that is known before any student (its best teacher in the claimed direction; ties are shared), 'best', 'random' (all teachers share) and 'no
-    teacher' (the CE baseline, where there is one).  regret: points below the best teacher's student, as a share of 1.
+    teacher' (the CE baseline, where there is one).  teacher: whom it picks, 'a = b' of equal ones, empty where it picks nobody in
+    particular.  regret: points below the best teacher's student, as a share of 1.
     """
     rows = []
     alone = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy.mean()
@@ -302,14 +303,16 @@ def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
         for rule, score in scores.items():
             picked = score == np.fmax.reduce(score)
             share = picked / picked.sum() if picked.any() else picked * math.nan
-            rows.append((*key, rule, share @ reached, best - share @ reached, share @ (reached == best), share @ (reached >= third)))
-        rows.append((*key, "no teacher", baseline, best - baseline, 0.0, 0.0))
-    return pd.DataFrame(rows, columns=[*GROUP, "rule", "accuracy", "regret", "hit", "top3"])
+            names = "" if rule == "random" else " = ".join(group.teacher[picked])
+            rows.append((*key, rule, names, share @ reached, best - share @ reached, share @ (reached == best), share @ (reached >= third)))
+        rows.append((*key, "no teacher", "", baseline, best - baseline, 0.0, 0.0))
+    return pd.DataFrame(rows, columns=[*GROUP, "rule", "teacher", "accuracy", "regret", "hit", "top3"])
 
 
 def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """What choosing gains: one row a rule of `choices`, means over groups, best first; rules that cannot pick in every group are left out.
 
+    teacher: whom it picks most often, with the number of groups where there are several.
     gain_random and gain_tac: accuracy above that of a random teacher's student and of the most accurate teacher's, as a share of 1,
     each with its 95 % interval over data sets (low, high; see `mean_interval`).
     """
@@ -317,12 +320,53 @@ def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     reached = found.pivot(index=GROUP, columns="rule", values="accuracy")
     reached = reached.loc[:, reached.notna().all()]
     table = found[found.rule.isin(reached.columns)].groupby("rule", sort=False)[["accuracy", "regret", "hit", "top3"]].mean()
+    table.insert(0, "teacher", found.groupby("rule").teacher.agg(_most_often))
     blocks = reached.index.get_level_values("dataset")
     for name, rule in {"gain_random": "random", "gain_tac": METRICS["tac"].label}.items():
         gains = reached.sub(reached.get(rule, math.nan), axis=0)
         bounds = [mean_interval(gains[r], blocks) for r in table.index]
         table = table.assign(**{name: gains.mean(), f"{name}_low": [low for low, _ in bounds], f"{name}_high": [high for _, high in bounds]})
     return table.sort_values("accuracy", ascending=False, kind="stable").reset_index()
+
+
+def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
+    """Which teacher, in names: a row a teacher, the best first, then 'no teacher' and 'chance'; means over all groups.
+
+    points: as of `joined`; students: the table of them; data: a row a data set with its `classes` and `test` images.
+    accuracy: of its students; error: half the width of its 95 % interval for other test images, and for other seeds where the study
+    has several: sqrt(sum of p (1 - p) / test images + variance over seeds / seeds) 1.96 / groups.  tied: whether it cannot be told
+    apart from the best: the interval of their difference holds 0, over data sets where there are six (`mean_interval`), else from
+    both errors.  Then R12, TAC, SSP and the share of views in which R12 means nothing.
+    """
+    sizes, groups = data.set_index("dataset"), points[GROUP].drop_duplicates()
+    reached = points.accuracy
+    noise = reached * (1 - reached) / points.dataset.map(sizes.test) + (points.accuracy_sd**2 / points.seeds).fillna(0)
+    per = points.assign(variance=noise).groupby("teacher", sort=False)
+    table = per[["accuracy", "ratio12", "tac", "ssp", "ratio12_nonpositive"]].mean()
+    table.insert(1, "error", 1.959964 * per.variance.sum().pow(0.5) / per.size())
+    table = table.sort_values("accuracy", ascending=False, kind="stable")
+    wide = points.pivot(index=GROUP, columns="teacher", values="accuracy")
+    best = table.index[0]
+    tied = [_tied(wide[best] - wide[name], table.error[[best, name]]) for name in table.index]
+    table.insert(2, "tied", pd.Series(tied, table.index, dtype=object))
+    alone = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy.mean()
+    baseline = groups.merge(alone.rename("alone"), left_on=["dataset", "student"], right_index=True, how="left").alone
+    table.loc["no teacher", "accuracy"] = baseline.mean(skipna=False)
+    table.loc["chance", "accuracy"] = (1 / groups.dataset.map(sizes.classes)).mean()
+    return table.rename_axis("teacher").reset_index().dropna(subset="accuracy")
+
+
+def said(table: pd.DataFrame, picks: pd.DataFrame) -> str:
+    """Which teacher in a few sentences, from `standings` and `picks`: the best, who is not worse, whom each rule picks, what it gains."""
+    teachers, others = table[table.tied.notna()], table[table.tied.isna()].set_index("teacher").accuracy
+    best, tied = teachers.iloc[0], teachers.teacher[1:][teachers.tied[1:].astype(bool)]
+    text = f"The students of {best.teacher} are the most accurate: {best.accuracy:.1%} +- {best.error:.1%}"
+    text += "".join(f", {name} {others[name]:.1%}" for name in ("no teacher", "chance") if name in others) + "."
+    if len(tied):
+        text += f" {_listed(tied)} cannot be told apart from it."
+    named = picks[picks.rule.isin(["R12", "TAC", "SSP"])]
+    text += " " + "; ".join(f"{row.rule} picks {row.teacher}, {row.accuracy:.1%}" for row in named.itertuples()) + "."
+    return f"{text} To pick by TAC takes labelled test images." if "TAC" in set(named.rule) else text
 
 
 def lacking(correlations: pd.DataFrame) -> str:
@@ -392,6 +436,26 @@ def compare(correlations: pd.DataFrame, first: str = "ratio12", others=("ssp", "
         rows.append({"metric": first, "rival": rival, "groups": len(differences), "datasets": sets.nunique(), "difference": differences.mean(),
                      "low": low, "high": high, "p": math.nan if sets.nunique() < 6 else swap_p(differences, sets)})
     return pd.DataFrame(rows).assign(p_holm=lambda table: holm(table.p))
+
+
+def _most_often(names: pd.Series) -> str:
+    """The most frequent name, and in how many of several groups."""
+    counts = names.value_counts()
+    return f"{counts.index[0]} ({counts.iloc[0]} of {len(names)})" if len(names) > 1 and counts.index[0] else counts.index[0]
+
+
+def _tied(differences: pd.Series, errors: pd.Series) -> bool:
+    """Whether the mean of a pair's differences, by group, may be 0."""
+    low, high = mean_interval(differences, differences.index.get_level_values("dataset"))
+    if math.isnan(low):
+        return abs(differences.mean()) <= math.sqrt((errors**2).sum())
+    return low <= 0 <= high
+
+
+def _listed(names) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _pair(x, y) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow"
 PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
 TRAITS = ["pretraining", "norm"]
 TRANSFER = ["logme", "leep", "nce"]
-STAGE_TABLES = {"teachers": "teacher", "metrics": "bank", "students": "distill"}
+STAGE_TABLES = {"data": "data", "teachers": "teacher", "metrics": "bank", "students": "distill"}
 
 
 def write_bytes(file: Path, data: bytes) -> None:

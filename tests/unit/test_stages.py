@@ -44,7 +44,7 @@ def test_the_same_study_in_another_folder_gives_the_same_tables(finished_folder,
     here = stages.everything(study)
     monkeypatch.setenv("FGKD_RUNS", str(finished_folder))
     there = tables.collect(dataclasses.replace(study, name="tiny"))
-    assert here.keys() == there.keys() and len(here) == 6
+    assert here.keys() == there.keys() and len(here) == 7
     for name, frame in here.items():
         pd.testing.assert_frame_equal(frame.drop(columns=TIMES, errors="ignore"), there[name].drop(columns=TIMES, errors="ignore"), check_exact=True)
 
@@ -353,7 +353,7 @@ def test_the_conclusion_writes_every_table_and_its_own_record(finished):
 def test_concluding_twice_writes_the_same_bytes(finished):
     before = {f.name: f.read_bytes() for f in (finished.folder / "tables").iterdir()}
     stages.conclude(finished, "correlation", tables.collect(finished))
-    assert before == {f.name: f.read_bytes() for f in (finished.folder / "tables").iterdir()} and len(before) == 6
+    assert before == {f.name: f.read_bytes() for f in (finished.folder / "tables").iterdir()} and len(before) == 7
 
 
 def test_a_teacher_that_is_not_in_the_study_is_refused_before_anything_is_written(tiny):

@@ -618,3 +618,38 @@ def test_a_point_says_in_how_many_samples_r12_has_no_meaning():
     )
     students = pd.concat([student_rows({"a": 0.3, "b": 0.2, "c": 0.1}, seed=s) for s in (0, 1)])
     assert stats.joined(students, metrics).ratio12_nonpositive.to_list() == [0.02] * 3
+
+
+def standings(accuracies, tests=200, teachers="abc", **columns):
+    """`stats.standings` of students of these accuracies by data set, of a study with a baseline of .2 and 4 classes."""
+    groups = [dict(zip(teachers, values)) for values in accuracies]
+    students = pd.concat([student_rows(group, dataset=f"d{i}", baseline=0.2) for i, group in enumerate(groups)])
+    metrics = pd.concat([metric_rows(f"d{i}", teachers=teachers, **columns) for i in range(len(groups))])
+    data = pd.DataFrame({"dataset": students.dataset.unique(), "classes": 4, "test": tests})
+    points = stats.joined(students, metrics.assign(ratio12_nonpositive=0.0))
+    return stats.standings(points, students, data), stats.picks(points, students)
+
+
+def test_teachers_stand_by_name_with_the_error_of_their_test_images():
+    table, picks = standings([[0.5, 0.4, 0.1]], ratio12=[3, 2, 1], tac=[0.5, 0.9, 0.7], ssp=[1, 2, 3])
+    assert table.teacher.to_list() == ["a", "b", "c", "no teacher", "chance"]
+    assert table.accuracy.to_list() == [0.5, 0.4, 0.1, 0.2, 0.25]
+    assert table.error[:3].to_list() == pytest.approx([1.959964 * (p * (1 - p) / 200) ** 0.5 for p in (0.5, 0.4, 0.1)])
+    assert table.tied[:3].to_list() == [True, False, False]
+    text = stats.said(table, picks)
+    assert text.startswith("The students of a are the most accurate: 50.0% +- 6.9%, no teacher 20.0%, chance 25.0%.")
+    assert "R12 picks c, 10.0%" in text and "TAC picks b, 40.0%" in text and "SSP picks c, 10.0%" in text
+
+
+def test_more_test_images_tell_teachers_apart_and_six_data_sets_by_their_own_differences():
+    few, many = (standings([[0.5, 0.45, 0.1]], tests=n)[0].set_index("teacher").tied for n in (100, 10_000))
+    assert few[["a", "b", "c"]].to_list() == [True, True, False] and many[["a", "b", "c"]].to_list() == [True, False, False]
+    steady, mixed = ([[0.5, 0.5 - d, 0.1] for d in steps] for steps in ([0.01] * 6, [0.05, -0.04, 0.05, -0.04, 0.05, -0.04]))
+    assert standings(steady, tests=100)[0].set_index("teacher").tied[["a", "b"]].to_list() == [True, False]
+    assert standings(mixed, tests=100)[0].set_index("teacher").tied[["a", "b"]].to_list() == [True, True]
+
+
+def test_whom_a_rule_picks_is_named_with_the_number_of_its_groups():
+    _, picks = standings([[0.5, 0.4, 0.1], [0.1, 0.4, 0.2]], ratio12=[1, 2, 3])
+    named = picks.set_index("rule").teacher
+    assert named["R12"] == "a (2 of 2)" and named["best"] == "a (1 of 2)" and named["random"] == ""

@@ -113,7 +113,7 @@ def test_provenance_says_what_a_result_came_from(finished):
 
 def test_a_finished_study_fills_every_table(finished):
     frames = tables.collect(finished)
-    rows = {"teachers": 7, "metrics": 6, "students": 7, "correlations": 2 * len(METRICS), "headline": len(METRICS), "epochs": 12}
+    rows = {"data": 2, "teachers": 7, "metrics": 6, "students": 7, "correlations": 2 * len(METRICS), "headline": len(METRICS), "epochs": 12}
     assert {name: len(frame) for name, frame in frames.items()} == rows
     assert tables.missing(finished) == []
     for name in ("teachers", "metrics", "students"):
@@ -143,7 +143,7 @@ def test_tac_is_that_of_the_strategys_own_teacher(finished):
 def test_a_study_of_two_seeds_has_a_row_for_each_and_one_point_a_teacher(make_study):
     study = make_study({"seed": [0, 1], "strategies": ["FT"], "teachers.byobnet.weights": "none", "recipes.student.epochs": 1})
     frames = stages.everything(study)
-    rows = {"teachers": 6, "metrics": 6, "students": 8, "correlations": len(METRICS), "headline": len(METRICS), "seeds": len(METRICS) + 1, "epochs": 6}
+    rows = {"data": 1, "teachers": 6, "metrics": 6, "students": 8, "correlations": len(METRICS), "headline": len(METRICS), "seeds": len(METRICS) + 1, "epochs": 6}
     assert {name: len(frame) for name, frame in frames.items()} == rows and tables.missing(study) == []
     for name in ("teachers", "metrics", "students", "epochs"):
         assert frames[name].seed.to_list() == sorted(frames[name].seed) and set(frames[name].seed.value_counts()) == {rows[name] // 2}
@@ -163,7 +163,7 @@ def test_missing_names_the_cells_without_a_record(tiny, finished):
     (finished.path(BANK) / "record.json").unlink()
     assert tables.missing(finished) == [BANK.id]
     fresh = dataclasses.replace(tiny, name="fresh")
-    assert len(tables.missing(fresh)) == 7 + 6 + 7
+    assert len(tables.missing(fresh)) == 2 + 7 + 6 + 7
 
 
 @pytest.mark.parametrize("kept", [(), ("teacher",), ("bank",), ("teacher", "bank"), ("distill",), ("bank", "distill")])
