@@ -156,9 +156,9 @@ def names(*, augmented: bool, features: bool) -> tuple[str, ...]:
 
 def _inputs(images: Images, views_seed: int, view: int, only: Tensor | None = None):
     """(index (B,), views (B, 3, S, S), draws (B, 4)) of all images, or of the indices `only`, in order."""
-    drawn = draw_attention(len(images), seed=views_seed, epoch=view)
+    drawn = draw_attention(len(images), seed=views_seed, epoch=view).to(images.device)
     for index, x in batches(images, images.epoch(views_seed, view), only):
-        yield index, x, drawn[index].to(x.device)
+        yield index, x, drawn[index.to(x.device)]
 
 
 def _samples(said: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:

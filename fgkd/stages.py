@@ -267,8 +267,13 @@ def _said(study: Study, cell: Cell, train: training.Images):
         stored = bank(study, *source)[1]
         return lambda x, view, index: stored.answer(view, index), reference
     model, seed = load_teacher(study, *source), study.seed_for("student views", cell.dataset)
-    draws = functools.lru_cache(1)(lambda view: views.draw_attention(len(train), seed=seed, epoch=view))
-    return lambda x, view, index: banks.answer(model, x, draws(view)[index].to(x.device), **study.banked(source[2])), reference
+
+    @functools.lru_cache(1)
+    def draws(view):
+        return views.draw_attention(len(train), seed=seed, epoch=view).to(train.device)
+
+    how = study.banked(source[2])
+    return lambda x, view, index: banks.answer(model, x, draws(view)[index], **how), reference
 
 
 def _transfer(study: Study, cell: Cell, train: training.Images) -> dict[str, float | None]:

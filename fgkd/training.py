@@ -4,12 +4,16 @@ Everything random in a training comes from its seed and the epoch's number.  A t
 started again goes on from its checkpoint and ends, on a CPU, with the very numbers of one that was not; a
 GPU's sums are not the same twice.  It may go on on another device than it began on, from that device's own
 random numbers.
+
+What an epoch needs is sent to the device when it begins.  No step copies anything there or waits for it, but
+for images that its memory cannot hold: a GPU computes while Python prepares the steps to come.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -32,7 +36,8 @@ CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 256
 
 Objective = Callable[[nn.Module, Tensor, int, Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""(model, inputs (B, ...), epoch, index (B,)) -> the model's logits (B, C) and the named parts of the loss, to be added up."""
+"""(model, inputs (B, ...), epoch, index (B,)) -> the model's logits (B, C) and the parts of the loss by name,
+to be added up; all of them, and the index, on the model's device."""
 
 
 def device(name: str) -> torch.device:
@@ -43,45 +48,59 @@ def device(name: str) -> torch.device:
 
 
 class Images:
-    """A split's images as batches of views on a device; kept in its memory where they take at most half of what is free."""
+    """A split's images as batches of views on a device; kept in its memory where they take at most half of
+    what is free, else read from the disk batch by batch.
+
+    indices: the device on which `batch` wants to be told which images: that of the images, or the CPU where
+    they are read from the disk.
+    """
 
     def __init__(self, split: Split, sizes: Views, on: torch.device):
         self.split, self.sizes, self.device = split, sizes, on
         self.labels = torch.from_numpy(split.labels).to(on)
         free = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else 4 * 2**30
         self.resident = torch.from_numpy(np.array(split.images)).to(on) if split.images.nbytes <= free / 2 else None
+        self.indices = torch.device("cpu") if self.resident is None else self.labels.device
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def epoch(self, seed: int, epoch: int) -> views.Views:
-        """The random views of all images in one epoch."""
-        return views.draw(len(self), seed=seed, epoch=epoch, resize=self.sizes.resize, crop=self.sizes.crop)
+        """The random views of all images in one epoch, on the device."""
+        resize, crop = self.sizes.resize, self.sizes.crop
+        return views.draw(len(self), seed=seed, epoch=epoch, resize=resize, crop=crop).to(self.device)
 
     def centre(self) -> views.Views:
-        return views.centre(len(self), resize=self.sizes.resize, crop=self.sizes.crop)
+        """The centre crops of all images, on the device."""
+        return views.centre(len(self), resize=self.sizes.resize, crop=self.sizes.crop).to(self.device)
 
     def batch(self, index: Tensor, seen: views.Views) -> Tensor:
-        """The views `seen` (of all images) of the images `index` (B,): uint8 (B, 3, S, S)."""
+        """The views `seen`, of all images and on the device, of the images `index` (B,): uint8 (B, 3, S, S).
+
+        index may lie on any device; one that does not lie on `indices` is copied there.
+        """
         if self.resident is not None:
             pixels = self.resident[index.to(self.device)]
         else:
-            pixels = torch.from_numpy(self.split.images[index.numpy()]).to(self.device)
-        return views.cut(pixels, seen[index].to(self.device), self.sizes.crop)
+            pixels = torch.from_numpy(self.split.images[index.cpu().numpy()]).to(self.device)
+        return views.cut(pixels, seen[index.to(self.device)], self.sizes.crop)
 
 
-def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tensor, objective: Objective, recipe: Recipe, *,
-        seed: int, checkpoint: Path, title: str = "training", extra: nn.Module | None = None, only: Tensor | None = None) -> list[dict]:
-    """Train `model` in place and return one row an epoch: the mean of each part of the loss, and the training accuracy.
+def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tensor, objective: Objective,
+        recipe: Recipe, *, seed: int, checkpoint: Path, title: str = "training", extra: nn.Module | None = None,
+        only: Tensor | None = None, indices: torch.device | None = None) -> list[dict]:
+    """Train `model` in place and return one row an epoch: the mean of each part of the loss, and the training
+    accuracy.
 
-    inputs: (epoch, index (B,)) -> what the model takes; labels: (N,) on the model's device; checkpoint: file to continue from,
-    written every 30 seconds and left to the caller to delete; extra: weights of the loss itself, trained along; only: indices of the
-    samples to train on, all unless given.
+    inputs: (epoch, index (B,)) -> what the model takes; labels: (N,) on the model's device; checkpoint: file
+    to continue from, written every 30 seconds and left to the caller to delete; extra: weights of the loss
+    itself, trained along; only: indices of the samples to train on, on the CPU, all unless given; indices:
+    the device on which `inputs` gets its index, the labels' unless given.
     Raises FloatingPointError where the loss is no longer finite.
     """
     on = labels.device
     trained = model if extra is None else nn.ModuleList([model, extra])
-    optimizer = _optimizer(trained, recipe)
+    weights, optimizer = [*trained.parameters()], _optimizer(trained, recipe)
     history, begun = _resume(checkpoint, trained, optimizer)
     used = torch.arange(len(labels)) if only is None else only
     steps = math.ceil(len(used) / recipe.batch_size)
@@ -96,17 +115,18 @@ def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tenso
             totals = {name: total.to(on) for name, total in begun["totals"].items()}
             _set_random(begun["random"], on)
             begun = None
-        for step, index in enumerate(order.tensor_split(steps)[first:], first):
+        parted = zip(*(order.to(there).tensor_split(steps) for there in (indices or on, on)), strict=True)
+        for step, (rows, index) in itertools.islice(enumerate(parted), first, None):
             _set_rate(optimizer, recipe, step=epoch * steps + step, steps=steps * recipe.epochs)
-            logits, parts = objective(model, inputs(epoch, index), epoch, index)
+            logits, parts = objective(model, inputs(epoch, rows), epoch, index)
             loss = sum(parts.values())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(trained.parameters(), recipe.clip)
+            nn.utils.clip_grad_norm_(weights, recipe.clip)
             optimizer.step()
             for name, part in parts.items():
                 totals[name] = totals.get(name, 0) + part.detach() * len(index)
-            hits += (logits.detach().argmax(1) == labels[index.to(on)]).sum()
+            hits += (logits.detach().argmax(1) == labels[index]).sum()
             if time.monotonic() - saved > CHECKPOINT_SECONDS and step + 1 < steps:
                 _save(checkpoint, trained, optimizer, history, {"steps": step + 1, "totals": totals, "hits": hits, "random": _random(on)})
                 saved = time.monotonic()
@@ -125,18 +145,22 @@ def cross_entropy(labels: Tensor) -> Objective:
 
     def objective(model, x, epoch, index):
         logits = model(x)
-        return logits, {"ce": F.cross_entropy(logits, labels[index.to(labels.device)])}
+        return logits, {"ce": F.cross_entropy(logits, labels[index])}
 
     return objective
 
 
 def attention(labels: Tensor, seed: int) -> Objective:
-    """What a CAL teacher minimises on a view, its attention crop and its attention drop; seed: of which maps and thresholds."""
-    draws = functools.lru_cache(1)(lambda epoch: views.draw_attention(len(labels), seed=seed, epoch=epoch))
+    """What a CAL teacher minimises on a view, its attention crop and its attention drop; seed: of which maps
+    and thresholds."""
+
+    @functools.lru_cache(1)
+    def draws(epoch):
+        return views.draw_attention(len(labels), seed=seed, epoch=epoch).to(labels.device)
 
     def objective(model, x, epoch, index):
-        y, raw = labels[index.to(labels.device)], model.attend(x)
-        boxes, maps = cal.plan(raw.maps.detach(), draws(epoch)[index].to(x.device), x.shape[-1])
+        y, raw = labels[index], model.attend(x)
+        boxes, maps = cal.plan(raw.maps.detach(), draws(epoch)[index], x.shape[-1])
         augmented = model.attend(torch.cat([views.crop(x, boxes), views.drop(x, maps)]))
         parts = cal.loss(raw.logits, augmented.logits, torch.cat([raw.effects, augmented.effects]), y, raw.features, model.attention.nearest(y))
         model.attention.step(raw.features.detach(), y)
@@ -154,7 +178,7 @@ def distillation(labels: Tensor, teacher: Callable[[Tensor, int, Tensor], dict[s
     """
 
     def objective(model, x, epoch, index):
-        said, y = teacher(x, epoch, index), labels[index.to(labels.device)]
+        said, y = teacher(x, epoch, index), labels[index]
         pooled, logits = model.parts(x) if features else (None, model(x))
         soft = losses.kd(logits, said["logits"], how.temperature)
         parts = {"ce": F.cross_entropy(logits, y), "kd": how.beta * soft}
@@ -163,7 +187,7 @@ def distillation(labels: Tensor, teacher: Callable[[Tensor, int, Tensor], dict[s
             parts |= {"kd": how.beta * soft / 2, "views": how.beta * losses.kd(more, torch.cat([said["crop"], said["drop"]]), how.temperature)}
         if further is not None:
             pair = (pooled, said["features"]) if features else (logits, said["logits"])
-            parts["further"] = further(*pair, y, index.to(x.device))
+            parts["further"] = further(*pair, y, index)
         return logits, parts
 
     return objective
@@ -196,16 +220,20 @@ class Further(nn.Module):
 
 
 @torch.inference_mode()
-def predict(run: Callable[[Tensor], Tensor], images: Images, seen: views.Views | None = None, only: Tensor | None = None) -> Tensor:
-    """What `run`, a model in eval mode or a method of one, says of the images, (N, ...) on the CPU; of all of them, unless `only` some, and
-    through their centre crops unless other views are given."""
-    return torch.cat([run(x).cpu() for _, x in batches(images, images.centre() if seen is None else seen, only)])
+def predict(run: Callable[[Tensor], Tensor], images: Images, seen: views.Views | None = None,
+            only: Tensor | None = None) -> Tensor:
+    """What `run`, a model in eval mode or a method of one, says of the images, (N, ...) on the CPU; of all of
+    them, unless `only` some, and through their centre crops unless other views are given."""
+    seen = images.centre() if seen is None else seen
+    return torch.cat([run(x) for _, x in batches(images, seen, only)]).cpu()
 
 
 def batches(images: Images, seen: views.Views, only: Tensor | None = None):
-    """(index (B,), views (B, 3, S, S)) of all images, or of the indices `only`, in order."""
-    for index in (torch.arange(len(images)) if only is None else only).split(EVAL_BATCH):
-        yield index, images.batch(index, seen)
+    """(index (B,), views (B, 3, S, S)) of all images, or of the indices `only`, in order; each index lies
+    where the images want it."""
+    index = torch.arange(len(images)) if only is None else only
+    for part in index.to(images.indices).split(EVAL_BATCH):
+        yield part, images.batch(part, seen)
 
 
 def features(model: Classifier, images: Images, recipe: Recipe, *, views_seed: int, title: str) -> list[Tensor]:
@@ -221,7 +249,7 @@ def fit_head(model: Classifier, images: Images, features: list[Tensor], recipe: 
     check_head(model, images)
 
     def inputs(epoch, index):
-        return features[epoch % len(features)][index.to(images.device)]
+        return features[epoch % len(features)][index]
 
     return fit(Head(model.head), inputs, images.labels, cross_entropy(images.labels), recipe, **options)
 
@@ -237,7 +265,7 @@ def fit_images(model: Classifier, images: Images, objective: Objective, recipe: 
     def inputs(epoch, index):
         return images.batch(index, seen(epoch if views is None else epoch % views))
 
-    return fit(model, inputs, images.labels, objective, recipe, **options)
+    return fit(model, inputs, images.labels, objective, recipe, indices=images.indices, **options)
 
 
 def accuracy(model: Classifier, images: Images, only: Tensor | None = None) -> tuple[float, Tensor]:
@@ -310,7 +338,8 @@ def _save(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, histor
 
 
 def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[dict], dict | None]:
-    """What `_save` wrote: its history and begun epoch; none where there is no file, or one that cannot be read."""
+    """What `_save` wrote: its history and begun epoch; none where no file is, or one that cannot be read.
+    """
     if not file.exists():
         return [], None
     try:

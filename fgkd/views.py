@@ -9,6 +9,7 @@ box around what it looks at, the *drop* hides what it looks at.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,8 +102,7 @@ def drop_map(attention: Tensor, threshold: Tensor) -> Tensor:
 def drop(images: Tensor, maps: Tensor) -> Tensor:
     """Images without what maps (B, h, w) of `drop_map` mark, ImageNet's mean colour in its place: (B, 3, S, S), 0 to 255 -> fp32."""
     hidden = _upsample(maps.float(), images.shape[-1]) >= 1
-    colour = 255 * torch.tensor(IMAGENET_DEFAULT_MEAN, device=images.device)[:, None, None]
-    return torch.where(hidden[:, None], colour, images.float())
+    return torch.where(hidden[:, None], _mean_colour(images.device), images.float())
 
 
 def centred(boxes: Tensor, size: int) -> Tensor:
@@ -115,6 +115,12 @@ def overlap(boxes: Tensor, truth: Tensor) -> Tensor:
     """Intersection over union of boxes (N, 4) and (N, 4): (N,) in [0, 1]."""
     common = (torch.minimum(boxes[:, 2:], truth[:, 2:]) - torch.maximum(boxes[:, :2], truth[:, :2])).clamp(min=0).prod(1)
     return common / sum((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, truth)).sub(common)
+
+
+@functools.cache
+def _mean_colour(on: torch.device) -> Tensor:
+    """ImageNet's, (3, 1, 1), 0 to 255.  Kept: to send it to a GPU is to wait for its queue."""
+    return 255 * torch.tensor(IMAGENET_DEFAULT_MEAN, device=on)[:, None, None]
 
 
 def _upsample(attention: Tensor, size: int) -> Tensor:

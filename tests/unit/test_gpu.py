@@ -1,9 +1,13 @@
 """What holds on a GPU; `python -m pytest tests/unit/test_gpu.py` on a machine that has one, skipped elsewhere."""
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import trainings
+from torch import nn
 
 from fgkd import losses, models, stages, training
 from fgkd.datasets import Split
@@ -86,3 +90,50 @@ def test_a_training_goes_on_on_another_device_than_it_began_on(tmp_path, monkeyp
     monkeypatch.setattr(training, "_save", save)
     history = train(then)
     assert [row["epoch"] for row in history] == [0, 1, 2] and all(np.isfinite(row["ce"]) for row in history)
+
+
+@pytest.fixture
+def no_waiting():
+    """A context in which it is an error to wait for the GPU, as each copy from the CPU's own memory does."""
+    @contextlib.contextmanager
+    def within():
+        torch.cuda.set_sync_debug_mode("error")
+        yield
+        torch.cuda.set_sync_debug_mode("default")
+
+    yield within()
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_waiting_for_the_gpu_is_seen(no_waiting):
+    total = torch.ones(3, device="cuda").sum()
+    with no_waiting, pytest.raises(RuntimeError, match="synchroniz"):
+        total.item()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", (*trainings.KINDS, *trainings.FURTHER))
+def test_no_step_waits_for_the_gpu(tmp_path, monkeypatch, no_waiting, kind, optimizer):
+    watched = trainings.Steps(no_waiting, monkeypatch)
+    how = Recipe(epochs=2, batch_size=4, lr=1e-4, optimizer=optimizer)
+    history = trainings.train(kind, trainings.network(kind).cuda(), tmp_path / "c", on="cuda", how=how)
+    assert watched.number == 9 and len(history) == 2
+
+
+def test_views_cut_on_a_gpu_are_those_cut_on_a_cpu():
+    index, (cpu, gpu) = torch.tensor([19, 0, 7, 7]), (trainings.images(on) for on in ("cpu", "cuda"))
+    expected = cpu.batch(index, cpu.epoch(3, 1))
+    seen = gpu.epoch(3, 1)
+    assert {t.device.type for t in (seen.top, seen.left, seen.flip)} == {"cuda"}
+    assert torch.equal(gpu.batch(index, seen).cpu(), expected)
+    assert torch.equal(gpu.batch(index.cuda(), seen).cpu(), expected)
+    gpu.resident, gpu.indices = None, index.device
+    assert torch.equal(gpu.batch(index, seen).cpu(), expected)
+
+
+def test_images_that_do_not_fit_its_memory_train_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda on: (1000, 1000))
+    seen = trainings.images("cuda")
+    assert seen.resident is None
+    history = trainings.train("CE", trainings.network("CE").cuda(), tmp_path / "c", on="cuda", seen=seen)
+    assert len(history) == 3 and all(np.isfinite(row["ce"]) for row in history)

@@ -5,10 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import trainings
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from fgkd import models, training, views
+from fgkd import cal, models, training, views
 from fgkd.datasets import Split
 from fgkd.study import Distillation, Model, Recipe, StudyError, Views
 
@@ -94,6 +97,168 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_training_begins_anew(
     checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
     assert fit(network(), x, labels, checkpoint) == expected
     assert "checkpoint 'checkpoint.pt' cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", trainings.KINDS)
+@pytest.mark.fault("a training killed")
+def test_a_training_equals_a_plain_loop_whether_or_not_it_is_killed(checkpoint, tmp_path, monkeypatch, kind):
+    """To the last bit: where indices, views, labels and answers lie changes nothing."""
+    whole, resumed, plain = (trainings.network(kind) for _ in range(3))
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 30)
+    history = trainings.train(kind, whole, tmp_path / "other.pt")
+    assert history == plainly(kind, plain)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    save, saved = training._save, []
+
+    def killed(*given):
+        save(*given)
+        saved.append(given[4:])
+        if len(saved) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainings.train(kind, trainings.network(kind), checkpoint)
+    assert saved[-1][0]["steps"] == 2  # of the four of the second epoch
+    assert trainings.train(kind, resumed, checkpoint) == history
+    for other in (resumed, plain):
+        assert all(map(torch.equal, whole.state_dict().values(), other.state_dict().values()))
+
+
+def plainly(kind, net):
+    """What `trainings.train` does, in a loop that slices, looks up and draws batch by batch."""
+    pixels, labels = torch.from_numpy(np.array(trainings.images("cpu").split.images)), torch.arange(20) % 4
+    bank = {name: torch.from_numpy(array) for name, array in trainings.stored().items()}
+    recipe, history, last = trainings.recipe(kind), [], net
+    frozen = [net.eval().parts(cut(pixels, epoch))[0].detach() for epoch in range(2)] if kind == "FZ" else []
+    if kind == "FZ":
+        last = net.head
+    weights = [*last.parameters()]
+    groups = [{"params": [w for w in weights if w.ndim > 1], "weight_decay": recipe.weight_decay},
+              {"params": [w for w in weights if w.ndim == 1], "weight_decay": 0}]
+    sgd = recipe.optimizer == "sgd"
+    optimizer = torch.optim.SGD(groups, lr=1, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=1)
+    net.train(kind != "FZ")
+    for epoch in range(3):
+        torch.manual_seed(trainings.SEED + epoch)
+        order = np.random.default_rng([trainings.SEED, epoch]).permutation(20)
+        sums, hits = {}, 0
+        for number, index in enumerate(np.array_split(order, 4), 4 * epoch):
+            fallen = 1e-5 + (0.02 - 1e-5) * (1 + math.cos(math.pi * (number - 2) / 10)) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = 0.02 * (number + 1) / 2 if number < 2 else fallen
+            said = {name: array[epoch % 2, index] for name, array in bank.items()}
+            if kind == "FZ":
+                logits = net.head(frozen[epoch % 2][index])
+                parts = {"ce": F.cross_entropy(logits, labels[index])}
+            else:
+                logits, parts = loss(kind, net, cut(pixels, epoch)[index], labels[index], said, epoch, index)
+            optimizer.zero_grad()
+            sum(parts.values()).backward()
+            nn.utils.clip_grad_norm_(weights, 1)
+            optimizer.step()
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0) + part.detach() * len(index)
+            hits += (logits.argmax(1) == labels[index]).sum().item()
+        means = {name: total.item() / 20 for name, total in sums.items()}
+        history.append({"epoch": epoch} | means | {"train_accuracy": hits / 20})
+    return history
+
+
+def cut(pixels, epoch):
+    """The views of all images in an epoch, one after the other."""
+    seen, found = views.draw(20, seed=trainings.VIEWS_SEED, epoch=epoch, resize=72, crop=64), []
+    for image, top, left, flip in zip(pixels, seen.top, seen.left, seen.flip, strict=True):
+        view = image[top : top + 64, left : left + 64]
+        found.append(view.flip(1) if flip else view)
+    return torch.stack(found).permute(0, 3, 1, 2)
+
+
+def loss(kind, net, x, y, said, epoch, index):
+    """A batch's logits and the parts of its loss, by the formulas of the papers."""
+    if kind == "CAL":
+        raw, drawn = net.attend(x), views.draw_attention(20, seed=trainings.SEED, epoch=epoch)[index]
+        boxes, maps = cal.plan(raw.maps.detach(), drawn, 64)
+        more = net.attend(torch.cat([views.crop(x, boxes), views.drop(x, maps)]))
+        effects = torch.cat([raw.effects, more.effects])
+        parts = cal.loss(raw.logits, more.logits, effects, y, raw.features, net.attention.nearest(y))
+        net.attention.step(raw.features.detach(), y)
+        return raw.logits, parts
+    logits = net(x)
+    parts = {"ce": F.cross_entropy(logits, y)}
+    if kind != "CE":
+        parts["kd"] = 10 * soft(logits, said["logits"])
+    if kind == "TGDA":
+        more = net(torch.cat([views.crop(x, said["boxes"]), views.drop(x, said["maps"])]))
+        parts["kd"] = parts["kd"] / 2
+        parts["views"] = 10 * soft(more, torch.cat([said["crop"], said["drop"]]))
+    return logits, parts
+
+
+def soft(student, teacher):
+    """KD at temperature 2."""
+    pair = F.log_softmax(student / 2, 1), F.log_softmax(teacher.float() / 2, 1)
+    return 4 * F.kl_div(*pair, reduction="batchmean", log_target=True)
+
+
+class Host(TorchDispatchMode):
+    """Notes each operation that reads or writes a tensor of the CPU, or makes one of Python's numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.operations = [], 0
+
+    def __torch_dispatch__(self, operation, types, given=(), named=None):
+        found = operation(*given, **(named or {}))
+        tensors = [leaf for leaf in tree_leaves((given, named, found)) if isinstance(leaf, torch.Tensor)]
+        self.operations += 1
+        if "lift_fresh" in str(operation) or any(tensor.device == CPU for tensor in tensors):
+            self.seen.append(str(operation))
+        return found
+
+
+@pytest.mark.parametrize("kind", (*trainings.KINDS, *trainings.FURTHER))
+def test_no_step_touches_the_memory_of_the_cpu(tmp_path, monkeypatch, kind):
+    """On PyTorch's device without memory: what lies there is on no CPU, and cannot be asked for its values.
+
+    A training ends there with its first epoch, whose losses are asked for.
+    """
+    host, how, autocast = Host(), Recipe(epochs=3, batch_size=5), torch.autocast
+    watched = trainings.Steps(host, monkeypatch)
+    # That device has no autocast, and a check of the head that looks at values.
+    monkeypatch.setattr(torch, "autocast", lambda kind, *dtype, enabled: autocast("cuda", enabled=False))
+    monkeypatch.setattr(training, "check_head", lambda model, images: None)
+    with pytest.raises((RuntimeError, NotImplementedError), match="item.*meta|meta.*item"):
+        trainings.train(kind, trainings.network(kind).to("meta"), tmp_path / "c", on="meta", how=how)
+    assert host.seen == [] and watched.number == 3 and host.operations > 20
+
+
+def on_disk(on):
+    """The images of `trainings.images`, that seem to fit no memory."""
+    split = trainings.images("cpu").split
+    huge = Split(split.images.view(Huge), split.labels, split.names)
+    return training.Images(huge, trainings.SIZES, torch.device(on))
+
+
+def test_images_on_the_disk_are_found_by_indices_on_the_cpu(tmp_path, monkeypatch):
+    """And the rest of the step by those on the device."""
+    seen, huge = trainings.images("meta"), on_disk("meta")
+    assert huge.resident is None and (huge.indices, seen.indices) == (CPU, torch.device("meta"))
+    host = Host()
+    trainings.Steps(host, monkeypatch)
+    with pytest.raises((RuntimeError, NotImplementedError), match="item.*meta|meta.*item"):
+        trainings.train("CE", trainings.network("CE").to("meta"), tmp_path / "c", on="meta", seen=huge)
+    copied = [name for name in host.seen if "_to_copy" in name]
+    assert len(copied) == 2 * 2  # of the two steps watched: the pixels, and where their views are
+
+
+def test_images_on_the_disk_train_as_those_in_memory_do(tmp_path):
+    nets, sources = [trainings.network("CE") for _ in range(2)], (trainings.images("cpu"), on_disk("cpu"))
+    assert [seen.resident is None for seen in sources] == [False, True]
+    histories = [trainings.train("CE", net, tmp_path / "c", seen=seen)
+                 for net, seen in zip(nets, sources, strict=True)]
+    assert histories[0] == histories[1]
+    assert all(map(torch.equal, nets[0].state_dict().values(), nets[1].state_dict().values()))
 
 
 def test_a_killed_training_goes_on_in_the_middle_of_an_epoch(checkpoint, tmp_path):

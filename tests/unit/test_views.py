@@ -80,3 +80,16 @@ def test_the_order_of_a_batch_does_not_change_an_images_view(images):
 
 def test_a_batch_of_views_is_channels_last(images):
     assert views.cut(images, draw(40), 32).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_colour_of_a_drop_is_imagenets_wherever_it_was_first_asked_for(images):
+    """It is kept: also where that was under inference mode, whose tensors no gradient may pass."""
+    views._mean_colour.cache_clear()
+    pixels, everywhere = images.permute(0, 3, 1, 2).float(), torch.full((40, 4, 4), 2.0).half()
+    with torch.inference_mode():
+        seen = views.drop(pixels, everywhere)
+    torch.testing.assert_close(seen[7, :, 3, 5], 255 * torch.tensor([0.485, 0.456, 0.406]))
+    pixels.requires_grad_()
+    again = views.drop(pixels, everywhere)
+    again.sum().backward()
+    assert torch.equal(again, seen) and not pixels.grad.any()

@@ -1,0 +1,108 @@
+"""A small training of each kind on any device, for tests of what its steps compute and where."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from fgkd import bank, cal, models, training
+from fgkd.datasets import Split
+from fgkd.study import Distillation, Loss, Model, Recipe, Views
+
+KINDS = ("CE", "KD", "TGDA", "CAL", "FZ")
+FURTHER = ("dkd", "rkd", "pkt", "hint", "crd")
+SIZES = Views(resize=72, crop=64)         # the network maps it to 2 x 2 places, for CAL to choose from
+N, CLASSES, STORED, KEPT = 20, 4, 2, 2    # images, classes, views of the bank, views of FZ
+RECIPE = Recipe(epochs=3, batch_size=5, lr=0.02, weight_decay=0.1, warmup_steps=2)
+SEED, VIEWS_SEED = 2, 7                   # of the order and whatever else a step draws, and of the views
+
+
+def images(on):
+    """Random pixels, the same each time."""
+    pixels = np.random.default_rng(1).integers(0, 256, (N, 72, 72, 3), dtype=np.uint8)
+    return training.Images(Split(pixels, np.arange(N) % CLASSES, ("",) * N), SIZES, torch.device(on))
+
+
+def stored():
+    """What a CAL teacher might have said: the arrays of a bank of two views."""
+    rng = np.random.default_rng(3)
+    low, size = rng.integers(0, 32, (STORED, N, 2)), rng.integers(16, 32, (STORED, N, 2))
+    shape = (STORED, N, CLASSES)
+    said = {name: rng.normal(size=shape).astype(np.float16) for name in ("logits", "crop", "drop")}
+    maps = rng.uniform(0, 2, (STORED, N, 4, 4)).astype(np.float16)
+    return said | {"boxes": np.concatenate([low, low + size], 2).astype(np.int16), "maps": maps}
+
+
+def network(kind):
+    """The network before its training, on the CPU."""
+    net = models.build(Model("x", "test_byobnet"), CLASSES, crop=SIZES.crop, seed=0)
+    if kind != "CAL":
+        return net
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return cal.CAL(net.net, CLASSES, 3)
+
+
+def recipe(kind):
+    """Students learn by AdamW, teachers by SGD."""
+    if kind in ("CE", "CAL", "FZ"):
+        return RECIPE
+    return dataclasses.replace(RECIPE, optimizer="adamw")
+
+
+def train(kind, model, checkpoint, *, on="cpu", seen=None, how=None):
+    """Train `model`, which lies on the device `on`, as `kind` says; returns the history.
+
+    kind: one of KINDS, or one of FURTHER, a loss on logits beside KD; seen: the images, all in memory unless
+    given; how: the recipe, that of the kind unless given.
+    """
+    seen, how = images(on) if seen is None else seen, how or recipe(kind)
+    options = {"seed": SEED, "checkpoint": checkpoint}
+    if kind == "FZ":
+        features = training.features(model, seen, Recipe(epochs=KEPT), views_seed=VIEWS_SEED, title="FZ")
+        return training.fit_head(model, seen, features, how, **options)
+    match kind:
+        case "CE":
+            objective = training.cross_entropy(seen.labels)
+        case "CAL":
+            objective = training.attention(seen.labels, SEED)
+        case _:
+            objective, options["extra"] = _student(kind, seen.labels)
+    return training.fit_images(model, seen, objective, how, views_seed=VIEWS_SEED, **options)
+
+
+def _student(kind, labels):
+    """The objective of a student of the stored bank, and the module of its further loss, if any."""
+    teacher, further = bank.Bank(stored(), labels.device), None
+    if kind in FURTHER:
+        spec = Loss(kind, loss=kind, options={"dkd": {"alpha": 1, "beta": 8, "temperature": 4}}.get(kind, {}))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            further = training.Further(spec, CLASSES, CLASSES, torch.arange(N) % CLASSES).to(labels.device)
+
+    def said(x, epoch, index):
+        return teacher.answer(epoch, index)
+
+    how = Distillation(temperature=2, beta=10)
+    return training.distillation(labels, said, how, augmented=kind == "TGDA", further=further), further
+
+
+class Steps:
+    """Enters a context at the beginning of the second step of a training, and leaves it at the beginning of
+    the last one of its first epoch: around whole steps, once all is there that is made but once.
+
+    number: of the last step that has begun.
+    """
+
+    def __init__(self, context, monkeypatch):
+        self.context, self.number, plain = context, 0, training._set_rate
+
+        def begin(optimizer, how, *, step, steps):
+            if step == 1:
+                context.__enter__()
+            if step == steps // how.epochs - 1:
+                context.__exit__(None, None, None)
+            self.number = max(self.number, step)
+            plain(optimizer, how, step=step, steps=steps)
+
+        monkeypatch.setattr(training, "_set_rate", begin)
