@@ -305,7 +305,7 @@ def check_head(model: Classifier, images: Images) -> None:
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD or AdamW over the weights to be trained.
+    """SGD or AdamW over the weights to be trained, on a GPU in one kernel for many weights.
 
     Biases, other weights of one dimension (norms, scales) and what the network itself exempts are not
     decayed, as in timm's `create_optimizer`, which the released code of arXiv 2605.15689 calls.
@@ -313,9 +313,10 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parts = [(place, module) for place, module in model.named_modules() if isinstance(module, Classifier)]
     exempt = {f"{place}.{name}".lstrip(".") for place, module in parts for name in module.no_weight_decay()}
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
+    fused = next(model.parameters()).is_cuda or None
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.lr)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, *, step: int, steps: int) -> None:
@@ -339,6 +340,8 @@ def _save(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, histor
 
 def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[dict], dict | None]:
     """What `_save` wrote: its history and begun epoch; none where no file is, or one that cannot be read.
+
+    How the optimizer computes is this device's affair, not that of the one that wrote the file.
     """
     if not file.exists():
         return [], None
@@ -348,6 +351,8 @@ def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> t
         print(f"checkpoint '{file.name}' cannot be read ({type(error).__name__}): the training begins anew")
         return [], None
     model.load_state_dict(state["model"])
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = optimizer.defaults["fused"]
     optimizer.load_state_dict(state["optimizer"])
     return state["history"], state["begun"]
 

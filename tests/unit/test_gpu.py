@@ -137,3 +137,29 @@ def test_images_that_do_not_fit_its_memory_train_on_a_gpu(tmp_path, monkeypatch)
     assert seen.resident is None
     history = trainings.train("CE", trainings.network("CE").cuda(), tmp_path / "c", on="cuda", seen=seen)
     assert len(history) == 3 and all(np.isfinite(row["ce"]) for row in history)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_gpus_one_kernel_for_all_weights_moves_them_as_a_cpu_does(tmp_path, optimizer):
+    found, recipe = [], Recipe(epochs=4, batch_size=8, optimizer=optimizer, lr=0.01, weight_decay=0.1)
+    for on in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).to(on)
+        x, labels = torch.randn(24, 6).to(on), (torch.arange(24) % 3).to(on)
+        fused = {group["fused"] for group in training._optimizer(net, recipe).param_groups}
+        options, objective = {"seed": 1, "checkpoint": tmp_path / "c"}, training.cross_entropy(labels)
+        training.fit(net, lambda epoch, index: x[index], labels, objective, recipe, **options)
+        found.append((fused, [weight.detach().cpu() for weight in net.parameters()]))
+    assert [fused for fused, _ in found] == [{None}, {True}]
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_cpus_checkpoint_is_continued_in_one_kernel(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    recipe, net = trainings.recipe("KD"), trainings.network("KD")
+    trainings.train("KD", net, tmp_path / "c", how=recipe)
+    optimizer = training._optimizer(net.cuda(), recipe)
+    history, begun = training._resume(tmp_path / "c", net, optimizer)
+    assert len(history) == 3 and begun is None
+    assert {group["fused"] for group in optimizer.param_groups} == {True}
+    assert all(state["step"].is_cuda and state["step"] == 12 for state in optimizer.state.values())

@@ -261,6 +261,21 @@ def test_images_on_the_disk_train_as_those_in_memory_do(tmp_path):
     assert all(map(torch.equal, nets[0].state_dict().values(), nets[1].state_dict().values()))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_gpus_checkpoint_leaves_its_kind_of_optimizer_behind(checkpoint, optimizer):
+    """On a GPU one kernel updates all weights; what it wrote says so, and must not hold on a CPU."""
+    x, labels = points()
+    net, how = network(), Recipe(optimizer=optimizer)
+    fit(net, x, labels, checkpoint, optimizer=optimizer)
+    state = torch.load(checkpoint, weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = True
+    torch.save(state, checkpoint)
+    found = training._optimizer(net, how)
+    training._resume(checkpoint, net, found)
+    assert {group["fused"] for group in found.param_groups} == {None}
+
+
 def test_a_killed_training_goes_on_in_the_middle_of_an_epoch(checkpoint, tmp_path):
     x, labels = points()
     whole, calls = [], []
