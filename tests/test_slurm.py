@@ -138,3 +138,16 @@ def test_smoke_on_a_cluster_that_loses_a_job_ends_with_the_tables_of_this_machin
         tables = [pd.read_csv(tmp_path / run / "smoke" / "tables" / f"{name}.csv").drop(columns=["commit", "seconds", "peak_memory_mb"], errors="ignore") for run in ("here", "there")]
         pd.testing.assert_frame_equal(*tables, check_exact=True)
     print(f"{len(seen)} Slurm jobs, of which {killed} was killed; exit status of that run {there.returncode}")
+
+
+def test_a_study_for_gpus_reaches_its_first_job_from_a_node_that_has_none(slurm, tmp_path):
+    """Data, introduction and conclusions run on the node that starts it; a teacher's job alone misses its GPU."""
+    text = (PROJECT / "runs" / "smoke.yaml").read_text()
+    small = text.replace("strategies: [FZ, FT, CAL, TGDA]", "strategies: [FT]").replace("[TGDA]", "[FT]")
+    (tmp_path / "far.yaml").write_text("device: cuda\n" + small)
+    words = [sys.executable, "-m", "fgkd.cli", "run", str(tmp_path / "far.yaml"), "--profile", "profiles/slurm"]
+    done = subprocess.run(words, cwd=PROJECT, env=slurm | {"FGKD_RUNS": str(tmp_path)}, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 1 and "failed: teacher/pretext/pretext/byobnet" in done.stderr
+    assert "device is 'cuda', but PyTorch sees no GPU" in done.stderr
+    assert {f.relative_to(tmp_path / "far").parts[0] for f in tmp_path.rglob("result.json")} == {"data"}
+    assert list((tmp_path / "far" / ".snakemake" / "slurm_logs").rglob("*.log"))
