@@ -98,9 +98,9 @@ def write(folder: Path, teacher: Classifier, images: Images, *, views: int, view
             said = {name: torch.cat([s[name] for s in said]) for name in said[0]}
             samples = {f"samples/{name}": value for name, value in _samples(said, images.labels).items()}
             for name, value in samples.items():
-                sizes[name] = _append(partial / f"{name}.npy", value, views, view)
+                sizes[name] = append(partial / f"{name}.npy", value, views, view)
             for name, value in said.items() if view < stored else ():
-                sizes[name] = _append(partial / f"{name}.npy", _stored(value), stored, view)
+                sizes[name] = append(partial / f"{name}.npy", _stored(value), stored, view)
             tables.write_json(partial / MANIFEST, {"given": given, "whole": view + 1, "bytes": sizes})
     except ValueError:
         shutil.rmtree(partial)
@@ -193,7 +193,7 @@ def _begun(partial: Path, given: dict) -> tuple[int, dict[str, int]]:
     return 0, {}
 
 
-def _append(file: Path, value: Tensor, number: int, view: int) -> int:
+def append(file: Path, value: Tensor, number: int, view: int) -> int:
     """Add a view's rows (N, ...) to an .npy file (number, N, ...), down to the disk; returns its bytes."""
     array = value.cpu().numpy()
     try:

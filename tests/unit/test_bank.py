@@ -143,8 +143,8 @@ def kill_at(monkeypatch, module, function, call):
 
 
 @pytest.mark.parametrize("function, call, whole", [
-    ("batches", 1, 0), ("batches", 3, 2), ("_append", 1, 0), ("_append", 2 * 20 + 7, 2),
-    ("_append", 2 * 20 + 19, 2), ("_summaries", 1, 5)],
+    ("batches", 1, 0), ("batches", 3, 2), ("append", 1, 0), ("append", 2 * 20 + 7, 2),
+    ("append", 2 * 20 + 19, 2), ("_summaries", 1, 5)],
     ids=["at once", "in a pass", "first array", "samples", "arrays", "after the last view"])
 @pytest.mark.fault("a bank killed half way")
 def test_a_bank_that_is_killed_goes_on_after_its_last_whole_view(
