@@ -55,11 +55,11 @@ def passes(study: Study, cell: Cell) -> Work:
     match cell.stage:
         case "teacher":
             how, seen = study.recipe(cell.strategy, teacher), 3 if cell.strategy == "CAL" else 1
-            trained, held = _searched(how, train)
+            trained, held = _trained(how, train)
             if cell.strategy == "FZ":
                 work[teacher.model, "forward"] = train * min(how.views or how.epochs, how.epochs)
             else:
-                work[teacher.model, "train"] = trained * how.epochs * seen
+                work[teacher.model, "train"] = trained * seen
             work[teacher.model, "forward"] += test * seen**2 + held * (8 if cell.strategy == "CAL" else 1)
             if teacher.weights != "none" and cell.strategy != PRETEXT:
                 work[teacher.model, "forward"] += train
@@ -68,11 +68,11 @@ def passes(study: Study, cell: Cell) -> Work:
         case "student":
             student = study.student(cell.student)
             how = study.recipe("student", student)
-            trained, held = _searched(how, train)
-            work[student.model, "train"] += trained * how.epochs * (3 if cell.strategy == "TGDA" else 1)
+            trained, held = _trained(how, train)
+            work[student.model, "train"] += trained * (3 if cell.strategy == "TGDA" else 1)
             work[student.model, "forward"] += test + held
             if study.online and teacher:
-                work[teacher.model, "forward"] += trained * how.epochs * _answers(study, RECIPES[cell.strategy])
+                work[teacher.model, "forward"] += trained * _answers(study, RECIPES[cell.strategy])
         case "distill":
             work = sum((passes(study, part) for part in study.students_of(cell)), work)
     return work
@@ -126,11 +126,12 @@ def given_rates(text: str, study: Study) -> tuple[Rates, str]:
     return {(model, kind): _rate(rate, "--images-per-second") for model in models for kind in KINDS}, f"a device of {text} images a second"
 
 
-def _searched(how: Recipe, train: int) -> tuple[int, int]:
-    """Images that all trainings of one model take an epoch, its search for a learning rate included, and that this search tests on."""
+def _trained(how: Recipe, train: int) -> tuple[int, int]:
+    """Images that pass through one model in all epochs of its trainings, the search for its learning rate
+    included, and images that this search tests on."""
     candidates, held = len(how.rates) if len(how.rates) > 1 else 0, round(train / 5)
-    share = (how.search_epochs or how.epochs) / how.epochs
-    return train + round(candidates * (train - held) * share), candidates * held
+    search = candidates * (train - held) * (how.search_epochs or how.epochs)
+    return train * how.epochs + search, candidates * held
 
 
 def _answers(study: Study, recipe: str) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fgkd import cli, cost, models, stages, tables
-from fgkd.study import Cell, StudyError
+from fgkd.study import PROJECT, Cell, StudyError, load
 
 ALL = {"strategies": ["FZ", "FT", "CAL", "TGDA"], "recipes.CAL": {"epochs": 1, "batch_size": 12, "lr": 0.01, "maps": 2},
        "losses": {"pkt": {"strategies": ["TGDA"]}}, "teachers": {"byobnet": {"model": "test_byobnet.r160_in1k", "weights": "pretext"}}}
@@ -99,3 +99,20 @@ def test_a_plan_without_any_throughput_shows_images_and_no_hours(tiny, capsys):
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if line.startswith("test_resnet")).split()
     assert row == ["test_resnet", "48", "152", "-", "/", "-", "-", "-"] and "no throughput is known of these" in shown and "time of" not in shown
+
+
+@pytest.mark.parametrize("card, gigabytes", [("rtx3090", 936), ("h100", 3350), ("h200", 4800)])
+def test_a_card_s_file_names_all_of_the_paper_s_networks_but_van_and_is_the_published_one_by_its_memory(card, gigabytes):
+    folder, study = PROJECT / "benchmarks", load("paper-fast")
+    published, rates = (cost.given_rates(str(folder / f"{name}.yaml"), study)[0] for name in ("rtx3090", card))
+    networks = {model.model for model in (*study.teachers.values(), *study.students.values())}
+    assert {model for model, _ in rates} == networks - {"van_b3"} and len(rates) == 2 * (len(networks) - 1)
+    assert rates == {key: pytest.approx(rate * gigabytes / 936, rel=0.005) for key, rate in published.items()}
+
+
+def test_a_search_at_a_fifth_of_the_epochs_takes_a_fifth_of_its_passes(make_study):
+    how = {"epochs": 10, "lr": [0.1, 0.01], "batch_size": 8}
+    whole = make_study({"recipes.FT": how})
+    fifth = make_study({"recipes.FT": how | {"search_epochs": 2}})
+    images = [cost.passes(s, Cell("teacher", "birds", "resnet", "FT"))["test_resnet", "train"] for s in (whole, fifth)]
+    assert images == [10 * 24 + 10 * 2 * 19, 10 * 24 + 2 * 2 * 19]
