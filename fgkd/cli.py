@@ -5,6 +5,8 @@
     fgkd status runs/demo.yaml      done, running, failed, waiting; seconds; where each log is
     fgkd report runs/demo.yaml      build the report anew from what there is
     fgkd data cub                   fetch, check and cache one of the paper's data sets; --list shows the eight
+    fgkd bank runs/demo.yaml        compare the banks that lie on disk with what their teachers say now
+    fgkd bench                      what distillation costs beside its alternatives, measured here
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from fgkd.study import PROJECT, Cell, Model, Study, StudyError
 
 POLL_SECONDS = 0.5
 SHOWN_NOTES = 3
+BANK_NOISE = 0.02  # of the largest logit: what another machine or device may differ by
 
 
 def main(words: list[str] | None = None) -> int:
@@ -147,6 +150,28 @@ def data(_, options) -> int:
         raise StudyError("interrupted: what was fetched is kept, the same command continues") from None
     print(_aligned(table))
     return int("wrong" in set(table.verdict))
+
+
+def bank(study: Study, _) -> int:
+    """Compare random views of each bank that lies on disk with what its teacher says of them now."""
+    from fgkd import stages
+
+    checked = {cell: stages.check_bank(study.at(study.seed_of(cell)), cell) for cell in stages.kept_banks(study)}
+    for cell, apart in checked.items():
+        verdict = "agrees" if apart["logits"] <= BANK_NOISE else "DIFFERS"
+        print(f"{verdict:8} {cell.id:44} largest difference " + ", ".join(f"{k} {v:.1%}" for k, v in apart.items()))
+    if not checked:
+        print(f"no bank of '{study.name}' lies on disk: each is deleted after its last student")
+    return int(any(apart["logits"] > BANK_NOISE for apart in checked.values()))
+
+
+def bench(_, options) -> int:
+    """Measure ratios: a student's step, its teacher, views, metrics, banks, growth, a notebook; as Markdown."""
+    from fgkd import bench, training
+
+    found = bench.measure(training.device(options.device), only=options.only)
+    print(json.dumps(found, indent=1) if options.json else bench.table(found))
+    return 0
 
 
 def counted(study: Study) -> dict[str, int]:
@@ -372,7 +397,7 @@ def _profile(folder: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fgkd", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (plan, run, status, report):
+    for command in (plan, run, status, report, bank):
         sub = commands.add_parser(command.__name__, help=command.__doc__.split("\n")[0], description=command.__doc__)
         sub.add_argument("study", help="a study's YAML file, or the name of one in runs/")
         sub.set_defaults(command=command)
@@ -390,6 +415,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--root", help="where the set lies or is to lie (default: FGKD_DATA/KEY)")
     sub.add_argument("--resize", type=int, default=300, help="pixels of the cached square images (default: 300, the paper's)")
     sub.set_defaults(command=data)
+    sub = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where networks run (default: a GPU where there is one)")
+    sub.add_argument("--only", metavar="PART", help="step, student, views, metrics, bank, growth or notebook (default: all)")
+    sub.add_argument("--json", action="store_true", help="all of it as JSON")
+    sub.set_defaults(command=bench)
     return parser
 
 

@@ -148,6 +148,27 @@ def bank(study: Study, dataset: str, teacher: str, recipe: str) -> tuple[Run, ba
     return run, banks.read(folder, shapes, _device(study))
 
 
+def kept_banks(study: Study) -> list[Cell]:
+    """The bank cells whose banks lie on disk, of teachers that are there too."""
+    cells = [cell for cell in study.cells() if cell.stage == "bank" and (study.path(cell) / "views").is_dir()]
+    return [cell for cell in cells if tables.record(study, cell) and _has_teacher(study, cell)]
+
+
+def check_bank(study: Study, cell: Cell) -> dict[str, float]:
+    """`bank.check` of a bank that lies on disk against its teacher; nothing is computed anew.
+
+    Raises StudyError for a bank that is damaged.
+    """
+    folder, on = study.path(cell) / "views", _device(study)
+    held = {file.stem: () for file in folder.glob("*.npy")}
+    stored = banks.read(folder, {"logits": ()} | held, on)
+    if stored is None:
+        raise StudyError(f"the bank '{folder}' lacks an array or is cut short: delete the folder, and it is written anew")
+    images = training.Images(data(study, cell.dataset).train, study.views, on)
+    model = load_teacher(study, cell.dataset, cell.teacher, cell.strategy)
+    return banks.check(stored, model, images, views_seed=study.seed_for("student views", cell.dataset))
+
+
 def student_views(study: Study, dataset: str, *, image: int, epochs: int, bank: banks.Bank) -> dict[str, np.ndarray]:
     """What students see of one training image in the first epochs, (epochs, S, S, 3) uint8: its views, and for TGDA their crops and drops."""
     images = training.Images(data(study, dataset).train, study.views, torch.device("cpu"))
@@ -347,6 +368,12 @@ def _search(study: Study, cell: Cell, folder: Path, how: Recipe, train: training
     if not whole:
         raise FloatingPointError(f"{cell.id}: every learning rate of {list(how.rates)} diverged: add lower ones")
     return dataclasses.replace(how, lr=max(whole, key=lambda r: (r["validation_accuracy"], -r["lr"]))["lr"]), rows
+
+
+def _has_teacher(study: Study, cell: Cell) -> bool:
+    """Whether the teacher of a bank cell has its record and its weights."""
+    teacher_, = study.inputs(cell)
+    return tables.record(study, teacher_) is not None and (study.path(teacher_) / "model.safetensors").exists()
 
 
 def _further(study: Study, cell: Cell, loss: Loss, model: models.Classifier, said: Callable, train: training.Images) -> torch.nn.Module:

@@ -4,15 +4,16 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import torch
 
-from fgkd import bank, cal, models, stages, training, views
+from fgkd import bank, cal, cli, models, stages, training, views
 from fgkd.datasets import Split
-from fgkd.study import Model, Views
+from fgkd.study import Cell, Model, Views
 
 EPOCHS, N, CLASSES = 3, 17, 5
 SHAPE = {"logits": (EPOCHS, N, CLASSES)}
@@ -373,3 +374,20 @@ def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_bo
         assert np.median(top[:, 0] / top[:, 1]) != 0 and f"ratio12_{view}" in summary and f"ratio12_{view}" in rows[0]
     (tmp_path / "views" / "maps.npy").unlink()
     assert read(tmp_path / "views", {n: (EPOCHS, N) for n in names}) is None and read(tmp_path / "views") is not None
+
+
+def test_the_command_tells_a_bank_that_agrees_from_one_of_another_teacher_and_a_damaged_one(tiny, capsys):
+    assert cli.main(["bank", tiny.file]) == 0
+    assert "no bank of 'tiny' lies on disk" in capsys.readouterr().out
+    for teacher in ("byobnet", "resnet"):
+        stages.bank(tiny, "birds", teacher, "FT")
+    folders = [tiny.path(Cell("bank", "birds", teacher, "FT")) / "views" for teacher in ("byobnet", "resnet")]
+    assert cli.main(["bank", tiny.file]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["agrees", "agrees"]
+    shutil.copy(folders[0] / "logits.npy", folders[1] / "logits.npy")
+    assert cli.main(["bank", tiny.file]) == 1
+    verdicts = {line.split()[1]: line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert verdicts == {"bank/birds/FT/byobnet": "agrees", "bank/birds/FT/resnet": "DIFFERS"}
+    (folders[1] / "logits.npy").write_bytes(b"")
+    assert cli.main(["bank", tiny.file]) == 2
+    assert "is cut short: delete the folder" in capsys.readouterr().err
