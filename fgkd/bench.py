@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import math
 import multiprocessing
 import os
@@ -37,8 +38,9 @@ import torchvision
 import yaml
 from PIL import Image
 from timm.task import LogitDistillationTask
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torchvision import transforms
 from tqdm import tqdm
 
@@ -46,8 +48,9 @@ from fgkd import bank as banks
 from fgkd import birds, cal, datasets, kernel, metrics, models, stages, study, training
 from fgkd.study import LOSSES, PROJECT, DataSpec, Distillation, Loss, Model, Recipe, StudyError, Views
 
-STUDENT, SMALL, LARGE = "lcnet_035", "mobilenetv2_100", "resnet50"
-SEVEN = ((STUDENT, "kd"), ("resnet18", "kd"), ("levit_128s", "kd"), *((STUDENT, k) for k in ("dkd", "rkd", "pkt", "hint")))
+STUDENT = "lcnet_035"
+FURTHER = ("dkd", "rkd", "pkt", "hint")
+SEVEN = ((STUDENT, "kd"), ("resnet18", "kd"), ("levit_128s", "kd"), *((STUDENT, loss) for loss in FURTHER))
 KD = Distillation()
 
 
@@ -60,6 +63,9 @@ class Size:
     views: Views = Views(108, 96)
     batch: int = 32
     epochs: int = 2                         # of one turn's training, and views of its bank
+    small: str = "mobilenetv2_100"          # teachers
+    large: str = "resnet50"
+    unmeasured: int = 1                     # turns that come first and are not counted
     turns: int = 7                          # of the quick parts
     long_turns: int = 3                     # of seven students, of whole studies and of notebooks
     photos: int = 128                       # JPEG files of 500 x 375 pixels
@@ -71,7 +77,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: what and against take `taken` and `beside` (medians, in `unit`); ratio: of the first to the second."""
+    """One comparison: `what` takes `taken` and `against` takes `beside`, medians in `unit`; ratio: of both."""
 
     part: str
     what: str
@@ -95,7 +101,7 @@ def measure(on: torch.device, *, only: str | None = None, size: Size = Size()) -
         raise StudyError(f"part '{only}' is unknown: expected one of {', '.join(PARTS)}")
     chosen = PARTS if only is None else {only: PARTS[only]}
     before, rows = os.getloadavg(), []
-    with tempfile.TemporaryDirectory(prefix="fgkd-bench-") as folder, tqdm(desc="bench", unit="turn") as bar:
+    with tempfile.TemporaryDirectory(prefix="fgkd-bench-") as folder, tqdm(desc="bench", unit="turn", disable=None) as bar:
         for name, part in chosen.items():
             bar.set_description(f"bench: {name}")
             (place := Path(folder) / name).mkdir()
@@ -105,11 +111,12 @@ def measure(on: torch.device, *, only: str | None = None, size: Size = Size()) -
 
 def table(found: dict) -> str:
     """What `measure` found, as Markdown."""
-    machine, lines = found["machine"], []
-    lines += [f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads; "
-              f"Python {machine['python']}, torch {machine['torch']}, torchvision {machine['torchvision']}, timm {machine['timm']}; "
-              f"load {machine['load_before']} before and {machine['load_after']} after.", ""]
-    lines += ["| part | what | beside | takes | beside | ratio | quartiles | goal |", "|---|---|---|---:|---:|---:|---:|---|"]
+    machine = found["machine"]
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("Python", "torch", "torchvision", "timm"))
+    lines = [f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads; {versions}; "
+             f"load {machine['load_before']} before and {machine['load_after']} after.", ""]
+    lines += ["| part | what | against | takes | against | ratio | quartiles | goal |",
+              "|---|---|---|---:|---:|---:|---:|---|"]
     for row in found["rows"]:
         numbers = " | ".join(f"{_shown(row[key])} {row['unit']}" for key in ("taken", "beside"))
         ratios = f"{_shown(row['ratio'])} | {_shown(row['low'])} to {_shown(row['high'])}"
@@ -124,9 +131,9 @@ class Bench:
         self.on, self.size, self.folder, self.bar = on, size, folder, bar
 
     def turns(self, works: dict[str, Callable[[], object]], number: int) -> dict[str, np.ndarray]:
-        """Seconds of each work, (number,), one after the other in every turn; a first turn is not counted."""
+        """Seconds of each work, (number,), one after the other in every turn."""
         seconds = {name: [] for name in works}
-        for _ in range(number + 1):
+        for _ in range(self.size.unmeasured + number):
             for name, work in works.items():
                 self._wait()
                 begun = time.perf_counter()
@@ -135,7 +142,7 @@ class Bench:
                 self._wait()
                 seconds[name].append(time.perf_counter() - begun)
             self.bar.update()
-        return {name: np.array(values[1:]) for name, values in seconds.items()}
+        return {name: np.array(values[self.size.unmeasured:]) for name, values in seconds.items()}
 
     def row(self, seconds: dict[str, np.ndarray], what: str, against: str, goal: str = "") -> Row:
         """The comparison of two works."""
@@ -154,14 +161,16 @@ class Bench:
     def network(self, name: str, *, attention: bool = False) -> models.Classifier:
         """A network of random weights."""
         options = {"distilled": False} if name == "levit_128s" else {}
-        model = models.build(Model(name, name, options=options), self.size.classes, crop=self.size.views.crop, seed=0)
+        spec = Model(name, name, options=options)
+        model = models.build(spec, self.size.classes, crop=self.size.views.crop, seed=0)
         return (cal.CAL(model.net, self.size.classes, 32) if attention else model).to(self.on)
 
     def teacher(self, name: str, *, attention: bool = False) -> models.Classifier:
         """A network that is not trained any more."""
         return self.network(name, attention=attention).eval().requires_grad_(False)
 
-    def bank(self, name: str, teacher: models.Classifier, images: training.Images, *, augmented: bool = False) -> banks.Bank:
+    def bank(self, name: str, teacher: models.Classifier, images: training.Images, *,
+             augmented: bool = False) -> banks.Bank:
         """The bank that a training of this size reads."""
         folder, views = self.folder / name, self.size.epochs
         with contextlib.redirect_stderr(io.StringIO()):
@@ -169,16 +178,16 @@ class Bench:
         shapes = {array: (views, len(images)) for array in banks.names(augmented=augmented, features=False)}
         return banks.read(folder, shapes, self.on)
 
-    def training(self, model: models.Classifier, images: training.Images, objective: training.Objective,
-                 extra: torch.nn.Module | None = None) -> Callable[[], object]:
+    def training(self, model: models.Classifier, images: training.Images, objective: training.Objective, *,
+                 extra: nn.Module | None = None, epochs: int | None = None) -> Callable[[], object]:
         """A work: a training of the student on views of the images."""
-        size = self.size
-        recipe = Recipe(epochs=size.epochs, batch_size=size.batch, optimizer="adamw", lr=1e-3)
+        recipe = Recipe(epochs=epochs or self.size.epochs, batch_size=self.size.batch, optimizer="adamw", lr=1e-3)
 
         def work():
             checkpoint = self.folder / "checkpoint.pt"
             checkpoint.unlink(missing_ok=True)  # a slow machine writes one, from which the next turn must not go on
-            training.fit_images(model, images, objective, recipe, views_seed=1, seed=0, checkpoint=checkpoint, extra=extra)
+            training.fit_images(model, images, objective, recipe, views_seed=1, seed=0, checkpoint=checkpoint,
+                                extra=extra)
 
         return work
 
@@ -194,32 +203,34 @@ def step(bench: Bench) -> Iterator[Row]:
     works = {plain: bench.training(bench.network(STUDENT), images, training.cross_entropy(images.labels)),
              three: bench.training(bench.network(STUDENT), images, _on_three(images))}
     pairs = []
-    for name in (SMALL, LARGE):
+    for name in (bench.size.small, bench.size.large):
         for strategy, augmented, against in (("KD", False, plain), ("TGDA", True, three)):
             what = f"{strategy} from the bank of {name}"
-            stored = bench.bank(f"{strategy}-{name}", bench.teacher(name, attention=augmented), images, augmented=augmented)
-            works[what] = bench.training(bench.network(STUDENT), images, training.distillation(
-                images.labels, _read(stored), KD, augmented=augmented))
+            teacher = bench.teacher(name, attention=augmented)
+            stored = bench.bank(f"{strategy}-{name}", teacher, images, augmented=augmented)
+            objective = training.distillation(images.labels, _read(stored), KD, augmented=augmented)
+            works[what] = bench.training(bench.network(STUDENT), images, objective)
             pairs.append((what, against))
     seconds = bench.turns(works, bench.size.turns)
     yield from (bench.row(seconds, what, against, "at most 1.10") for what, against in pairs)
 
 
 def student(bench: Bench) -> Iterator[Row]:
-    """A teacher in every step, ours and timm's, over the bank: one student that finds it, and seven with its building."""
+    """A teacher in every step, ours and timm's, over the bank: one student of it, and seven with its building."""
     images = bench.pictures(bench.size.images)
     found = {}
-    for name in (SMALL, LARGE):
+    for name in (bench.size.small, bench.size.large):
         teacher = bench.teacher(name)
         stored = bench.bank(f"one-{name}", teacher, images)
-        works = {"KD from the bank": bench.training(bench.network(STUDENT), images, training.distillation(images.labels, _read(stored), KD)),
-                 f"{name} in every step": bench.training(bench.network(STUDENT), images, training.distillation(images.labels, _asked(teacher), KD)),
-                 f"timm's LogitDistillationTask, {name}": _peer(bench, STUDENT, teacher, images)}
+        taught = {what: bench.training(bench.network(STUDENT), images, training.distillation(images.labels, said, KD))
+                  for what, said in (("KD from the bank", _read(stored)), (f"{name} in every step", _asked(teacher)))}
+        works = taught | {f"timm's LogitDistillationTask, {name}": _peer(bench, STUDENT, teacher, images)}
         seconds = bench.turns(works, bench.size.turns)
         yield from (bench.row(seconds, what, "KD from the bank") for what in list(works)[1:])
         found[name] = teacher
     few = bench.pictures(max(bench.size.batch, bench.size.images // 2))
-    teacher = found[SMALL]
+    small = bench.size.small
+    teacher = found[small]
 
     held = []
 
@@ -231,10 +242,11 @@ def student(bench: Bench) -> Iterator[Row]:
     readers = [*_seven(bench, few, lambda x, epoch, index: held[0].answer(epoch, index))]
     online = [*_seven(bench, few, _asked(teacher))]
     peers = [_peer(bench, name, teacher, few) for name, _ in SEVEN]
-    bank, each, peer = "a bank and seven students of it", f"seven students, {SMALL} in every step", f"seven of timm's, {SMALL}"
-    seconds = bench.turns({bank: shared, each: lambda: [work() for work in online], peer: lambda: [work() for work in peers]},
-                          bench.size.long_turns)
-    yield from (bench.row(seconds, what, bank) for what in (each, peer))
+    whole = "a bank and seven students of it"
+    each, peer = f"seven students, {small} in every step", f"seven of timm's, {small}"
+    seconds = bench.turns({whole: shared, each: lambda: [work() for work in online],
+                           peer: lambda: [work() for work in peers]}, bench.size.long_turns)
+    yield from (bench.row(seconds, what, whole) for what in (each, peer))
 
 
 def views(bench: Bench) -> Iterator[Row]:
@@ -248,9 +260,9 @@ def views(bench: Bench) -> Iterator[Row]:
     seen = transforms.Compose([
         transforms.Resize((side, side), transforms.InterpolationMode.BICUBIC), transforms.RandomCrop(crop),
         transforms.RandomHorizontalFlip(), transforms.PILToTensor()])
-    folder, cores = torchvision.datasets.ImageFolder(str(root / "train"), seen), _cores()
-    loader = torch.utils.data.DataLoader(folder, size.batch, shuffle=True, num_workers=cores, persistent_workers=True)
-    decoded = iter(range(1_000_000))
+    folder, workers = torchvision.datasets.ImageFolder(str(root / "train"), seen), _cores()
+    loader = DataLoader(folder, size.batch, shuffle=True, num_workers=workers, persistent_workers=True)
+    decoded = itertools.count()
 
     def ours():
         chosen = images.epoch(1, 0)
@@ -258,15 +270,13 @@ def views(bench: Bench) -> Iterator[Row]:
             images.batch(index, chosen)
 
     epoch, cache = "an epoch of the cache's views", "decoding into the cache, once"
-    theirs, steps = f"an epoch of ImageFolder and DataLoader, {cores} workers", f"an epoch of {STUDENT} on these views"
-    recipe = Recipe(epochs=1, batch_size=size.batch, optimizer="adamw", lr=1e-3)
+    theirs, steps = f"an epoch of ImageFolder and DataLoader, {workers} workers", f"an epoch of {STUDENT} on these views"
     model = models.build(Model(STUDENT, STUDENT), size.classes, crop=crop, seed=0).to(bench.on)
     seconds = bench.turns({
         epoch: ours,
         theirs: lambda: [x.to(bench.on) for x, _ in loader],
         cache: lambda: datasets.load(spec, bench.folder / f"cache-{next(decoded)}", progress=False),
-        steps: lambda: training.fit_images(model, images, training.cross_entropy(images.labels), recipe, views_seed=1, seed=0,
-                                           checkpoint=bench.folder / "none.pt"),
+        steps: bench.training(model, images, training.cross_entropy(images.labels), epochs=1),
     }, size.turns)
     yield bench.row(seconds, theirs, epoch, "at least 10")
     yield bench.row(seconds, cache, theirs)
@@ -274,7 +284,7 @@ def views(bench: Bench) -> Iterator[Row]:
 
 
 def all_metrics(bench: Bench) -> Iterator[Row]:
-    """All metrics of a teacher's logits over torch's softmax and two largest, on one thread; the memory that they take."""
+    """All metrics of logits over torch's softmax and two largest, on one thread; the memory that they take."""
     logits = torch.randn(bench.size.logits, generator=torch.Generator().manual_seed(0)) * 3
     labels, threads = logits.argmax(1), torch.get_num_threads()
     everything, torch_s, read = "all metrics", "torch's softmax and two largest", "one sum of the array"
@@ -300,8 +310,8 @@ def all_metrics(bench: Bench) -> Iterator[Row]:
 
 def bank(bench: Bench) -> Iterator[Row]:
     """A bank over its teacher's forward passes alone; its views written and read over the same bytes by themselves."""
-    images, teacher, size = bench.pictures(bench.size.images), bench.teacher(SMALL), bench.size
-    whole, alone = f"a bank of {SMALL}", f"{SMALL} on the same views"
+    images, teacher, size = bench.pictures(bench.size.images), bench.teacher(bench.size.small), bench.size
+    whole, alone = f"a bank of {size.small}", f"{size.small} on the same views"
 
     def passes():
         with torch.inference_mode():
@@ -332,7 +342,8 @@ def bank(bench: Bench) -> Iterator[Row]:
         with open(plain, "rb", buffering=0) as source:
             source.readinto(into)
 
-    seconds = bench.turns({append: lambda: banks.append(file, logits, 1, 0), write: written, load: loaded, read: raw}, size.turns)
+    works = {append: lambda: banks.append(file, logits, 1, 0), write: written, load: loaded, read: raw}
+    seconds = bench.turns(works, size.turns)
     yield bench.row(seconds, append, write)
     yield bench.row(seconds, load, read)
 
@@ -340,7 +351,7 @@ def bank(bench: Bench) -> Iterator[Row]:
 def growth(bench: Bench) -> Iterator[Row]:
     """A whole small study over one with a quarter of its images, classes, epochs, teachers or students; the
     exponent is the logarithm of the ratio over that of 4."""
-    runs = iter(range(1_000_000))
+    runs = itertools.count()
 
     def work(**times):
         def run():
@@ -361,10 +372,10 @@ def notebook(bench: Bench) -> Iterator[Row]:
     with _results_in(bench.folder) as folder:
         file = _small_study(folder, bench)
         stages.everything(study.load(str(file)))
-        done, imports, python = "a notebook whose work is done", "a process that imports papermill", "a process that does nothing"
+        done, cold = "a notebook whose work is done", "the same with a kernel of its own"
+        imports, python = "a process that imports papermill", "a process that does nothing"
         given = ["-r", "study", str(file), "-r", "dataset", "birds", "-r", "teacher", "t0", "-r", "strategy", "FT"]
         page = [str(PROJECT / "notebooks" / "05_distillation.ipynb"), str(folder / "out.ipynb")]
-        cold = "the same with a kernel of its own"
         with kernel.warm(dict(os.environ)) as (environment, _):
             def papermill(env):
                 return lambda: _run([sys.executable, "-m", "fgkd.execute", *page, *given], env)
@@ -378,7 +389,8 @@ def notebook(bench: Bench) -> Iterator[Row]:
     yield bench.row(seconds, python, done)
 
 
-PARTS = {"step": step, "student": student, "views": views, "metrics": all_metrics, "bank": bank, "growth": growth, "notebook": notebook}
+PARTS = {"step": step, "student": student, "views": views, "metrics": all_metrics, "bank": bank, "growth": growth,
+         "notebook": notebook}
 
 
 def _on_three(images: training.Images) -> training.Objective:
@@ -422,7 +434,8 @@ def _seven(bench: Bench, images: training.Images, said: Callable) -> Iterator[Ca
     for name, loss in SEVEN:
         spec = Loss(loss, loss, options=LOSSES[loss])
         further = None if loss == "kd" else training.Further(spec, width, width, images.labels.cpu()).to(bench.on)
-        yield bench.training(bench.network(name), images, training.distillation(images.labels, said, KD, further=further), further)
+        objective = training.distillation(images.labels, said, KD, further=further)
+        yield bench.training(bench.network(name), images, objective, extra=further)
 
 
 def _photos(root: Path, size: Size) -> None:
@@ -475,14 +488,15 @@ def _results_in(folder: Path) -> Iterator[Path]:
             os.environ["FGKD_RUNS"] = before
 
 
-def _small_study(folder: Path, bench: Bench, *, images: int = 1, classes: int = 1, epochs: int = 1, teachers: int = 1,
-                 students: int = 1) -> Path:
-    """The file of a study that trains, banks and distils in seconds; classes share out the same number of images."""
+def _small_study(folder: Path, bench: Bench, *, images: int = 1, classes: int = 1, epochs: int = 1,
+                 teachers: int = 1, students: int = 1) -> Path:
+    """The file of a study that takes seconds; more classes share out the same number of images."""
     recipe = {"epochs": 2 * epochs, "batch_size": 32, "lr": 0.01}
     value = {
         "question": "How does it grow?", "device": bench.on.type, "threads": torch.get_num_threads(),
         "views": {"resize": 36, "crop": 32}, "strategies": ["FT"], "baseline": False,
-        "datasets": {"birds": {"species": 8 * classes, "train": bench.size.growth * images // classes, "test": 4 // classes}},
+        "datasets": {"birds": {"species": 8 * classes, "test": 4 // classes,
+                               "train": bench.size.growth * images // classes}},
         "teachers": {f"t{n}": {"model": "test_resnet"} for n in range(teachers)},
         "students": {f"s{n}": {"model": "test_byobnet"} for n in range(students)},
         "recipes": {"FT": recipe, "student": recipe}}
@@ -499,15 +513,17 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
 
 def _machine(on: torch.device, load: tuple[float, float, float]) -> dict:
     processor = torch.cuda.get_device_name(on) if on.type == "cuda" else _processor()
-    return {"device": processor, "cores": _cores(), "threads": torch.get_num_threads(), "python": platform.python_version(),
-            "torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__,
+    return {"device": processor, "cores": _cores(), "threads": torch.get_num_threads(),
+            "Python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
             "load_before": round(load[0], 1), "load_after": round(os.getloadavg()[0], 1)}
 
 
 def _processor() -> str:
     """The processor's name, which Linux tells in a file."""
     file = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in file.read_text().splitlines() if line.startswith("model name")] if file.exists() else []
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 

@@ -1,0 +1,85 @@
+"""The benchmark at a tiny size: every part compares what it says, the peer computes our loss, nothing is left behind."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from fgkd import bench, cli, losses, training
+from fgkd.study import StudyError, Views
+
+CPU = torch.device("cpu")
+TINY = bench.Size(images=8, classes=4, views=Views(36, 32), batch=4, epochs=1, small="test_resnet", large="test_byobnet",
+                  unmeasured=0, turns=2, long_turns=1, photos=8, photo_views=Views(40, 32), logits=(1000, 20),
+                  view=(300, 20), growth=4)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """All parts, measured once, and the environment's results folder before and after."""
+    before = os.environ["FGKD_RUNS"]
+    return bench.measure(CPU, size=TINY), before, os.environ["FGKD_RUNS"]
+
+
+def test_every_part_has_rows_of_positive_numbers_in_order(found):
+    rows, numbers = found[0]["rows"], ("taken", "beside", "ratio", "low", "high")
+    assert list(dict.fromkeys(row["part"] for row in rows)) == list(bench.PARTS)
+    assert all(row[name] > 0 for row in rows for name in numbers)
+    assert all(row["low"] <= row["ratio"] <= row["high"] and row["what"] != row["against"] for row in rows)
+
+
+def test_the_goals_are_those_of_steps_views_metrics_and_growth(found):
+    goals = {(row["part"], row["goal"].partition(";")[0]) for row in found[0]["rows"] if row["goal"]}
+    assert goals == {("step", "at most 1.10"), ("views", "at least 10"), ("metrics", "at most 4"),
+                     ("metrics", "at most 100 MB"), ("growth", "at most 4")}
+    growth = [row["what"] for row in found[0]["rows"] if row["part"] == "growth"]
+    assert growth == [f"4 times the {kind}" for kind in ("images", "classes", "epochs", "teachers", "students")]
+
+
+def test_the_table_has_a_line_a_row_and_names_machine_and_load(found):
+    lines = bench.table(found[0]).splitlines()
+    assert f"torch {torch.__version__}" in lines[0] and "load " in lines[0]
+    assert [line.count("|") for line in lines[2:]] == [9] * (2 + len(found[0]["rows"]))
+
+
+def test_the_user_s_results_folder_is_in_force_again(found):
+    assert found[1] == found[2]
+
+
+def test_works_take_turns_and_a_ratio_is_the_median_of_those_of_the_turns(tmp_path):
+    told = []
+    with bench.tqdm(disable=True) as bar:
+        place = bench.Bench(CPU, bench.Size(unmeasured=1), tmp_path, bar)
+        seconds = place.turns({name: lambda name=name: told.append(name) for name in "ab"}, 2)
+    assert told == ["a", "b"] * 3 and all(values.shape == (2,) for values in seconds.values())
+    row = place.row({"a": torch.tensor([2.0, 9.0, 4.0]).numpy(), "b": torch.tensor([1.0, 1.0, 4.0]).numpy()}, "a", "b")
+    assert (row.taken, row.beside, row.ratio, row.low, row.high) == (4, 1, 2, 1.5, 5.5)
+
+
+def test_timm_s_task_minimises_what_our_students_do(tmp_path, monkeypatch):
+    seen = {}
+
+    def fit(model, images, objective, *_, **options):
+        index = torch.arange(4)
+        x = images.batch(index, images.epoch(1, 0))
+        seen[len(seen)] = sum(objective(model.eval(), x, 0, index)[1].values()).item()
+
+    monkeypatch.setattr(training, "fit_images", fit)
+    with bench.tqdm(disable=True) as bar:
+        place = bench.Bench(CPU, TINY, tmp_path, bar)
+        images, teacher = place.pictures(8), place.teacher("test_resnet")
+        bench._peer(place, "test_byobnet", teacher, images)()
+        ours = training.distillation(images.labels, bench._asked(teacher), bench.KD)
+        place.training(place.network("test_byobnet"), images, ours)()
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5) and losses.kd.__name__ == "kd"
+
+
+def test_the_command_prints_json_of_one_part_and_refuses_an_unknown_one(monkeypatch, capsys):
+    monkeypatch.setattr(bench.measure, "__kwdefaults__", bench.measure.__kwdefaults__ | {"size": TINY})
+    assert cli.main(["bench", "--device", "cpu", "--only", "bank", "--json"]) == 0
+    assert {row["part"] for row in json.loads(capsys.readouterr().out)["rows"]} == {"bank"}
+    assert cli.main(["bench", "--device", "cpu", "--only", "speed"]) == 2
+    assert "part 'speed' is unknown: expected one of step, student, views" in capsys.readouterr().err
+    with pytest.raises(StudyError, match="unknown"):
+        bench.measure(CPU, only="speed")
