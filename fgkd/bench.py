@@ -77,7 +77,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: `what` takes `taken` and `against` takes `beside`, medians in `unit`; ratio: of both."""
+    """`what` takes `taken`, `against` takes `beside`, medians in `unit`; ratio: of both."""
 
     part: str
     what: str
@@ -101,7 +101,8 @@ def measure(on: torch.device, *, only: str | None = None, size: Size = Size()) -
         raise StudyError(f"part '{only}' is unknown: expected one of {', '.join(PARTS)}")
     chosen = PARTS if only is None else {only: PARTS[only]}
     before, rows = os.getloadavg(), []
-    with tempfile.TemporaryDirectory(prefix="fgkd-bench-") as folder, tqdm(desc="bench", unit="turn", disable=None) as bar:
+    bar = tqdm(desc="bench", unit="turn", disable=None)
+    with tempfile.TemporaryDirectory(prefix="fgkd-bench-") as folder, bar:
         for name, part in chosen.items():
             bar.set_description(f"bench: {name}")
             (place := Path(folder) / name).mkdir()
@@ -120,7 +121,8 @@ def table(found: dict) -> str:
     for row in found["rows"]:
         numbers = " | ".join(f"{_shown(row[key])} {row['unit']}" for key in ("taken", "beside"))
         ratios = f"{_shown(row['ratio'])} | {_shown(row['low'])} to {_shown(row['high'])}"
-        lines.append(f"| {row['part']} | {row['what']} | {row['against']} | {numbers} | {ratios} | {row['goal']} |")
+        names = f"{row['part']} | {row['what']} | {row['against']}"
+        lines.append(f"| {names} | {numbers} | {ratios} | {row['goal']} |")
     return "\n".join(lines)
 
 
@@ -181,11 +183,12 @@ class Bench:
     def training(self, model: models.Classifier, images: training.Images, objective: training.Objective, *,
                  extra: nn.Module | None = None, epochs: int | None = None) -> Callable[[], object]:
         """A work: a training of the student on views of the images."""
-        recipe = Recipe(epochs=epochs or self.size.epochs, batch_size=self.size.batch, optimizer="adamw", lr=1e-3)
+        epochs = epochs or self.size.epochs
+        recipe = Recipe(epochs=epochs, batch_size=self.size.batch, optimizer="adamw", lr=1e-3)
 
         def work():
             checkpoint = self.folder / "checkpoint.pt"
-            checkpoint.unlink(missing_ok=True)  # a slow machine writes one, from which the next turn must not go on
+            checkpoint.unlink(missing_ok=True)  # a slow turn writes one, and the next must not go on from it
             training.fit_images(model, images, objective, recipe, views_seed=1, seed=0, checkpoint=checkpoint,
                                 extra=extra)
 
@@ -216,17 +219,18 @@ def step(bench: Bench) -> Iterator[Row]:
 
 
 def student(bench: Bench) -> Iterator[Row]:
-    """A teacher in every step, ours and timm's, over the bank: one student of it, and seven with its building."""
+    """A teacher in every step, ours and timm's, over the bank: one student, and seven and its writing."""
     images = bench.pictures(bench.size.images)
     found = {}
     for name in (bench.size.small, bench.size.large):
         teacher = bench.teacher(name)
         stored = bench.bank(f"one-{name}", teacher, images)
-        taught = {what: bench.training(bench.network(STUDENT), images, training.distillation(images.labels, said, KD))
-                  for what, said in (("KD from the bank", _read(stored)), (f"{name} in every step", _asked(teacher)))}
-        works = taught | {f"timm's LogitDistillationTask, {name}": _peer(bench, STUDENT, teacher, images)}
+        works = {f"timm's LogitDistillationTask, {name}": _peer(bench, STUDENT, teacher, images)}
+        for what, said in ((f"{name} in every step", _asked(teacher)), ("KD from the bank", _read(stored))):
+            objective = training.distillation(images.labels, said, KD)
+            works[what] = bench.training(bench.network(STUDENT), images, objective)
         seconds = bench.turns(works, bench.size.turns)
-        yield from (bench.row(seconds, what, "KD from the bank") for what in list(works)[1:])
+        yield from (bench.row(seconds, what, "KD from the bank") for what in list(works)[:-1])
         found[name] = teacher
     few = bench.pictures(max(bench.size.batch, bench.size.images // 2))
     small = bench.size.small
@@ -250,7 +254,7 @@ def student(bench: Bench) -> Iterator[Row]:
 
 
 def views(bench: Bench) -> Iterator[Row]:
-    """torchvision's ImageFolder and DataLoader of the same resize, crop and flip over the cache and its views."""
+    """torchvision's ImageFolder and DataLoader of equal resize, crop, flip over the cache and its views."""
     size, root = bench.size, bench.folder / "photos"
     _photos(root, size)
     spec = DataSpec("photos", "folder", root=str(root), resize=size.photo_views.resize)
@@ -270,7 +274,8 @@ def views(bench: Bench) -> Iterator[Row]:
             images.batch(index, chosen)
 
     epoch, cache = "an epoch of the cache's views", "decoding into the cache, once"
-    theirs, steps = f"an epoch of ImageFolder and DataLoader, {workers} workers", f"an epoch of {STUDENT} on these views"
+    theirs = f"an epoch of ImageFolder and DataLoader, {workers} workers"
+    steps = f"an epoch of {STUDENT} on these views"
     model = models.build(Model(STUDENT, STUDENT), size.classes, crop=crop, seed=0).to(bench.on)
     seconds = bench.turns({
         epoch: ours,
@@ -284,7 +289,7 @@ def views(bench: Bench) -> Iterator[Row]:
 
 
 def all_metrics(bench: Bench) -> Iterator[Row]:
-    """All metrics of logits over torch's softmax and two largest, on one thread; the memory that they take."""
+    """All metrics of logits over torch's softmax and two largest, on one thread; the memory they take."""
     logits = torch.randn(bench.size.logits, generator=torch.Generator().manual_seed(0)) * 3
     labels, threads = logits.argmax(1), torch.get_num_threads()
     everything, torch_s, read = "all metrics", "torch's softmax and two largest", "one sum of the array"
@@ -305,11 +310,12 @@ def all_metrics(bench: Bench) -> Iterator[Row]:
         taken, held = pool.apply(_memory, (bench.size.logits,))
     if taken is not None:
         share = taken / held
-        yield Row("metrics", "memory of all metrics", "the array", taken, held, share, share, share, "at most 100 MB", "MB")
+        what = "memory of all metrics"
+        yield Row("metrics", what, "the array", taken, held, share, share, share, "at most 100 MB", "MB")
 
 
 def bank(bench: Bench) -> Iterator[Row]:
-    """A bank over its teacher's forward passes alone; its views written and read over the same bytes by themselves."""
+    """A bank over its teacher's forward passes alone; a view written and read over the same bytes alone."""
     images, teacher, size = bench.pictures(bench.size.images), bench.teacher(bench.size.small), bench.size
     whole, alone = f"a bank of {size.small}", f"{size.small} on the same views"
 
@@ -374,11 +380,12 @@ def notebook(bench: Bench) -> Iterator[Row]:
         stages.everything(study.load(str(file)))
         done, cold = "a notebook whose work is done", "the same with a kernel of its own"
         imports, python = "a process that imports papermill", "a process that does nothing"
-        given = ["-r", "study", str(file), "-r", "dataset", "birds", "-r", "teacher", "t0", "-r", "strategy", "FT"]
+        given = {"study": str(file), "dataset": "birds", "teacher": "t0", "strategy": "FT"}
+        words = [word for name, value in given.items() for word in ("-r", name, value)]
         page = [str(PROJECT / "notebooks" / "05_distillation.ipynb"), str(folder / "out.ipynb")]
         with kernel.warm(dict(os.environ)) as (environment, _):
             def papermill(env):
-                return lambda: _run([sys.executable, "-m", "fgkd.execute", *page, *given], env)
+                return lambda: _run([sys.executable, "-m", "fgkd.execute", *page, *words], env)
 
             seconds = bench.turns({
                 done: papermill(environment), cold: papermill(dict(os.environ)),
@@ -389,19 +396,21 @@ def notebook(bench: Bench) -> Iterator[Row]:
     yield bench.row(seconds, python, done)
 
 
-PARTS = {"step": step, "student": student, "views": views, "metrics": all_metrics, "bank": bank, "growth": growth,
-         "notebook": notebook}
+PARTS = {
+    "step": step, "student": student, "views": views, "metrics": all_metrics, "bank": bank, "growth": growth,
+    "notebook": notebook}
 
 
 def _on_three(images: training.Images) -> training.Objective:
-    """Cross-entropy on three random views of each image: a TGDA step without its teacher, its crop and its drop."""
+    """Cross-entropy on three random views of each image: a TGDA step without teacher, crop and drop."""
     labels = images.labels
     seen = functools.lru_cache(2)(images.epoch)
 
     def objective(model, x, epoch, index):
         y = labels[index.to(labels.device)]
         more = torch.cat([images.batch(index, seen(seed, epoch)) for seed in (2, 3)])
-        return (logits := model(x)), {"ce": F.cross_entropy(logits, y), "views": F.cross_entropy(model(more), y.repeat(2))}
+        logits, others = model(x), model(more)
+        return logits, {"ce": F.cross_entropy(logits, y), "views": F.cross_entropy(others, y.repeat(2))}
 
     return objective
 
@@ -414,7 +423,7 @@ def _asked(teacher: models.Classifier) -> Callable[[Tensor, int, Tensor], dict[s
     return lambda x, epoch, index: banks.answer(teacher, x, torch.empty(0))
 
 
-def _peer(bench: Bench, name: str, teacher: models.Classifier, images: training.Images) -> Callable[[], object]:
+def _peer(bench: Bench, name: str, teacher: models.Classifier, images: training.Images) -> Callable:
     """A work: the same student's training with timm's task, which has its teacher in every step."""
     model, labels = bench.network(name), images.labels
     task = LogitDistillationTask(model.net, teacher.net, task_loss_weight=1.0, distill_loss_weight=KD.beta,
@@ -433,7 +442,9 @@ def _seven(bench: Bench, images: training.Images, said: Callable) -> Iterator[Ca
     width = bench.size.classes
     for name, loss in SEVEN:
         spec = Loss(loss, loss, options=LOSSES[loss])
-        further = None if loss == "kd" else training.Further(spec, width, width, images.labels.cpu()).to(bench.on)
+        further = None
+        if loss != "kd":
+            further = training.Further(spec, width, width, images.labels.cpu()).to(bench.on)
         objective = training.distillation(images.labels, said, KD, further=further)
         yield bench.training(bench.network(name), images, objective, extra=further)
 
@@ -449,7 +460,7 @@ def _photos(root: Path, size: Size) -> None:
 
 
 def _memory(shape: tuple[int, int]) -> tuple[float | None, float]:
-    """MB that all metrics of logits (N, C) take at most, and those of the logits; None where the system does not say."""
+    """MB that all metrics of logits (N, C) take at most, None where nothing tells; of the logits."""
     torch.set_num_threads(1)
     logits = torch.empty(shape)
     logits.normal_()
@@ -464,11 +475,12 @@ def _peak_mb() -> float | None:
     file = Path("/proc/self/status")
     if not file.exists():
         return None
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in file.read_text().splitlines() if line.startswith("VmHWM"))
+    kilobytes = next(line.split()[1] for line in file.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(kilobytes) * 1024 / 1e6
 
 
 def _forget(file: Path) -> None:
-    """Have the system drop a file from its memory, where it can be asked to, so that it is read from the disk."""
+    """Have the system drop a file from its memory, where it can, so that it is read from the disk."""
     if hasattr(os, "posix_fadvise"):
         with open(file, "rb") as held:
             os.posix_fadvise(held.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -508,14 +520,15 @@ def _small_study(folder: Path, bench: Bench, *, images: int = 1, classes: int = 
 def _run(command: list[str], environment: dict[str, str]) -> None:
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     if found.returncode:
-        raise RuntimeError(f"{' '.join(command[:4])} ended with exit status {found.returncode}: {found.stderr[-500:]}")
+        words = " ".join(command[:4])
+        raise RuntimeError(f"{words} ended with exit status {found.returncode}: {found.stderr[-500:]}")
 
 
 def _machine(on: torch.device, load: tuple[float, float, float]) -> dict:
     processor = torch.cuda.get_device_name(on) if on.type == "cuda" else _processor()
     return {"device": processor, "cores": _cores(), "threads": torch.get_num_threads(),
-            "Python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "timm": timm.__version__,
+            "Python": platform.python_version(), "torch": torch.__version__,
+            "torchvision": torchvision.__version__, "timm": timm.__version__,
             "load_before": round(load[0], 1), "load_after": round(os.getloadavg()[0], 1)}
 
 

@@ -156,17 +156,20 @@ def bank(study: Study, _) -> int:
     """Compare random views of each bank that lies on disk with what its teacher says of them now."""
     from fgkd import stages
 
-    checked = {cell: stages.check_bank(study.at(study.seed_of(cell)), cell) for cell in stages.kept_banks(study)}
-    for cell, apart in checked.items():
-        verdict = "agrees" if apart["logits"] <= BANK_NOISE else "DIFFERS"
-        print(f"{verdict:8} {cell.id:44} largest difference " + ", ".join(f"{k} {v:.1%}" for k, v in apart.items()))
-    if not checked:
+    kept, differ = stages.kept_banks(study), 0
+    for cell in kept:
+        apart = stages.check_bank(study.at(study.seed_of(cell)), cell)
+        wrong = apart["logits"] > BANK_NOISE
+        shown = ", ".join(f"{name} {share:.1%}" for name, share in apart.items())
+        print(f"{'DIFFERS' if wrong else 'agrees':8} {cell.id:44} largest difference: {shown}")
+        differ += wrong
+    if not kept:
         print(f"no bank of '{study.name}' lies on disk: each is deleted after its last student")
-    return int(any(apart["logits"] > BANK_NOISE for apart in checked.values()))
+    return int(differ > 0)
 
 
 def bench(_, options) -> int:
-    """Measure ratios: a student's step, its teacher, views, metrics, banks, growth, a notebook; as Markdown."""
+    """Measure what a student's step, views, metrics, banks, growth and a notebook cost beside others."""
     from fgkd import bench, training
 
     found = bench.measure(training.device(options.device), only=options.only)
@@ -416,9 +419,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--resize", type=int, default=300, help="pixels of the cached square images (default: 300, the paper's)")
     sub.set_defaults(command=data)
     sub = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
-    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where networks run (default: a GPU where there is one)")
-    sub.add_argument("--only", metavar="PART", help="step, student, views, metrics, bank, growth or notebook (default: all)")
-    sub.add_argument("--json", action="store_true", help="all of it as JSON")
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                     help="where networks run (default: a GPU where there is one)")
+    sub.add_argument("--only", metavar="PART",
+                     help="step, student, views, metrics, bank, growth or notebook (default: all)")
+    sub.add_argument("--json", action="store_true", help="all of it as JSON (default: a table in Markdown)")
     sub.set_defaults(command=bench)
     return parser
 

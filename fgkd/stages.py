@@ -163,7 +163,8 @@ def check_bank(study: Study, cell: Cell) -> dict[str, float]:
     held = {file.stem: () for file in folder.glob("*.npy")}
     stored = banks.read(folder, {"logits": ()} | held, on)
     if stored is None:
-        raise StudyError(f"the bank '{folder}' lacks an array or is cut short: delete the folder, and it is written anew")
+        raise StudyError(f"the bank '{folder}' lacks an array or is cut short: delete the folder, and it is "
+                         "written anew")
     images = training.Images(data(study, cell.dataset).train, study.views, on)
     model = load_teacher(study, cell.dataset, cell.teacher, cell.strategy)
     return banks.check(stored, model, images, views_seed=study.seed_for("student views", cell.dataset))
@@ -373,7 +374,8 @@ def _search(study: Study, cell: Cell, folder: Path, how: Recipe, train: training
 def _has_teacher(study: Study, cell: Cell) -> bool:
     """Whether the teacher of a bank cell has its record and its weights."""
     teacher_, = study.inputs(cell)
-    return tables.record(study, teacher_) is not None and (study.path(teacher_) / "model.safetensors").exists()
+    weights = study.path(teacher_) / "model.safetensors"
+    return tables.record(study, teacher_) is not None and weights.exists()
 
 
 def _further(study: Study, cell: Cell, loss: Loss, model: models.Classifier, said: Callable, train: training.Images) -> torch.nn.Module:

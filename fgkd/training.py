@@ -80,7 +80,7 @@ class Images:
         index may lie on any device; one that does not lie on `indices` is copied there.
         """
         if self.resident is not None:
-            pixels = self.resident[index.to(self.device)]
+            pixels = self.resident.index_select(0, index.to(self.device))  # on a CPU faster than [...]
         else:
             pixels = torch.from_numpy(self.split.images[index.cpu().numpy()]).to(self.device)
         return views.cut(pixels, seen[index.to(self.device)], self.sizes.crop)

@@ -51,12 +51,19 @@ def centre(n: int, *, resize: int, crop: int) -> Views:
 
 
 def cut(images: Tensor, views: Views, crop: int) -> Tensor:
-    """Each image's own crop: uint8 (B, R, R, 3) -> uint8 (B, 3, crop, crop), channels last in memory."""
-    steps = torch.arange(crop, device=images.device)
-    rows = views.top[:, None] + steps
-    columns = views.left[:, None] + torch.where(views.flip[:, None], crop - 1 - steps, steps)
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    return images[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    """Each image's own crop: uint8 (B, R, R, 3) -> uint8 (B, 3, crop, crop), channels last in memory.
+
+    A CPU copies row by row, some tens of times faster than it picks pixels one by one; a GPU picks them for
+    the whole batch in one kernel.
+    """
+    if not images.is_cuda:
+        found = images.new_empty(len(images), crop, crop, 3)
+        places = zip(views.top.tolist(), views.left.tolist(), views.flip.tolist())
+        for place, image, (top, left, flip) in zip(found, images, places):
+            part = image[top : top + crop, left : left + crop]
+            place.copy_(part.flip(1) if flip else part)
+        return found.permute(0, 3, 1, 2)
+    return _picked(images, views, crop)
 
 
 def draw_attention(n: int, *, seed: int, epoch: int) -> Tensor:
@@ -125,3 +132,12 @@ def _mean_colour(on: torch.device) -> Tensor:
 
 def _upsample(attention: Tensor, size: int) -> Tensor:
     return F.interpolate(attention[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
+
+
+def _picked(images: Tensor, views: Views, crop: int) -> Tensor:
+    """`cut` for a whole batch at once."""
+    steps = torch.arange(crop, device=images.device)
+    rows = views.top[:, None] + steps
+    columns = views.left[:, None] + torch.where(views.flip[:, None], crop - 1 - steps, steps)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

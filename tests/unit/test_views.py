@@ -72,6 +72,11 @@ def test_cutting_equals_slicing_each_image(images):
         assert np.array_equal(found[i].permute(1, 2, 0).numpy(), expected)
 
 
+def test_a_gpu_s_way_of_cutting_gives_the_same_pixels(images):
+    seen = draw(40)
+    assert torch.equal(views._picked(images, seen, 32), views.cut(images, seen, 32))
+
+
 def test_the_order_of_a_batch_does_not_change_an_images_view(images):
     seen, index = draw(40), torch.tensor([31, 4, 4, 17])
     found = views.cut(images[index], seen[index], 32)
