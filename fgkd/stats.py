@@ -18,7 +18,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from fgkd.metrics import METRICS
+from fgkd.claims import METRICS
 
 GROUP = ["dataset", "student", "strategy", "loss"]
 STRENGTHS = ("weak", "modest", "strong")

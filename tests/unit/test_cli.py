@@ -274,3 +274,9 @@ def test_a_profile_that_is_none_is_refused(tiny, capsys):
     with pytest.raises(SystemExit):
         cli.main(["run", tiny.file, "--profile", "profiles"])
     assert "'profiles' has no config.yaml: expected a folder such as profiles/slurm" in capsys.readouterr().err
+
+
+def test_the_command_line_and_the_engine_s_states_load_without_torch():
+    loaded = "import sys; import fgkd.cli, fgkd.states; print('torch' in sys.modules, 'timm' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
