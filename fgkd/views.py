@@ -56,7 +56,7 @@ def cut(images: Tensor, views: Views, crop: int) -> Tensor:
     A CPU copies row by row, some tens of times faster than it picks pixels one by one; a GPU picks them for
     the whole batch in one kernel.
     """
-    if not images.is_cuda:
+    if images.device.type == "cpu":
         found = images.new_empty(len(images), crop, crop, 3)
         places = zip(views.top.tolist(), views.left.tolist(), views.flip.tolist())
         for place, image, (top, left, flip) in zip(found, images, places):
