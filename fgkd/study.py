@@ -80,6 +80,7 @@ class DataSpec:
     seed: int = 0                      # birds: which species; folder: which split
     check_counts: bool = True          # one of the paper's: refuse a set whose counts are not the official ones
     resize: int = 72                   # pixels of the cached square images
+    note: str = ""                     # what a reader of its numbers should know
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class Model:
     options: dict = field(default_factory=dict)  # keyword arguments for timm.create_model
     recipe: dict = field(default_factory=dict)   # values that replace the recipe's
     pretraining: str = ""              # what its weights were trained on; empty: as timm's tag says
+    family: str = ""                   # of which it is a member, such as the widths of one network
+    architecture: str = ""             # such as convolution or transformer
 
     @property
     def file(self) -> str | None:
@@ -592,7 +595,7 @@ def _data(key: str, raw, views: Views, file: Path) -> DataSpec:
         raise StudyError(f"{where}.resize is {spec.resize}: expected views.resize ({views.resize}), at which all data sets are cached")
     _choice(spec.kind, ("birds", "folder", *OFFICIAL), f"{where}.kind")
     if spec.kind in OFFICIAL:
-        _check_keys(set(raw), {"kind", "root", "check_counts", "resize"}, "key", where)
+        _check_keys(set(raw), {"kind", "root", "check_counts", "resize", "note"}, "key", where)
         if spec.root is None:
             return spec
     if spec.kind != "birds":

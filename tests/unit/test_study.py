@@ -116,6 +116,8 @@ def test_a_pretext_value_reaches_only_the_teachers_that_start_from_it(tiny, make
     ({"recipes.student.momentum": 0.5}, lambda s: set()), ({"recipes.FT.maps": 5}, lambda s: set()), ({"recipes.student.views": 2}, lambda s: set()),
     ({"recipes.student.views": 1}, lambda s: ids(s, "bank", "distill") | ends(s)),
     ({"students.small.weights": "timm"}, lambda s: ids(s, "distill") | ends(s)),
+    ({"teachers.resnet.family": "resnet", "teachers.resnet.architecture": "convolution"}, lambda s: set()),
+    ({"datasets.birds.note": "drawn"}, lambda s: set()),
 ])
 def test_a_change_makes_stale_what_depends_on_it(tiny, make_study, change, stale):
     assert changed(tiny, make_study(change)) == stale(tiny)
@@ -452,6 +454,14 @@ def test_another_weight_of_a_loss_makes_its_students_stale_and_no_teacher(make_s
     one, two = (make_study({"losses": {"pkt": {"strategies": ["FT"], "weight": weight}}}) for weight in (1.0, 2.0))
     assert {c.strategy for c in one.cells() if c.stage in ("teacher", "bank", "distill") and one.fingerprint(c) != two.fingerprint(c)} == {"FT"}
     assert {c.stage for c in one.cells() if one.fingerprint(c) != two.fingerprint(c)} == {"distill", "correlation", "report"}
+
+
+def test_words_for_readers_are_read_and_empty_where_they_are_not_given(make_study, tiny):
+    study = make_study({"teachers.resnet.family": "resnet", "teachers.resnet.architecture": "convolution",
+                        "datasets.birds.note": "drawn", "datasets.cub": {"kind": "cub", "note": "photos"}})
+    assert (study.teacher("resnet").family, study.teacher("resnet").architecture) == ("resnet", "convolution")
+    assert (study.data("birds").note, study.data("cub").note) == ("drawn", "photos")
+    assert tiny.teacher("resnet").family == tiny.teacher("resnet").architecture == tiny.data("birds").note == ""
 
 
 def test_what_a_cluster_is_asked_for_makes_nothing_stale(tiny, make_study):
