@@ -127,7 +127,7 @@ def _quantities(
     }
     agrees, size, is_strong = by_metric.values()
     n = measured.set_index([*stats.GROUP, "metric"]).n.xs("ratio12", level="metric")
-    chance = n.map(lambda n: stats.by_chance(n)["abs_rho"] if 3 <= n <= 9 else np.nan)
+    chance = n.map(lambda n: stats.by_chance(n)["abs_rho"] if n >= 3 else np.nan)
     rows = [("R12: mean signed rho", np.nan, agrees.ratio12),
             ("R12 - chance: mean |rho|", rho.ratio12 - stats.by_chance(8)["abs_rho"], size.ratio12 - chance)]
     for rival, name in {"ssp": "SSP", "tac": "TAC"}.items():

@@ -127,7 +127,7 @@ def _draw(study: Study, found: Mapping[str, pd.DataFrame], points: pd.DataFrame,
     plots.set_style()
     metrics, teachers, first = ["ratio12", "ssp", "tac"], study.teachers, stats.example(points)
     traits = found["teachers"].drop_duplicates("teacher").set_index("teacher")[records.TRAITS]
-    null = stats.null_share(len(teachers)) if 3 <= len(teachers) <= 9 else None
+    null = stats.null_share(len(teachers)) if len(teachers) >= 3 else None
     drawn = {
         "against": plots.against(first, metrics, teachers),
         "ranks": plots.ranks(first, metrics, teachers),

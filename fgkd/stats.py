@@ -23,6 +23,7 @@ from fgkd.claims import METRICS
 GROUP = ["dataset", "student", "strategy", "loss"]
 STRENGTHS = ("weak", "modest", "strong")
 SURE = 5                         # teachers of which at least a perfect order has p < 0.05
+COUNTED = 9                      # teachers whose orders are all counted; of more they are sampled
 
 
 def spearman(x, y) -> float:
@@ -41,8 +42,8 @@ def spearman(x, y) -> float:
 def exact_p(x, y, *, draws: int = 100_000, seed: int = 0) -> float:
     """Two-sided permutation p of Spearman's rho: the share of orders of y with an abs(rho) at least as large.
 
-    Every order is counted up to n = 9 (362,880); above, `draws` orders sampled with `seed` and the observed one
-    (Phipson and Smyth 2010).  NaN where rho is.
+    Every order is counted up to n = COUNTED (362,880); above, `draws` orders sampled with `seed` and the
+    observed one (Phipson and Smyth 2010).  NaN where rho is.
     """
     x, y = _pair(x, y)
     rho = spearman(x, y)
@@ -50,11 +51,10 @@ def exact_p(x, y, *, draws: int = 100_000, seed: int = 0) -> float:
         return math.nan
     rx, ry = _standard(_ranks(x)), _standard(_ranks(y))
     n = len(x)
-    if n > 9:
-        rng = np.random.default_rng(seed)
-        null = np.append(rng.permuted(np.tile(ry, (draws, 1)), axis=1) @ rx, rho)
-    elif len(set(rx)) == len(set(ry)) == n:
-        null = _null(n)
+    if len(set(rx)) == len(set(ry)) == n:
+        null = _null(n) if n <= COUNTED else np.append(_sampled(n, draws, seed), rho)
+    elif n > COUNTED:
+        null = np.append(_permuted(ry, draws, seed) @ rx, rho)
     else:
         null = ry[_orders(n)] @ rx
     return float((np.abs(null) >= abs(rho) - 1e-9).mean())
@@ -187,12 +187,17 @@ def share_interval(hits: int, n: int) -> tuple[float, float]:
 
 
 def null_share(n: int, above: float = 0.705) -> float:
-    """Share of groups of n teachers whose abs(rho) exceeds `above` when nothing is correlated (every order, 3 <= n <= 9)."""
+    """Share of groups of n >= 3 teachers whose abs(rho) exceeds `above` when nothing is correlated.
+
+    Of every order up to COUNTED teachers, above of 100,000 sampled ones.
+    """
     return float((_null(n) > above + 1e-9).mean())
 
 
 def by_chance(n: int) -> dict[str, float]:
-    """What n unrelated teachers give (every order, 3 <= n <= 9): the mean abs_rho, and the shares of weak, modest and strong groups.
+    """What n >= 3 unrelated teachers give: the mean abs_rho, and the shares of weak, modest and strong groups.
+
+    Of every order up to COUNTED teachers, above of 100,000 sampled ones.
 
     >>> {name: round(value, 3) for name, value in by_chance(8).items()}
     {'abs_rho': 0.31, 'weak': 0.803, 'modest': 0.139, 'strong': 0.058}
@@ -393,14 +398,16 @@ def answer(picks: pd.DataFrame) -> str:
 def summary(correlations: pd.DataFrame, by=()) -> pd.DataFrame:
     """One row a metric, for each value of `by` (one or more of dataset, student, strategy and loss): what its groups show on average.
 
-    groups, their datasets (a number), teachers (n), mean_rho, mean_abs_rho, agrees with its interval over data sets (low, high); shares of weak, modest and strong groups; and the same by chance, NaN where a group has over 9 teachers.
+    groups, their datasets (a number), teachers (n), mean_rho, mean_abs_rho, agrees with its interval over data sets (low, high); shares of weak, modest and strong groups; and the same by chance.
     """
     by, rows = [by] if isinstance(by, str) else list(by), []
     for key, members in correlations.groupby([*by, "metric"], sort=True):
         defined = members[members.rho.notna()]
         low, high = mean_interval(defined.agrees, defined.dataset)
-        known = {n: by_chance(n) for n in set(defined.n) if n <= 9}
-        chance = pd.DataFrame([known.get(n, {}) for n in defined.n], columns=["abs_rho", *STRENGTHS], dtype=float).mean(skipna=False)
+        known = {n: by_chance(n) for n in set(defined.n)}
+        chance = pd.DataFrame(
+            [known[n] for n in defined.n], columns=["abs_rho", *STRENGTHS], dtype=float
+        ).mean()
         weak, modest, strong = ((defined.strength == name).mean() for name in STRENGTHS)
         rows.append([*key, len(defined), defined.dataset.nunique(), members.n.max(), defined.rho.mean(), defined.abs_rho.mean(), defined.agrees.mean(), strong, low, high,
                      chance.abs_rho, chance.strong, weak, modest, chance.weak, chance.modest])
@@ -486,11 +493,25 @@ def _grade(rho) -> np.ndarray:
 
 @functools.cache
 def _null(n: int) -> np.ndarray:
-    """abs(rho) of every order of n teachers without ties: (n!,)."""
-    if not 3 <= n <= 9:
-        raise ValueError(f"n is {n}: all orders are counted for 3 to 9 teachers only")
+    """abs(rho) of orders of n teachers without ties: of all (n!,), or of 100,000 sampled ones."""
+    if n < 3:
+        raise ValueError(f"n is {n}: expected 3 teachers or more, of fewer there is no rho")
+    if n > COUNTED:
+        return np.abs(_sampled(n, 100_000, 0))
     ranks = _standard(np.arange(n, dtype=float))
     return np.abs(ranks[_orders(n)] @ ranks)
+
+
+@functools.lru_cache(maxsize=4)
+def _sampled(n: int, draws: int, seed: int) -> np.ndarray:
+    """rho of sampled orders of n teachers without ties: (draws,)."""
+    ranks = _standard(np.arange(n, dtype=float))
+    return _permuted(ranks, draws, seed) @ ranks
+
+
+def _permuted(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Sampled orders of values (n,): (draws, n)."""
+    return np.random.default_rng(seed).permuted(np.tile(values, (draws, 1)), axis=1)
 
 
 @functools.cache
