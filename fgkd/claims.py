@@ -12,12 +12,15 @@ from dataclasses import dataclass
 class Claim:
     """Which way a metric is claimed to point.
 
-    direction: +1 larger is better, -1 smaller is better; afterwards: it takes the trained student.
+    direction: +1 larger is better, -1 smaller is better; begun: it takes a student whose training has begun,
+    so that choosing by it has a price; afterwards: it takes the trained student, so that nothing is left to
+    choose.
     """
 
     label: str
     direction: int
     source: str
+    begun: bool = False
     afterwards: bool = False
 
 
@@ -46,6 +49,11 @@ METRICS = {
     "nce": Claim(
         "NCE", 1,
         "Tran et al. 2019: negative conditional entropy of the labels given the pretrained head's class"),
+    "pilot": Claim(
+        "pilot", 1,
+        "the student's own training accuracy after a tenth of its epochs, rounded up: successive halving "
+        "(Jamieson and Talwalkar 2016) chooses so",
+        begun=True),
     "agreement": Claim(
         "agreement", 1,
         "Stanton et al. 2021: share of test images of which the student says what its teacher says",

@@ -349,10 +349,18 @@ def strengths(correlations: pd.DataFrame, names: list[str], null: float | None) 
 
 
 def picks(table: pd.DataFrame) -> Figure:
-    """Mean student accuracy by the rule that chose the teacher: table with columns rule, accuracy (0 to 1), low, high."""
+    """Mean student accuracy by the rule that chose the teacher: table as of `stats.picks`.
+
+    A rule that has to see students is of another colour, and says how much of their training it takes.
+    """
     figure, axis = plt.subplots(figsize=(7, 0.42 * len(table) + 0.9))
-    colours = [PALETTE[0] if r in {c.label for c in METRICS.values()} else "#8A8A8A" for r in table.rule]
-    axis.barh(table.rule, 100 * table.accuracy, color=colours)
+    metric = table.rule.isin([claim.label for claim in METRICS.values()])
+    colours = np.where(metric, np.where(table.cost > 0, PALETTE[1], PALETTE[0]), "#8A8A8A")
+    names = [
+        f"{row.rule}, after {row.cost:.0%} of all trainings" if row.cost > 0 else row.rule
+        for row in table.itertuples()
+    ]
+    axis.barh(names, 100 * table.accuracy, color=colours)
     for i, value in enumerate(table.accuracy):
         axis.text(100 * value, i, f" {100 * value:.1f}", va="center", fontsize=9)
     axis.margins(y=0.01)
@@ -362,13 +370,24 @@ def picks(table: pd.DataFrame) -> Figure:
 
 
 def regret(choices: pd.DataFrame, rules: list[str]) -> Figure:
-    """What each rule's pick loses against the group's best teacher, a dot a group, the line their mean; choices: as of `stats.choices`."""
+    """What each rule's pick loses against the group's best teacher, a dot a group, the line their mean.
+
+    choices: as of `stats.choices`; a rule that has to see students is marked as in `picks`.
+    """
     figure, axis = plt.subplots(figsize=(7, 0.42 * len(rules) + 0.9))
+    costs = choices.groupby("rule").cost.mean()
     for y, rule in enumerate(rules):
         lost = 100 * choices[choices.rule == rule].regret.sort_values().to_numpy()
-        axis.scatter(lost, y + 0.3 * (np.arange(len(lost)) % 5 / 4 - 0.5), s=18, alpha=0.6, linewidths=0, color="#8A8A8A" if rule in ("random", "no teacher") else PALETTE[0])
+        colour = "#8A8A8A" if rule in ("random", "no teacher") else PALETTE[int(costs[rule] > 0)]
+        height = y + 0.3 * (np.arange(len(lost)) % 5 / 4 - 0.5)
+        axis.scatter(lost, height, s=18, alpha=0.6, linewidths=0, color=colour)
         axis.plot([lost.mean()] * 2, (y - 0.35, y + 0.35), color="black", linewidth=2)
-    axis.set(yticks=range(len(rules)), yticklabels=rules, xlabel="points of student accuracy below the best teacher of the group")
+    names = [f"{rule}, after {costs[rule]:.0%} of all trainings" if costs[rule] > 0 else rule for rule in rules]
+    axis.set(
+        yticks=range(len(rules)),
+        yticklabels=names,
+        xlabel="points of student accuracy below the best teacher of the group",
+    )
     axis.invert_yaxis()
     return _closed(figure)
 

@@ -36,7 +36,7 @@ from fgkd.metrics import METRICS
 from fgkd.study import PROJECT, Cell, Study
 
 TEMPLATES = Path(__file__).parent / "templates"
-RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "random", "no teacher")
+RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "pilot", "random", "no teacher")
 STATES = ("done", "failed", "waiting", "running")
 SECTIONS = {
     "intro": "The idea", "data": "Data", "teacher": "Teachers", "bank": "Banks and R12", "distill": "Students",
@@ -45,9 +45,9 @@ SECTIONS = {
 FIGURES = {
     "ranks": "The order of teachers by each metric, and by their students: level lines are a metric that ranks them right.",
     "accuracies": "Accuracy of every student, a column a strategy and further loss, a mark a teacher; dashed: the student without a teacher.",
-    "picks": "What choosing by each metric gains: mean accuracy of the student whose teacher it picks.",
+    "picks": "What choosing by each metric gains: mean accuracy of the student whose teacher it picks; in another colour what sees students first.",
     "regret": "What each rule's pick loses against the best teacher of a group: a dot a group, the line their mean.",
-    "heat": "Spearman's rho in the claimed direction: blue agrees with the claim, red contradicts it.",
+    "heat": "Spearman's rho in the claimed direction: blue agrees with the claim, red contradicts it. A pilot sees a tenth of each student's epochs (rounded up), agreement the whole student.",
     "strengths": "Share of groups by strength of |rho|, which forgives a wrong sign; dashed: the share that would be strong by chance.",
     "capacity": "The teacher's size against its R12 and against its students' accuracy.",
 }

@@ -227,22 +227,26 @@ def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 def joined(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """The points of all groups, one a teacher: the mean over `seeds` (a number) of its metrics, of
-    ratio12_nonpositive (the share of samples in which R12 has no meaning), and of its student's `accuracy`
-    and `agreement`; and accuracy_sd, the standard deviation of `accuracy` over seeds, NaN for a single one.
+    ratio12_nonpositive (the share of samples in which R12 has no meaning), and of its student's `accuracy`,
+    `agreement`, `pilot` and pilot_cost (the share of the student's epochs that the pilot takes); and
+    accuracy_sd, the standard deviation of `accuracy` over seeds, NaN for a single one.
 
     A student goes with the teacher of its own seed; ValueError where that one has no metrics.  A metric that is NaN for a seed is NaN.
     """
     students = students[students.strategy != "CE"]
     keys = ["dataset", "teacher", "strategy", "seed"]
-    before = [*(name for name, claim in METRICS.items() if not claim.afterwards), "ratio12_nonpositive"]
-    rows = students[[*GROUP, "teacher", "seed", "accuracy", "agreement"]].merge(
+    seen = [name for name, claim in METRICS.items() if claim.begun or claim.afterwards]
+    before = [name for name in METRICS if name not in seen] + ["ratio12_nonpositive"]
+    seen.append("pilot_cost")
+    own = students.reindex(columns=[*GROUP, "teacher", "seed", "accuracy", *seen])
+    rows = own.astype(dict.fromkeys(seen, float)).merge(
         metrics.reindex(columns=[*keys, *before]), on=keys, how="left", validate="many_to_one", indicator=True
     )
     if len(lost := rows[rows._merge == "left_only"]):
         raise ValueError(f"{len(lost)} students have no metrics of their teacher, the first: {lost.iloc[0][GROUP + ['teacher', 'seed']].to_dict()}")
     teachers, values = (
         rows.groupby([*GROUP, "teacher"], sort=False),
-        ["accuracy", *METRICS, "ratio12_nonpositive"],
+        ["accuracy", *METRICS, "ratio12_nonpositive", "pilot_cost"],
     )
     points = teachers[values].mean().where(teachers[values].count().eq(teachers.size(), axis=0))
     return points.assign(seeds=teachers.size(), accuracy_sd=teachers.accuracy.std()).reset_index()
@@ -295,36 +299,47 @@ def settling(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataFrame:
 def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """One row a group and rule: the accuracy of its pick's student, its regret, and whether it is the best (hit) or among the best three.
 
-    A rule is a metric that is known before any student (its best teacher in the claimed direction; ties are shared), 'best', 'random' (all teachers share) and 'no
-    teacher' (the CE baseline, where there is one).  teacher: whom it picks, 'a = b' of equal ones, empty where it picks nobody in
-    particular.  regret: points below the best teacher's student, as a share of 1.
+    A rule is a metric that is known before a student is trained to its end (its best teacher in the claimed direction; ties are shared), 'best', 'random' (all
+    teachers share) and 'no teacher' (the CE baseline, where there is one).  teacher: whom it picks, 'a = b' of equal ones, empty
+    where it picks nobody in particular.  regret: points below the best teacher's student, as a share of 1.  cost: the share of the
+    training of every teacher's student that the rule has to see: 0 where the choice is free of students, 1 for 'best'.
     """
     rows = []
     alone = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy.mean()
     for key, group in points.groupby(GROUP, sort=True):
         reached, baseline = group.accuracy.to_numpy(), alone.get(key[:2], math.nan)
         best, third = reached.max(), np.sort(reached)[-3:].min()
-        scores = {claim.label: group[name].to_numpy() * claim.direction for name, claim in METRICS.items() if not claim.afterwards} | {"best": reached, "random": 0 * reached}
+        scores = {
+            claim.label: group[name].to_numpy() * claim.direction
+            for name, claim in METRICS.items()
+            if not claim.afterwards
+        }
+        scores |= {"best": reached, "random": 0 * reached}
+        costs = {METRICS["pilot"].label: group.pilot_cost.mean(), "best": 1.0}
         for rule, score in scores.items():
             picked = score == np.fmax.reduce(score)
             share = picked / picked.sum() if picked.any() else picked * math.nan
             names = "" if rule == "random" else " = ".join(group.teacher[picked])
-            rows.append((*key, rule, names, share @ reached, best - share @ reached, share @ (reached == best), share @ (reached >= third)))
-        rows.append((*key, "no teacher", "", baseline, best - baseline, 0.0, 0.0))
-    return pd.DataFrame(rows, columns=[*GROUP, "rule", "teacher", "accuracy", "regret", "hit", "top3"])
+            picked_accuracy, hit, top3 = share @ reached, share @ (reached == best), share @ (reached >= third)
+            values = (picked_accuracy, best - picked_accuracy, hit, top3, costs.get(rule, 0.0))
+            rows.append((*key, rule, names, *values))
+        rows.append((*key, "no teacher", "", baseline, best - baseline, 0.0, 0.0, 0.0))
+    columns = [*GROUP, "rule", "teacher", "accuracy", "regret", "hit", "top3", "cost"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """What choosing gains: one row a rule of `choices`, means over groups, best first; rules that cannot pick in every group are left out.
 
-    teacher: whom it picks most often, with the number of groups where there are several.
+    teacher: whom it picks most often, with the number of groups where there are several.  cost: as of `choices`.
     gain_random and gain_tac: accuracy above that of a random teacher's student and of the most accurate teacher's, as a share of 1,
     each with its 95 % interval over data sets (low, high; see `mean_interval`).
     """
     found = choices(points, students)
     reached = found.pivot(index=GROUP, columns="rule", values="accuracy")
     reached = reached.loc[:, reached.notna().all()]
-    table = found[found.rule.isin(reached.columns)].groupby("rule", sort=False)[["accuracy", "regret", "hit", "top3"]].mean()
+    per = found[found.rule.isin(reached.columns)].groupby("rule", sort=False)
+    table = per[["accuracy", "regret", "hit", "top3", "cost"]].mean()
     table.insert(0, "teacher", found.groupby("rule").teacher.agg(_most_often))
     blocks = reached.index.get_level_values("dataset")
     for name, rule in {"gain_random": "random", "gain_tac": METRICS["tac"].label}.items():

@@ -170,10 +170,23 @@ def missing(study: Study) -> list[str]:
 
 
 def _rows(study: Study, cell: Cell, one: dict) -> list[dict]:
+    if cell.stage == "distill":
+        return [row | _pilot(one.get("history", [])) for row in one["rows"]]
     if cell.stage != "bank":
         return one["rows"]
     names = {"dataset": cell.dataset, "teacher": cell.teacher}
     return [names | {"strategy": strategy} | row for row in one["rows"] for strategy in study.readers(cell.strategy)]
+
+
+def _pilot(history: list[dict]) -> dict[str, float | None]:
+    """A student's training accuracy after a tenth of its epochs, rounded up, and the share of them that this is.
+
+    None where its record has no history.
+    """
+    if not history:
+        return {"pilot": None, "pilot_cost": None}
+    epochs = -(-len(history) // 10)
+    return {"pilot": history[epochs - 1]["train_accuracy"], "pilot_cost": epochs / len(history)}
 
 
 def _plain(value):

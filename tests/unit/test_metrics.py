@@ -249,7 +249,8 @@ def test_labels_of_another_shape_are_refused_and_not_broadcast(labels):
 
 def test_a_claimed_metric_comes_from_logits_labels_the_teacher_its_pretraining_or_the_student():
     ours = set(metrics.summarize(random())) | set(metrics.summarize_labelled(metrics.labelled_samples(random(), torch.arange(20) % 7)))
-    assert set(metrics.METRICS) - ours == {"tac", "parameters", "logme", "leep", "nce", "agreement"}
+    assert set(metrics.METRICS) - ours == {"tac", "parameters", "logme", "leep", "nce", "pilot", "agreement"}
+    assert [name for name, claim in metrics.METRICS.items() if claim.begun] == ["pilot"]
     assert [name for name, claim in metrics.METRICS.items() if claim.afterwards] == ["agreement"]
     assert {claim.direction for claim in metrics.METRICS.values()} == {-1, 1}
 

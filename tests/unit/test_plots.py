@@ -23,7 +23,9 @@ def points(strategies=("FT", "TGDA"), *, seed=0, teachers=TEACHERS):
     frames = [pd.DataFrame({"dataset": "birds", "student": "small", "strategy": s, "loss": "kd", "teacher": teachers, "accuracy": rng.random(len(teachers))}) for s in strategies]
     table = pd.concat(frames, ignore_index=True)
     return table.assign(
-        ratio12_nonpositive=0.0, **{name: rng.normal(size=len(table)) for name in metrics.METRICS}
+        ratio12_nonpositive=0.0,
+        pilot_cost=0.1,
+        **{name: rng.normal(size=len(table)) for name in metrics.METRICS},
     )
 
 
@@ -91,6 +93,18 @@ def test_regret_has_a_dot_a_group_and_their_mean():
     lost = 100 * choices[choices.rule == "R12"].regret
     assert sorted(axis.collections[0].get_offsets()[:, 0]) == pytest.approx(sorted(lost)) and len(lost) == 3
     assert axis.lines[0].get_xdata()[0] == pytest.approx(lost.mean())
+
+
+def test_a_rule_that_sees_students_says_how_much_of_their_training_it_takes():
+    table = points(("FT", "TGDA"))
+    students = table.assign(seed=0)
+    bars = plots.picks(stats.picks(table, students)).axes[0]
+    dots = plots.regret(stats.choices(table, students), ["R12", "pilot", "random"]).axes[0]
+    marked = "pilot, after 10% of all trainings"
+    assert [t.get_text() for t in dots.get_yticklabels()] == ["R12", marked, "random"]
+    colours = {t.get_text(): bar.get_facecolor() for t, bar in zip(bars.get_yticklabels(), bars.patches)}
+    assert len({colours[name] for name in ("R12", marked, "random")}) == 3
+    assert {"best, after 100% of all trainings", "TAC"} <= set(colours)
 
 
 def test_reliability_by_hand():

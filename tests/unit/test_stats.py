@@ -406,6 +406,22 @@ def test_agreement_is_a_metric_but_no_rule_since_it_needs_the_student():
     assert "agreement" not in set(stats.choices(points, students).rule)
 
 
+def test_a_pilot_picks_by_the_begun_student_and_its_price_stands_beside_it():
+    students = student_rows({"a": 0.3, "b": 0.2, "c": 0.1}).assign(pilot=[0.01, 0.03, 0.02], pilot_cost=0.25)
+    points = stats.joined(students, metric_rows(ratio12=[1, 2, 3]))
+    assert stats.correlations(students, metric_rows()).set_index("metric").agrees["pilot"] == -0.5
+    found = stats.picks(points, students).set_index("rule")
+    assert found.loc["pilot", ["teacher", "accuracy", "cost"]].to_list() == ["b", 0.2, 0.25]
+    assert found.cost[["R12", "TAC", "random", "best"]].to_list() == [0, 0, 0, 1]
+
+
+def test_students_of_which_no_history_is_known_have_no_pilot():
+    students = student_rows({"a": 0.3, "b": 0.2, "c": 0.1}).assign(pilot=None, pilot_cost=None)
+    points = stats.joined(students, metric_rows(ratio12=[1, 2, 3]))
+    assert "pilot" not in set(stats.picks(points, students).rule)
+    assert math.isnan(stats.correlations(students, metric_rows()).set_index("metric").rho["pilot"])
+
+
 def test_the_breakdown_is_the_summary_of_the_groups_with_that_value():
     keys = [(d, "small", s, "kd", m) for d in ("birds", "cars") for s in ("FT", "TGDA") for m in ("ratio12", "tac")]
     table = correlation_rows({key: i / 10 for i, key in enumerate(keys)})

@@ -126,6 +126,21 @@ def test_a_finished_study_fills_every_table(finished):
     assert frames["students"][frames["students"].strategy == "CE"].teacher.to_list() == ["none"]
 
 
+@pytest.mark.parametrize("epochs, read", [(1, 0), (6, 0), (10, 0), (11, 1), (40, 3)])
+def test_a_pilot_is_read_after_a_tenth_of_the_epochs_rounded_up(finished, epochs, read):
+    """From the record alone, as no training looks at a pilot."""
+    part = tables.parts(finished, Cell("distill", "birds", "resnet", "FT"))[0]
+    file = finished.path(part) / "record.json"
+    record = tables.read_json(file)
+    history = [{"epoch": e, "train_accuracy": e / 100} for e in range(epochs)]
+    tables.write_json(file, record | {"history": history})
+    students = tables.collect(finished)["students"].set_index(["strategy", "teacher"])
+    assert students.loc[("FT", "resnet"), ["pilot", "pilot_cost"]].to_list() == [read / 100, (read + 1) / epochs]
+    tables.write_json(file, {k: v for k, v in record.items() if k != "history"})
+    students = tables.collect(finished)["students"].set_index(["strategy", "teacher"])
+    assert students.pilot.isna().to_list() == [key == ("FT", "resnet") for key in students.index]
+
+
 def test_a_banks_row_is_the_mean_of_its_epochs(finished):
     frames = tables.collect(finished)
     keys = ["dataset", "strategy", "teacher"]
