@@ -27,7 +27,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from fgkd import cost, datasets, kernel, stats, tables
+from fgkd import cost, datasets, findings, kernel, stats, tables
 from fgkd import study as studies
 from fgkd.states import left, locked, state
 from fgkd.study import PROJECT, Cell, Model, Study, StudyError
@@ -121,10 +121,12 @@ def report(study: Study, options) -> int:
     index = pages.build(study, {c: state(study, c) for c in study.cells()})
     frames = tables.collect(study)
     lacks = stats.lacking(frames.get("correlations", pd.DataFrame()))
-    if "headline" in frames and len(points := stats.joined(frames["students"], tables.with_tac(frames["metrics"], frames["teachers"]))):
+    if "headline" in frames and len(points := tables.points(frames)):
         standings = stats.standings(points, frames["students"], frames["data"])
         print("\n" + standings.round(4).to_string(index=False, na_rep=""))
-        print("\n" + "\n".join(textwrap.wrap(stats.said(standings, stats.picks(points, frames["students"])), 110)))
+        said = stats.said(standings, stats.picks(points, frames["students"]))
+        paid = findings.paid(findings.pay(points, frames["students"], frames["data"]))
+        print("\n" + "\n".join(textwrap.wrap(f"{said} {paid}", 110)))
     print("\n" + (lacks or frames["headline"].round(3).to_string(index=False)))
     found = pages.notes(study)
     for note in found[:SHOWN_NOTES]:

@@ -12,12 +12,16 @@ import numpy as np
 import pandas as pd
 
 from fgkd import stats
+from fgkd.study import RECIPES
 
 FOLDER = Path(__file__).with_name("published")
 # 8 data sets x 3 students x 4 strategies x KD, and 8 data sets x 4 further losses for one student
 GROUPS = {"all": 128, "CAL": 24, "TGDA": 24}
 # what every study is to decide
 REGISTERED = ("R12: mean signed rho", "R12 - SSP: mean signed rho", "R12 - TAC: mean signed rho")
+LEVEL = 0.05 / len(REGISTERED)
+# data sets without which no p can be small enough, or no interval made
+NEEDED = {"registered": 7, "exploratory": 6}
 
 
 def published(name: str) -> pd.DataFrame:
@@ -77,13 +81,19 @@ def cub_group() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def claims(correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
+def claims(
+    correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.DataFrame, points: pd.DataFrame
+) -> pd.DataFrame:
     """What the paper claims, and what a study says of it: a row a claim, a quantity that is above 0 where the claim holds.
 
     correlations, choices: tables as of `stats.correlations` and `stats.choices`; students: the study's table
-    of them, which names the `model` of each.  Columns: `claim`, `family`, `published` (NaN where the paper
-    prints no such number), `ours` with its 95 % interval over data sets (`low`, `high`), `groups`,
-    `datasets`, `p` of swapping whole data sets, `p_holm` and `verdict`.
+    of them, which names the `model` of each; points: as of `tables.points`, with the `family` of each teacher.
+    Columns: `claim`, `family`, `published` (NaN where the paper prints no such number), `ours` with its 95 %
+    interval over data sets (`low`, `high`), `groups`, `datasets`, the number of them that a verdict needs where
+    there are fewer (`needed`), `p` of swapping whole data sets, `p_holm`, `verdict` and `detectable`: next to
+    each registered `cannot tell` of enough data sets, the smallest true mean that four of five such studies
+    would find (`stats.detectable`, from the spread of the study's own data sets, at the level of the first of
+    three claims by Holm).
 
     Like is compared with like: the printed shares of strong groups of CAL and of TGDA are of students taught
     by KD alone (loss kd), and the printed accuracies of picks those of LCNet-035 with it.  So are ours; only
@@ -96,11 +106,14 @@ def claims(correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.DataF
     2 / 2^D; with fifteen it would take ten, more than the paper has.
 
     The other rows are `exploratory`, each with its own interval: where that leaves 0 out a row `suggests so`
-    or `suggests not`, which in one study out of four it does for some row by chance, so that it calls for
+    or `suggests not`, which in one study out of two it does for some row by chance, so that it calls for
     further data sets and decides nothing.  Else the verdict is `cannot tell`, as always below six data sets.
     """
-    table = pd.DataFrame([_claim(*row) for row in _quantities(correlations, choices, students)])
+    quantities = _quantities(correlations, choices, students) + _sizes(correlations, points)
+    table = pd.DataFrame([_claim(*row) for row in quantities])
     registered = table.claim.isin(REGISTERED)
+    least = np.where(registered, NEEDED["registered"], NEEDED["exploratory"])
+    table["needed"] = pd.Series(least).where(table.datasets < least)
     table["family"] = np.where(registered, "registered", "exploratory")
     table["p_holm"] = stats.holm(table.p.where(registered))
     decided = np.where(registered, table.p_holm <= 0.05, (table.low > 0) | (table.high < 0))
@@ -109,8 +122,40 @@ def claims(correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.DataF
     table["verdict"] = np.select(
         [decided & (table.ours > 0), decided & (table.ours < 0)], [above, below], "cannot tell"
     )
-    found = ["published", "ours", "low", "high", "groups", "datasets", "p", "p_holm", "verdict"]
-    return table[["claim", "family", *found]]
+    unseen = registered & (table.verdict == "cannot tell") & table.needed.isna()
+    table["detectable"] = [
+        stats.detectable(row.spread, row.datasets, level=LEVEL) if sought else np.nan
+        for row, sought in zip(table.itertuples(), unseen)
+    ]
+    found = ["published", "ours", "low", "high", "groups", "datasets", "needed", "p", "p_holm", "verdict"]
+    return table[["claim", "family", *found, "detectable"]]
+
+
+def power(correlations: pd.DataFrame) -> pd.DataFrame:
+    """Which mean signed rho, or difference of two, could a study of so many data sets and teachers see?
+
+    A row a registered claim, number of `datasets` and of `teachers` (the study's own, and twice as many):
+    `detectable` as of `stats.detectable`, at the level of the first of three claims by Holm.  `spread`: the
+    standard deviation of the data sets' differences, by `source` the study's own, or 'chance' where it has
+    fewer than three: that of one group of unrelated teachers, 1 / sqrt(n - 1), for a difference of two metrics
+    sqrt(2) times that.  With twice the teachers it is taken to shrink as a rho's does, which is the best case.
+    No row where no group has a rho.
+    """
+    agrees = correlations.pivot(index=stats.GROUP, columns="metric", values="agrees")
+    teachers, rows = correlations.n.max(), []
+    rivals = {name: agrees.ratio12 - agrees[rival] for name, rival in zip(REGISTERED[1:], ("ssp", "tac"))}
+    for claim, values in ({REGISTERED[0]: agrees.ratio12} | rivals).items() if teachers >= 3 else ():
+        own = values.groupby("dataset").mean().dropna()
+        enough = len(own) >= 3
+        chance = np.sqrt((1 if claim == REGISTERED[0] else 2) / (teachers - 1))
+        spread = own.std() if enough else chance
+        for n in (teachers, 2 * teachers):
+            smaller = spread * np.sqrt((teachers - 1) / (n - 1))
+            rows += [
+                (claim, sets, n, smaller, "this study" if enough else "chance", stats.detectable(smaller, sets, level=LEVEL))
+                for sets in (7, 8, 10, 14, 20)
+            ]
+    return pd.DataFrame(rows, columns=["claim", "datasets", "teachers", "spread", "source", "detectable"])
 
 
 def _quantities(
@@ -143,9 +188,16 @@ def _quantities(
             )
             for scope in ("CAL", "TGDA")
         ]
+        edge = agrees.ratio12 - agrees[rival]
+        attentive, plain = (_by_student(edge, strategies) for strategies in (["CAL", "TGDA"], ["FZ", "FT"]))
+        rows += [
+            (f"R12 - {name}: mean signed rho, CAL and TGDA", np.nan, attentive),
+            (f"R12 - {name}: mean signed rho, CAL and TGDA less FZ and FT", np.nan, attentive - plain),
+        ]
     reached = choices.pivot(index=stats.GROUP, columns="rule", values="accuracy").reindex(
         columns=["R12", "SSP", "TAC", "no teacher"]
     )
+    rows += [(f"R12 - {rule}: accuracy of the pick", np.nan, reached["R12"] - reached[rule]) for rule in reached.columns[1:]]
     reached = reached[
         _of(reached, {"strategy": ["TGDA"], "loss": ["kd"], "student": _printed_students(students)})
     ]
@@ -158,6 +210,42 @@ def _quantities(
         for rule, column in {"SSP": "ssp", "TAC": "tac", "no teacher": "ce"}.items()
     ]
     return rows
+
+
+def _sizes(correlations: pd.DataFrame, points: pd.DataFrame) -> list[tuple[str, float, pd.Series]]:
+    """That smaller teachers teach better and have the smaller R12, of all teachers and inside families of them.
+
+    Of R12 a value a data set and recipe, since the students of a teacher share it.
+    """
+    by_size = correlations[correlations.metric == "parameters"].set_index(stats.GROUP).agrees
+    related = points[points.family != ""]
+    every, kin = (
+        rows.assign(recipe=rows.strategy.map(RECIPES)).drop_duplicates(["dataset", "recipe", "teacher"])
+        for rows in (points, related)
+    )
+    return [
+        ("smaller teachers: mean signed rho with student accuracy", np.nan, -by_size),
+        ("smaller teachers: mean rho of size and R12", np.nan, _rho(every, ["dataset", "recipe"], "ratio12", None)),
+        ("smaller of a family: mean signed rho with student accuracy", np.nan, -_rho(related, stats.GROUP, "accuracy", "family")),
+        ("smaller of a family: mean rho of size and R12", np.nan, _rho(kin, ["dataset", "recipe"], "ratio12", "family")),
+    ]
+
+
+def _rho(rows: pd.DataFrame, by: list[str], name: str, within: str | None) -> pd.Series:
+    """Spearman's rho of `parameters` and `name` for each group of rows, inside the families of `within`."""
+    found = {
+        key: stats.spearman(group.parameters, group[name])
+        if within is None
+        else stats.spearman_within(group.parameters, group[name], group[within])
+        for key, group in rows.groupby(by)
+    }
+    return pd.Series(found, pd.MultiIndex.from_arrays([*zip(*found)] or [[]] * len(by), names=by), dtype=float)
+
+
+def _by_student(values: pd.Series, strategies: list[str]) -> pd.Series:
+    """Means over these strategies, by data set and student, of students taught by KD alone."""
+    chosen = values[_of(values, {"strategy": strategies, "loss": ["kd"]})]
+    return chosen.groupby(["dataset", "student"]).mean()
 
 
 def _printed_students(students: pd.DataFrame) -> list[str]:
@@ -185,6 +273,7 @@ def _claim(claim: str, printed: float, values: pd.Series) -> dict:
         "low": low,
         "high": high,
         "groups": len(values),
+        "spread": values.groupby(sets).mean().std(),
         "datasets": sets.nunique(),
         "p": p,
     }

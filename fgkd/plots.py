@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from IPython import get_ipython
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -263,6 +264,31 @@ def capacity(points: pd.DataFrame, metric: str, teachers) -> Figure:
         axis.margins(0.2)
     _explain(figure, bool(hollow))
     return _closed(_named(figure, {axis: means.index for axis in axes}))
+
+
+def progress(trained: pd.DataFrame, teachers) -> Figure:
+    """R12 of each teacher against its accuracy on the views that students see, a panel a recipe, a mark a data set.
+
+    trained: as of `findings.trained`.  The title has the mean over data sets of Spearman's rho; a teacher is
+    hollow where R12 has no meaning in more than 1 % of its samples.
+    """
+    look, recipes = styles(teachers), list(dict.fromkeys(trained.recipe))
+    figure, axes = plt.subplots(1, len(recipes), figsize=(3.9 * len(recipes) + 1.4, 3.3), squeeze=False)
+    for axis, recipe in zip(axes[0], recipes):
+        rows = trained[trained.recipe == recipe]
+        for row in rows.itertuples():
+            filled = {"facecolors": "none"} if row.ratio12_nonpositive > UNDEFINED else {}
+            axis.scatter(100 * row.train_accuracy, row.ratio12, s=40, **look[row.teacher] | filled)
+        rhos = [spearman(t.ratio12, t.train_accuracy) for _, t in rows.groupby("dataset")]
+        known = [rho for rho in rhos if np.isfinite(rho)]
+        said = f"mean rho {np.mean(known):+.2f} ({len(known)} data sets)" if known else "rho undefined"
+        axis.set(xlabel="teacher's accuracy on the students' views, %", title=f"{recipe}: {said}")
+        axis.margins(0.12)
+    axes[0][0].set_ylabel("R12")
+    marks = [Line2D([], [], linestyle="", label=teacher, **look[teacher]) for teacher in dict.fromkeys(trained.teacher)]
+    axes[0][-1].legend(handles=marks, loc="center left", bbox_to_anchor=(1, 0.5))
+    _explain(figure, bool((trained.ratio12_nonpositive > UNDEFINED).any()))
+    return _closed(figure)
 
 
 def reliability(logits: dict[str, np.ndarray], labels: np.ndarray) -> Figure:

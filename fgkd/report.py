@@ -30,7 +30,7 @@ from nbconvert.filters.ansi import ansi2html, strip_ansi
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 
-from fgkd import paper, plots, stats
+from fgkd import findings, paper, plots, stats
 from fgkd import tables as records
 from fgkd.metrics import METRICS
 from fgkd.study import PROJECT, Cell, Study
@@ -49,6 +49,7 @@ FIGURES = {
     "regret": "What each rule's pick loses against the best teacher of a group: a dot a group, the line their mean.",
     "heat": "Spearman's rho in the claimed direction: blue agrees with the claim, red contradicts it. A pilot sees a tenth of each student's epochs (rounded up), agreement the whole student.",
     "strengths": "Share of groups by strength of |rho|, which forgives a wrong sign; dashed: the share that would be strong by chance.",
+    "progress": "R12 against how far the teacher's training has come: rising, a small R12 is that of a teacher not yet trained.",
     "capacity": "The teacher's size against its R12 and against its students' accuracy.",
 }
 
@@ -84,15 +85,15 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
     found, folder = records.collect(study), study.folder / "figures"
     answer, headline = "There is nothing to correlate yet.", None
     if "headline" in found:
-        points = stats.joined(found["students"], records.with_tac(found["metrics"], found["teachers"]))
+        points = records.points(found)
         found["picks"] = stats.picks(points, found["students"])
         answer = stats.lacking(found["correlations"])
         if len(points):
             found["standings"] = stats.standings(points, found["students"], found["data"])
-            answer = f"{stats.said(found['standings'], found['picks'])} {answer}"
             choices = stats.choices(points, found["students"])
-            found["breakdown"] = stats.breakdown(found["correlations"])
-            found["claims"] = paper.claims(found["correlations"], choices, found["students"])
+            found |= concluded(study, found, points, choices)
+            said = stats.said(found["standings"], found["picks"])
+            answer = " ".join(filter(None, (said, findings.paid(found["pay"]), answer)))
             _draw(study, found, points, choices, folder)
             caption = "Student accuracy against each metric, a point a teacher. The claim: falling for R12, rising for SSP and TAC."
             headline = (folder / "against.svg", caption, *_headline(found["headline"]))
@@ -109,9 +110,26 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
     )
 
 
+def concluded(
+    study: Study, found: Mapping[str, pd.DataFrame], points: pd.DataFrame, choices: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """The tables that the report adds to those of `tables.collect`, by name; points: as of `tables.points`."""
+    correlations, students = found["correlations"], found["students"]
+    return {
+        "breakdown": stats.breakdown(correlations),
+        "claims": paper.claims(correlations, choices, students, points),
+        "power": paper.power(correlations),
+        "pay": findings.pay(points, students, found["data"]),
+        "temperatures": findings.temperatures(correlations, study),
+        "progress": findings.progress(records.with_tac(found["metrics"], found["teachers"])),
+        "mixes": findings.mixes(points, [*records.TRAITS, *records.WORDS]),
+    }
+
+
 def notes(study: Study) -> list[str]:
-    """What a reader of the study's numbers should know: copies in both splits, and metrics that say nothing."""
-    found = []
+    """What a reader of the study's numbers should know: what the study says of its data sets, copies in both
+    splits, and metrics that say nothing."""
+    found = [f"{key}: {spec.note}" for key, spec in study.datasets.items() if spec.note]
     for cell in study.cells():
         for record in records.records(study, cell) if cell.stage in ("data", "bank") else ():
             found += [f"{cell.dataset}: {note}" for note in record.get("notes", []) if "also in train" in note]
@@ -126,7 +144,7 @@ def _draw(study: Study, found: Mapping[str, pd.DataFrame], points: pd.DataFrame,
     """Every figure of the study, as PNG and SVG."""
     plots.set_style()
     metrics, teachers, first = ["ratio12", "ssp", "tac"], study.teachers, stats.example(points)
-    traits = found["teachers"].drop_duplicates("teacher").set_index("teacher")[records.TRAITS]
+    measured = records.with_tac(found["metrics"], found["teachers"])
     null = stats.null_share(len(teachers)) if len(teachers) >= 3 else None
     drawn = {
         "against": plots.against(first, metrics, teachers),
@@ -134,7 +152,8 @@ def _draw(study: Study, found: Mapping[str, pd.DataFrame], points: pd.DataFrame,
         "accuracies": plots.accuracies(found["students"], teachers),
         "heat": plots.heat(found["correlations"]),
         "strengths": plots.strengths(found["correlations"], ["ratio12", "ratio12_median", "ssp", "tac"], null),
-        "capacity": plots.capacity(points.join(traits, on="teacher"), "ratio12", teachers),
+        "capacity": plots.capacity(points, "ratio12", teachers),
+        "progress": plots.progress(findings.trained(measured), teachers),
         "picks": plots.picks(found["picks"]),
         "regret": plots.regret(choices, [rule for rule in RULES if rule in set(choices.rule)]),
     }

@@ -16,6 +16,7 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from fgkd.study import PROJECT, RECIPES, Cell, Study
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
 PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
 TRAITS = ["pretraining", "norm"]
+WORDS = ["family", "architecture"]
 TRANSFER = ["logme", "leep", "nce"]
 STAGE_TABLES = {"data": "data", "teachers": "teacher", "metrics": "bank", "students": "distill"}
 
@@ -159,6 +161,13 @@ def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
     return metrics.assign(recipe=metrics.strategy.map(RECIPES)).merge(beside, on=keys, how="left", validate="many_to_one").drop(columns="recipe")
 
 
+def points(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The points of all groups as of `stats.joined`, with what each teacher is: TRAITS, and the study's WORDS."""
+    joined = stats.joined(frames["students"], with_tac(frames["metrics"], frames["teachers"]))
+    traits = frames["teachers"].drop_duplicates("teacher").set_index("teacher")[[*TRAITS, *WORDS]]
+    return joined.join(traits, on="teacher")
+
+
 def per_strategy(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a teacher of a `recipe` -> a row for each `strategy` whose students learn from it."""
     return frame.merge(pd.DataFrame(RECIPES.items(), columns=["strategy", "recipe"]), on="recipe").drop(columns="recipe")
@@ -172,6 +181,9 @@ def missing(study: Study) -> list[str]:
 def _rows(study: Study, cell: Cell, one: dict) -> list[dict]:
     if cell.stage == "distill":
         return [row | _pilot(one.get("history", [])) for row in one["rows"]]
+    if cell.stage == "teacher":
+        model = study.teacher(cell.teacher)
+        return [row | {word: getattr(model, word) for word in WORDS} for row in one["rows"]]
     if cell.stage != "bank":
         return one["rows"]
     names = {"dataset": cell.dataset, "teacher": cell.teacher}

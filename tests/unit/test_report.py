@@ -276,4 +276,48 @@ def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alo
     index = report.build(finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.cells()}).read_text()
     assert 'src="figures/against.svg"' in index and "rho in the claimed direction" in index
     assert "The same for all: teachers 3" in index, re.findall("Every metric[^<]*", index)
-    assert len(pd.read_csv(finished.folder / "report" / "tables" / "claims.csv")) == 15
+    written = finished.folder / "report" / "tables"
+    claims = pd.read_csv(written / "claims.csv")
+    assert len(claims) == 26 and set(claims.needed[claims.family == "registered"]) == {7}
+    assert 'src="figures/progress.svg"' in index and "against no teacher students have" in index
+    sizes = {name: len(pd.read_csv(written / f"{name}.csv")) for name in ("pay", "temperatures", "progress", "power")}
+    assert sizes == {"pay": 6, "temperatures": 0, "progress": 4, "power": 30}
+
+
+def states(study):
+    return {c: {"state": "done", "seconds": None, "error": None} for c in study.cells()}
+
+
+def test_a_study_of_two_teachers_one_strategy_and_no_baseline_says_what_it_cannot_say(finished, make_study):
+    changes = {"teachers.efficientnet": ..., "strategies": ["FT"], "recipes.FZ": ..., "baseline": False}
+    small = make_study(changes)
+    assert not tables.missing(small)
+    index = BeautifulSoup(report.build(small, states(small)).read_text(), "html.parser").find(class_="answer").text
+    assert "The students of" in index and "A rank correlation needs three teachers" in index
+    assert "Whether distillation paid it cannot say" in index
+    written = small.folder / "report" / "tables"
+    assert pd.read_csv(written / "pay.csv").empty and pd.read_csv(written / "power.csv").empty
+    assert set(pd.read_csv(written / "claims.csv").verdict) == {"cannot tell"}
+
+
+def test_what_the_study_says_of_a_data_set_is_a_note_of_its_report(finished, make_study):
+    said = "drawn, so that no network has seen them"
+    noted = make_study({"datasets.birds.note": said})
+    assert report.notes(noted)[0] == f"birds: {said}" and said not in " ".join(report.notes(finished))
+    assert said in report.build(noted, states(noted)).read_text()
+
+
+def test_losses_of_other_temperatures_are_a_table_beside_kd(finished, make_study):
+    """The records of a loss of the same name, T and beta may come from elsewhere: here KD's own, copied."""
+    both = make_study({"losses": {"soft": {"loss": "kd", "temperature": 4, "beta": 1}}})
+    for cell in both.cells():
+        for part in tables.parts(both, cell) if cell.stage == "distill" and cell.strategy != "CE" else ():
+            if part.loss == "soft":
+                kd = tables.read_json(both.path(part).parent / "kd" / "record.json")
+                own = kd | {"fingerprint": both.fingerprint(part), "rows": [r | {"loss": "soft"} for r in kd["rows"]]}
+                tables.write_json(both.path(part) / "record.json", own)
+    report.build(both, states(both))
+    found = pd.read_csv(both.folder / "report" / "tables" / "temperatures.csv")
+    assert found.loss.to_list() == ["soft"] * 3 and set(found.temperature) == {4}
+    known = found.dropna(subset="difference")
+    assert len(known) and (known.difference == 0).all() and set(known.datasets) == {1}

@@ -259,6 +259,20 @@ def test_zero_lies_in_the_interval_exactly_where_p_exceeds_5_percent():
     assert outcomes == {True, False}
 
 
+def test_seven_data_sets_find_at_a_third_of_5_percent_what_is_above_0_in_all_of_them():
+    found = stats.detectable(0.2, 7, level=0.05 / 3)
+    assert found == pytest.approx(0.2 * scipy.stats.norm.ppf(0.8 ** (1 / 7)), rel=0.04)
+    assert stats.detectable(0.2, 6, level=0.05 / 3) == math.inf
+
+
+@pytest.mark.parametrize("datasets, level", [(7, 0.05 / 3), (8, 0.05), (12, 0.05 / 3)])
+def test_the_test_finds_in_four_of_five_studies_what_is_said_to_be_detectable(datasets, level):
+    rng, size = np.random.default_rng(1), stats.detectable(1, datasets, level=level)
+    studies = rng.normal(size, 1, size=(400, datasets))
+    hits = [stats.swap_p(study, range(datasets)) <= level and study.mean() > 0 for study in studies]
+    assert 0.74 < np.mean(hits) < 0.86
+
+
 @pytest.mark.parametrize("p", [[0.01, 0.04, 0.03, 0.005], [0.5, 0.9], [0.02, 0.02, 0.02], [0.3]])
 def test_holm_by_the_definition(p):
     ordered = sorted(p)

@@ -148,6 +148,15 @@ def test_a_banks_row_is_the_mean_of_its_epochs(finished):
     pd.testing.assert_series_equal(frames["metrics"].set_index(keys).ratio13.sort_index(), means.sort_index(), rtol=1e-9)
 
 
+def test_points_say_what_each_teacher_is_by_its_record_and_by_the_studys_words(finished, make_study):
+    points = tables.points(tables.collect(make_study({"teachers.resnet.family": "plain"})))
+    assert dict(zip(points.teacher, points.family)) == {"byobnet": "", "resnet": "plain", "efficientnet": ""}
+    assert set(points.norm) == {"BatchNorm"} and dict(zip(points.teacher, points.pretraining))["byobnet"] == "pretext"
+    frames = tables.collect(finished)
+    bare = stats.joined(frames["students"], tables.with_tac(frames["metrics"], frames["teachers"]))
+    pd.testing.assert_frame_equal(points[bare.columns], bare)
+
+
 def test_tac_is_that_of_the_strategys_own_teacher(finished):
     frames = tables.collect(finished)
     found = tables.with_tac(frames["metrics"], frames["teachers"]).set_index(["strategy", "teacher"]).tac
