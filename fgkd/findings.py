@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fgkd import stats
-from fgkd.metrics import METRICS
+from fgkd.claims import METRICS
 from fgkd.study import RECIPES, Study
 
 PAPER = ("ratio12", "tac", "ssp")
@@ -47,23 +47,33 @@ def pay(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) -> pd.
 def paid(table: pd.DataFrame) -> str:
     """The first row of a table of `pay` in a sentence, or why there is none."""
     if not len(table):
-        return "Whether distillation paid it cannot say: no student was trained without a teacher (`baseline: true`)."
+        lacking = "no student was trained without a teacher (`baseline: true`)"
+        return f"Whether distillation paid it cannot say: {lacking}."
     row = table.iloc[0]
-    verdict = "Distillation paid" if row.gain_low > 0 else "Distillation did harm" if row.gain_high < 0 else "Cannot tell whether distillation paid"
+    verdict = (
+        "Distillation paid"
+        if row.gain_low > 0
+        else "Distillation did harm"
+        if row.gain_high < 0
+        else "Cannot tell whether distillation paid"
+    )
     parts = [
-        f"{100 * row[kind]:+.1f} points from {words} ({100 * row[f'{kind}_low']:+.1f} to {100 * row[f'{kind}_high']:+.1f})"
+        f"{100 * row[kind]:+.1f} points from {words} "
+        f"({100 * row[f'{kind}_low']:+.1f} to {100 * row[f'{kind}_high']:+.1f})"
         for kind, words in GAINS.items()
         if not math.isnan(row[kind])
     ]
-    return f"{verdict}: against no teacher students have {', '.join(parts)}, with 95 % intervals over {row.over}."
+    gains = ", ".join(parts)
+    return f"{verdict}: against no teacher students have {gains}, with 95 % intervals over {row.over}."
 
 
 def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """Does the answer depend on T and beta?  A row a loss that is KD with its own ones, and metric of the paper.
+    """Does the answer depend on T and beta?  A row a loss that is KD with its own ones, and metric.
 
-    loss, its temperature and beta; metric; groups and datasets that have both losses; `kd` and `own`: mean rho
-    in the claimed direction with the study's T and beta, and with the loss's own; `difference`, own less kd,
-    with its 95 % interval over data sets (low, high; NaN below six).  No row where no loss is such a one.
+    loss, its temperature and beta; metric of the paper; groups and datasets that have both losses; `kd` and `own`:
+    mean rho in the claimed direction with the study's T and beta, and with the loss's own; `difference`,
+    own less kd, with its 95 % interval over data sets (low, high; NaN below six).  No row where no loss
+    is such a one.
     """
     rows = []
     for name, loss in study.losses.items():
@@ -74,10 +84,10 @@ def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
             sets, difference = both.index.get_level_values("dataset"), both[name] - both.kd
             low, high = stats.mean_interval(difference, sets)
             how = study.kd(loss)
-            rows.append((name, how.temperature, how.beta, metric, len(both), sets.nunique(),
-                         both.kd.mean(), both[name].mean(), difference.mean(), low, high))
-    columns = ["loss", "temperature", "beta", "metric", "groups", "datasets", "kd", "own", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+            names = (name, how.temperature, how.beta, metric, len(both), sets.nunique())
+            rows.append((*names, both.kd.mean(), both[name].mean(), difference.mean(), low, high))
+    columns = ["loss", "temperature", "beta", "metric", "groups", "datasets"]
+    return pd.DataFrame(rows, columns=[*columns, "kd", "own", "difference", "low", "high"])
 
 
 def depends(table: pd.DataFrame, study: Study) -> str:
@@ -87,36 +97,48 @@ def depends(table: pd.DataFrame, study: Study) -> str:
     common, said = study.distillation, []
     for row in table[table.metric == "ratio12"].itertuples():
         changed = (row.low > 0) | (row.high < 0)
-        verdict = "The answer depends on T and beta" if changed else "Cannot tell whether the answer depends on T and beta"
+        verdict = (
+            "The answer depends on T and beta"
+            if changed
+            else "Cannot tell whether the answer depends on T and beta"
+        )
         bounds = "" if math.isnan(row.low) else f", 95 % {row.low:+.2f} to {row.high:+.2f}"
         said.append(
-            f"{verdict}: R12 agrees by {row.kd:+.2f} at T {common.temperature:g}, beta {common.beta:g} and by "
-            f"{row.own:+.2f} at T {row.temperature:g}, beta {row.beta:g} ({row.difference:+.2f}{bounds}; "
+            f"{verdict}: R12 agrees by {row.kd:+.2f} at T {common.temperature:g}, beta {common.beta:g} and "
+            f"by {row.own:+.2f} at T {row.temperature:g}, beta {row.beta:g} ({row.difference:+.2f}{bounds}; "
             f"{row.datasets} data sets)."
         )
     return " ".join(said)
 
 
 def progress(measured: pd.DataFrame) -> pd.DataFrame:
-    """Does R12 follow how far training has come?  An undertrained teacher has a small one, being unsure of everything.
+    """Does R12 follow how far training has come?
 
-    measured: banks' metrics as of `tables.with_tac`.  A row a recipe and measure (`against`: train_accuracy on
-    the students' views, or tac): `datasets` and `teachers` (the most), rho of R12 with it over the teachers of
-    a data set, the mean over data sets with its 95 % interval (low, high; NaN below six), `median`: the same
-    of R12's median.  Near +1, a small R12 says that a teacher is not yet trained.
+    An undertrained teacher has a small one, being unsure of everything.
+
+    measured: banks' metrics as of `tables.with_tac`.  A row a recipe and measure (`against`: train_accuracy on the students' views, or
+    tac): `datasets` and `teachers` (the most), rho of R12 with it over the teachers of a data set, the
+    mean over data sets with its 95 % interval (low, high; NaN below six), `median`: the same of R12's
+    median.  Near +1, a small R12 says that a teacher is not yet trained.
     """
     rows = []
     for recipe, banks in trained(measured).groupby("recipe", sort=False):
         for against in ("train_accuracy", "tac"):
             found = {
-                name: pd.Series({d: stats.spearman(t[name], t[against]) for d, t in banks.groupby("dataset")}).dropna()
+                name: pd.Series(
+                    {d: stats.spearman(t[name], t[against]) for d, t in banks.groupby("dataset")}
+                ).dropna()
                 for name in ("ratio12", "ratio12_median")
             }
             rhos = found["ratio12"]
             bounds = stats.mean_interval(rhos, rhos.index)
             most = banks.groupby("dataset").size().max()
-            rows.append((recipe, against, len(rhos), most, rhos.mean(), *bounds, found["ratio12_median"].mean()))
-    return pd.DataFrame(rows, columns=["recipe", "against", "datasets", "teachers", "rho", "low", "high", "median"])
+            rows.append(
+                (recipe, against, len(rhos), most, rhos.mean(), *bounds, found["ratio12_median"].mean())
+            )
+    return pd.DataFrame(
+        rows, columns=["recipe", "against", "datasets", "teachers", "rho", "low", "high", "median"]
+    )
 
 
 def trained(measured: pd.DataFrame) -> pd.DataFrame:
@@ -124,13 +146,14 @@ def trained(measured: pd.DataFrame) -> pd.DataFrame:
 
     CAL and TGDA students learn from the same teacher, which is one row here.
     """
-    names = [name for name in METRICS if name in measured] + ["ratio12_nonpositive"]
-    rows = measured.assign(recipe=measured.strategy.map(RECIPES)).drop_duplicates(["dataset", "recipe", "teacher", "seed"])
-    return rows.groupby(["dataset", "recipe", "teacher"], sort=False)[names].mean().reset_index()
+    before = [name for name, claim in METRICS.items() if not (claim.begun or claim.afterwards)]
+    names, keys = [*before, "ratio12_nonpositive"], ["dataset", "recipe", "teacher"]
+    rows = measured.assign(recipe=measured.strategy.map(RECIPES)).reindex(columns=[*keys, "seed", *names])
+    return rows.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False)[names].mean().reset_index()
 
 
 def mixes(points: pd.DataFrame, traits: list[str]) -> pd.DataFrame:
-    """Which teachers make the order?  A row a part of the teachers that share a trait's value, and one for all.
+    """Which teachers make the order?  A row for all, and a part of them that share a trait's value.
 
     points: as of `tables.points`.  trait, value, the number of `teachers`, their students' `accuracy`, R12's
     `median` and million `parameters`, means over groups; and for the paper's metrics the mean rho in the
@@ -148,13 +171,22 @@ def mixes(points: pd.DataFrame, traits: list[str]) -> pd.DataFrame:
     for trait, value, part in parts:
         means = part[["accuracy", "ratio12_median", "parameters"]].mean()
         agrees = stats.agreement(part)[list(PAPER)]
-        rows.append((trait, value, part.teacher.nunique(), means.accuracy, means.ratio12_median, means.parameters / 1e6, *agrees))
-    return pd.DataFrame(rows, columns=["trait", "value", "teachers", "accuracy", "median", "parameters", *PAPER])
+        size = means.parameters / 1e6
+        rows.append(
+            (trait, value, part.teacher.nunique(), means.accuracy, means.ratio12_median, size, *agrees)
+        )
+    return pd.DataFrame(
+        rows, columns=["trait", "value", "teachers", "accuracy", "median", "parameters", *PAPER]
+    )
 
 
 def _gains(points: pd.DataFrame, students: pd.DataFrame, tests: pd.Series) -> pd.DataFrame:
-    """A row a group that has a student without a teacher: `alone`, the gains, and their standard errors (`_error`)."""
-    alone = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy.agg(["mean", "var", "size"])
+    """A row a group that has a student without a teacher: `alone`, gains, and their standard errors."""
+    alone = (
+        students[students.strategy == "CE"]
+        .groupby(["dataset", "student"])
+        .accuracy.agg(["mean", "var", "size"])
+    )
     rows = []
     for key, group in points.groupby(stats.GROUP, sort=True):
         if key[:2] not in alone.index:
@@ -176,8 +208,14 @@ def _gains(points: pd.DataFrame, students: pd.DataFrame, tests: pd.Series) -> pd
 
 def _paid(by: str, value: str, groups: pd.DataFrame) -> dict:
     enough = groups.dataset.nunique() >= 6
-    row = {"by": by, "value": value, "groups": len(groups), "datasets": groups.dataset.nunique(),
-           "alone": groups.alone.mean(), "over": "data sets" if enough else "test images"}
+    row = {
+        "by": by,
+        "value": value,
+        "groups": len(groups),
+        "datasets": groups.dataset.nunique(),
+        "alone": groups.alone.mean(),
+        "over": "data sets" if enough else "test images",
+    }
     for kind in GAINS:
         known = groups[groups[kind].notna()]
         mean, (low, high) = known[kind].mean(), stats.mean_interval(known[kind], known.dataset)

@@ -86,14 +86,14 @@ def claims(
 ) -> pd.DataFrame:
     """What the paper claims, and what a study says of it: a row a claim, a quantity that is above 0 where the claim holds.
 
-    correlations, choices: tables as of `stats.correlations` and `stats.choices`; students: the study's table
-    of them, which names the `model` of each; points: as of `tables.points`, with the `family` of each teacher.
-    Columns: `claim`, `family`, `published` (NaN where the paper prints no such number), `ours` with its 95 %
-    interval over data sets (`low`, `high`), `groups`, `datasets`, the number of them that a verdict needs where
-    there are fewer (`needed`), `p` of swapping whole data sets, `p_holm`, `verdict` and `detectable`: next to
-    each registered `cannot tell` of enough data sets, the smallest true mean that four of five such studies
-    would find (`stats.detectable`, from the spread of the study's own data sets, at the level of the first of
-    three claims by Holm).
+    correlations, choices: tables as of `stats.correlations` and `stats.choices`; students: the study's
+    table of them, which names the `model` of each; points: as of `tables.points`, with the `family` of
+    each teacher. Columns: `claim`, `family`, `published` (NaN where the paper prints no such number),
+    `ours` with its 95 % interval over data sets (`low`, `high`), `groups`, `datasets`, the number of them
+    that a verdict needs where there are fewer (`needed`), `p` of swapping whole data sets, `p_holm`,
+    `verdict` and `detectable`: next to each registered `cannot tell` of enough data sets, the smallest
+    true mean that four of five such studies would find (`stats.detectable`, from the spread of the
+    study's own data sets, at the level of the first of three claims by Holm).
 
     Like is compared with like: the printed shares of strong groups of CAL and of TGDA are of students taught
     by KD alone (loss kd), and the printed accuracies of picks those of LCNet-035 with it.  So are ours; only
@@ -135,11 +135,11 @@ def power(correlations: pd.DataFrame) -> pd.DataFrame:
     """Which mean signed rho, or difference of two, could a study of so many data sets and teachers see?
 
     A row a registered claim, number of `datasets` and of `teachers` (the study's own, and twice as many):
-    `detectable` as of `stats.detectable`, at the level of the first of three claims by Holm.  `spread`: the
-    standard deviation of the data sets' differences, by `source` the study's own, or 'chance' where it has
-    fewer than three: that of one group of unrelated teachers, 1 / sqrt(n - 1), for a difference of two metrics
-    sqrt(2) times that.  With twice the teachers it is taken to shrink as a rho's does, which is the best case.
-    No row where no group has a rho.
+    `detectable` as of `stats.detectable`, at the level of the first of three claims by Holm.  `spread`:
+    the standard deviation of the data sets' differences, by `source` the study's own, or 'chance' where
+    it has fewer than three: that of one group of unrelated teachers, 1 / sqrt(n - 1), for a difference of
+    two metrics sqrt(2) times that.  With twice the teachers it is taken to shrink as a rho's does, which
+    is the best case. No row where no group has a rho.
     """
     agrees = correlations.pivot(index=stats.GROUP, columns="metric", values="agrees")
     teachers, rows = correlations.n.max(), []
@@ -152,7 +152,14 @@ def power(correlations: pd.DataFrame) -> pd.DataFrame:
         for n in (teachers, 2 * teachers):
             smaller = spread * np.sqrt((teachers - 1) / (n - 1))
             rows += [
-                (claim, sets, n, smaller, "this study" if enough else "chance", stats.detectable(smaller, sets, level=LEVEL))
+                (
+                    claim,
+                    sets,
+                    n,
+                    smaller,
+                    "this study" if enough else "chance",
+                    stats.detectable(smaller, sets, level=LEVEL),
+                )
                 for sets in (7, 8, 10, 14, 20)
             ]
     return pd.DataFrame(rows, columns=["claim", "datasets", "teachers", "spread", "source", "detectable"])
@@ -197,7 +204,10 @@ def _quantities(
     reached = choices.pivot(index=stats.GROUP, columns="rule", values="accuracy").reindex(
         columns=["R12", "SSP", "TAC", "no teacher"]
     )
-    rows += [(f"R12 - {rule}: accuracy of the pick", np.nan, reached["R12"] - reached[rule]) for rule in reached.columns[1:]]
+    rows += [
+        (f"R12 - {rule}: accuracy of the pick", np.nan, reached["R12"] - reached[rule])
+        for rule in reached.columns[1:]
+    ]
     reached = reached[
         _of(reached, {"strategy": ["TGDA"], "loss": ["kd"], "student": _printed_students(students)})
     ]
@@ -213,7 +223,7 @@ def _quantities(
 
 
 def _sizes(correlations: pd.DataFrame, points: pd.DataFrame) -> list[tuple[str, float, pd.Series]]:
-    """That smaller teachers teach better and have the smaller R12, of all teachers and inside families of them.
+    """That smaller teachers teach better and have the smaller R12, of all teachers and inside families.
 
     Of R12 a value a data set and recipe, since the students of a teacher share it.
     """
@@ -225,9 +235,21 @@ def _sizes(correlations: pd.DataFrame, points: pd.DataFrame) -> list[tuple[str, 
     )
     return [
         ("smaller teachers: mean signed rho with student accuracy", np.nan, -by_size),
-        ("smaller teachers: mean rho of size and R12", np.nan, _rho(every, ["dataset", "recipe"], "ratio12", None)),
-        ("smaller of a family: mean signed rho with student accuracy", np.nan, -_rho(related, stats.GROUP, "accuracy", "family")),
-        ("smaller of a family: mean rho of size and R12", np.nan, _rho(kin, ["dataset", "recipe"], "ratio12", "family")),
+        (
+            "smaller teachers: mean rho of size and R12",
+            np.nan,
+            _rho(every, ["dataset", "recipe"], "ratio12", None),
+        ),
+        (
+            "smaller of a family: mean signed rho with student accuracy",
+            np.nan,
+            -_rho(related, stats.GROUP, "accuracy", "family"),
+        ),
+        (
+            "smaller of a family: mean rho of size and R12",
+            np.nan,
+            _rho(kin, ["dataset", "recipe"], "ratio12", "family"),
+        ),
     ]
 
 
@@ -239,7 +261,9 @@ def _rho(rows: pd.DataFrame, by: list[str], name: str, within: str | None) -> pd
         else stats.spearman_within(group.parameters, group[name], group[within])
         for key, group in rows.groupby(by)
     }
-    return pd.Series(found, pd.MultiIndex.from_arrays([*zip(*found)] or [[]] * len(by), names=by), dtype=float)
+    return pd.Series(
+        found, pd.MultiIndex.from_arrays([*zip(*found)] or [[]] * len(by), names=by), dtype=float
+    )
 
 
 def _by_student(values: pd.Series, strategies: list[str]) -> pd.Series:

@@ -267,7 +267,7 @@ def capacity(points: pd.DataFrame, metric: str, teachers) -> Figure:
 
 
 def progress(trained: pd.DataFrame, teachers) -> Figure:
-    """R12 of each teacher against its accuracy on the views that students see, a panel a recipe, a mark a data set.
+    """R12 against the teacher's accuracy on the views that students see, a panel a recipe, a mark a data set.
 
     trained: as of `findings.trained`.  The title has the mean over data sets of Spearman's rho; a teacher is
     hollow where R12 has no meaning in more than 1 % of its samples.
@@ -285,7 +285,10 @@ def progress(trained: pd.DataFrame, teachers) -> Figure:
         axis.set(xlabel="teacher's accuracy on the students' views, %", title=f"{recipe}: {said}")
         axis.margins(0.12)
     axes[0][0].set_ylabel("R12")
-    marks = [Line2D([], [], linestyle="", label=teacher, **look[teacher]) for teacher in dict.fromkeys(trained.teacher)]
+    marks = [
+        Line2D([], [], linestyle="", label=teacher, **look[teacher])
+        for teacher in dict.fromkeys(trained.teacher)
+    ]
     axes[0][-1].legend(handles=marks, loc="center left", bbox_to_anchor=(1, 0.5))
     _explain(figure, bool((trained.ratio12_nonpositive > UNDEFINED).any()))
     return _closed(figure)
@@ -408,7 +411,9 @@ def regret(choices: pd.DataFrame, rules: list[str]) -> Figure:
         height = y + 0.3 * (np.arange(len(lost)) % 5 / 4 - 0.5)
         axis.scatter(lost, height, s=18, alpha=0.6, linewidths=0, color=colour)
         axis.plot([lost.mean()] * 2, (y - 0.35, y + 0.35), color="black", linewidth=2)
-    names = [f"{rule}, after {costs[rule]:.0%} of all trainings" if costs[rule] > 0 else rule for rule in rules]
+    names = [
+        f"{rule}, after {costs[rule]:.0%} of all trainings" if costs[rule] > 0 else rule for rule in rules
+    ]
     axis.set(
         yticks=range(len(rules)),
         yticklabels=names,

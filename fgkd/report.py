@@ -45,11 +45,14 @@ SECTIONS = {
 FIGURES = {
     "ranks": "The order of teachers by each metric, and by their students: level lines are a metric that ranks them right.",
     "accuracies": "Accuracy of every student, a column a strategy and further loss, a mark a teacher; dashed: the student without a teacher.",
-    "picks": "What choosing by each metric gains: mean accuracy of the student whose teacher it picks; in another colour what sees students first.",
+    "picks": "What choosing by each metric gains: mean accuracy of the student whose teacher it picks; "
+    "in another colour what sees students first.",
     "regret": "What each rule's pick loses against the best teacher of a group: a dot a group, the line their mean.",
-    "heat": "Spearman's rho in the claimed direction: blue agrees with the claim, red contradicts it. A pilot sees a tenth of each student's epochs (rounded up), agreement the whole student.",
+    "heat": "Spearman's rho in the claimed direction: blue agrees with the claim, red contradicts it. "
+    "A pilot sees a tenth of each student's epochs (rounded up), agreement the whole student.",
     "strengths": "Share of groups by strength of |rho|, which forgives a wrong sign; dashed: the share that would be strong by chance.",
-    "progress": "R12 against how far the teacher's training has come: rising, a small R12 is that of a teacher not yet trained.",
+    "progress": "R12 against how far the teacher's training has come: "
+    "rising, a small R12 is that of a teacher not yet trained.",
     "capacity": "The teacher's size against its R12 and against its students' accuracy.",
 }
 
@@ -113,7 +116,7 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
 def concluded(
     study: Study, found: Mapping[str, pd.DataFrame], points: pd.DataFrame, choices: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
-    """The tables that the report adds to those of `tables.collect`, by name; points: as of `tables.points`."""
+    """The tables that the report adds to those of `tables.collect`; points: as of `tables.points`."""
     correlations, students = found["correlations"], found["students"]
     return {
         "breakdown": stats.breakdown(correlations),

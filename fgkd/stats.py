@@ -139,13 +139,16 @@ def swap_p(differences, blocks, *, seed: int = 0) -> float:
     return float((null >= null[0] - 1e-9).mean())
 
 
-def detectable(spread: float, datasets: int, *, level: float, power: float = 0.8, draws: int = 2000, seed: int = 0) -> float:
-    """The smallest true mean difference that `swap_p` finds at `level`, with the right sign, in a share `power` of studies.
+def detectable(
+    spread: float, datasets: int, *, level: float, power: float = 0.8, draws: int = 2000, seed: int = 0
+) -> float:
+    """The smallest true mean difference that `swap_p` finds, by its sign, in a share `power` of studies.
 
-    Of `draws` simulated studies: the difference of each of their data sets is the true mean plus a normal error
-    of standard deviation `spread`, independent of the others.  Take `spread` from the differences of a study's
-    own data sets: it holds what teachers, images and the number of groups leave open there.  As far as it
-    comes from the number n of teachers it is proportional to 1 / sqrt(n - 1), as a rho's is.
+    It finds a difference where its p is at most `level`.  Of `draws` simulated studies: the difference of
+    each of their data sets is the true mean plus a normal error of standard deviation `spread`,
+    independent of the others.  Take `spread` from the differences of a study's own data sets: it holds
+    what teachers, images and the number of groups leave open there.  As far as it comes from the number n
+    of teachers it is proportional to 1 / sqrt(n - 1), as a rho's is.
 
     Where the mean is positive, p is (2 + 2 c) / 2^D for c sets of the D data sets whose own mean is not above
     0: a study finds what exceeds the lowest mean but c of such sets of its errors.  Above 10 data sets 4,096
@@ -213,7 +216,7 @@ def null_share(n: int, above: float = 0.705) -> float:
 
 
 def by_chance(n: int) -> dict[str, float]:
-    """What n >= 3 unrelated teachers give: the mean abs_rho, and the shares of weak, modest and strong groups.
+    """What n >= 3 unrelated teachers give: the mean abs_rho, the shares of weak, modest and strong groups.
 
     Of every order up to COUNTED teachers, above of 100,000 sampled ones.
 
@@ -317,10 +320,12 @@ def settling(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataFrame:
 def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """One row a group and rule: the accuracy of its pick's student, its regret, and whether it is the best (hit) or among the best three.
 
-    A rule is a metric that is known before a student is trained to its end (its best teacher in the claimed direction; ties are shared), 'best', 'random' (all
-    teachers share) and 'no teacher' (the CE baseline, where there is one).  teacher: whom it picks, 'a = b' of equal ones, empty
-    where it picks nobody in particular.  regret: points below the best teacher's student, as a share of 1.  cost: the share of the
-    training of every teacher's student that the rule has to see: 0 where the choice is free of students, 1 for 'best'.
+    A rule is a metric that is known before a student is trained to its end (its best teacher in the
+    claimed direction; ties are shared), 'best', 'random' (all teachers share) and 'no teacher' (the CE
+    baseline, where there is one).  teacher: whom it picks, 'a = b' of equal ones, empty where it picks
+    nobody in particular.  regret: points below the best teacher's student, as a share of 1.  cost: the
+    share of the training of every teacher's student that the rule has to see: 0 where the choice is free
+    of students, 1 for 'best'.
     """
     rows = []
     alone = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy.mean()
@@ -338,7 +343,11 @@ def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
             picked = score == np.fmax.reduce(score)
             share = picked / picked.sum() if picked.any() else picked * math.nan
             names = "" if rule == "random" else " = ".join(group.teacher[picked])
-            picked_accuracy, hit, top3 = share @ reached, share @ (reached == best), share @ (reached >= third)
+            picked_accuracy, hit, top3 = (
+                share @ reached,
+                share @ (reached == best),
+                share @ (reached >= third),
+            )
             values = (picked_accuracy, best - picked_accuracy, hit, top3, costs.get(rule, 0.0))
             rows.append((*key, rule, names, *values))
         rows.append((*key, "no teacher", "", baseline, best - baseline, 0.0, 0.0, 0.0))
@@ -349,9 +358,10 @@ def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
 def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """What choosing gains: one row a rule of `choices`, means over groups, best first; rules that cannot pick in every group are left out.
 
-    teacher: whom it picks most often, with the number of groups where there are several.  cost: as of `choices`.
-    gain_random and gain_tac: accuracy above that of a random teacher's student and of the most accurate teacher's, as a share of 1,
-    each with its 95 % interval over data sets (low, high; see `mean_interval`).
+    teacher: whom it picks most often, with the number of groups where there are several.  cost: as of
+    `choices`. gain_random and gain_tac: accuracy above that of a random teacher's student and of the most
+    accurate teacher's, as a share of 1, each with its 95 % interval over data sets (low, high; see
+    `mean_interval`).
     """
     found = choices(points, students)
     reached = found.pivot(index=GROUP, columns="rule", values="accuracy")
@@ -431,7 +441,8 @@ def answer(picks: pd.DataFrame) -> str:
 def summary(correlations: pd.DataFrame, by=()) -> pd.DataFrame:
     """One row a metric, for each value of `by` (one or more of dataset, student, strategy and loss): what its groups show on average.
 
-    groups, their datasets (a number), teachers (n), mean_rho, mean_abs_rho, agrees with its interval over data sets (low, high); shares of weak, modest and strong groups; and the same by chance.
+    groups, their datasets (a number), teachers (n), mean_rho, mean_abs_rho, agrees with its interval over
+    data sets (low, high); shares of weak, modest and strong groups; and the same by chance.
     """
     by, rows = [by] if isinstance(by, str) else list(by), []
     for key, members in correlations.groupby([*by, "metric"], sort=True):

@@ -162,7 +162,7 @@ def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
 
 
 def points(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The points of all groups as of `stats.joined`, with what each teacher is: TRAITS, and the study's WORDS."""
+    """The points of all groups as of `stats.joined`, each teacher's TRAITS, and the study's WORDS for it."""
     joined = stats.joined(frames["students"], with_tac(frames["metrics"], frames["teachers"]))
     traits = frames["teachers"].drop_duplicates("teacher").set_index("teacher")[[*TRAITS, *WORDS]]
     return joined.join(traits, on="teacher")
@@ -191,7 +191,7 @@ def _rows(study: Study, cell: Cell, one: dict) -> list[dict]:
 
 
 def _pilot(history: list[dict]) -> dict[str, float | None]:
-    """A student's training accuracy after a tenth of its epochs, rounded up, and the share of them that this is.
+    """A student's training accuracy after a tenth of its epochs, rounded up, and the share that this is.
 
     None where its record has no history.
     """

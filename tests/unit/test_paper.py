@@ -64,8 +64,8 @@ def test_the_published_group_has_its_printed_rho_once_the_tie_of_its_figure_is_b
 
 
 def study(gap, *, data_sets=8, seed=0, students={"small": "lcnet_035"}):
-    """Correlations, choices, students and points of a study in which teachers of a smaller R12 teach better, up
-    to noise, by `gap`: one number, or one for each (student, loss)."""
+    """Correlations, choices, students and points of a study in which teachers of a smaller R12 teach
+    better, up to noise, by `gap`: one number, or one for each (student, loss)."""
     rng, teachers = np.random.default_rng(seed), list("abcdefgh")
     gaps = gap if isinstance(gap, dict) else {(student, "kd"): gap for student in students}
     taught, metrics = [], []
@@ -121,17 +121,26 @@ def test_three_registered_claims_take_seven_data_sets(data_sets, verdicts):
 
 
 def null_study(rng):
-    """Correlations, choices, students and points of 8 data sets in which neither metrics nor picks nor sizes have
-    to do with accuracy."""
+    """Correlations, choices, students and points of 8 data sets in which neither metrics nor picks nor
+    sizes have to do with accuracy."""
     keys = [(str(d), "small", strategy, "kd") for d in range(8) for strategy in ("FZ", "FT", "CAL", "TGDA")]
     accuracies = rng.normal(size=(len(keys), 8))
     direction = {"ratio12": -1, "ssp": 1, "tac": 1, "parameters": 1}
     size = rng.normal(size=8)
-    points = pd.concat([
-        pd.DataFrame({"teacher": list("abcdefgh"), "accuracy": reached, "parameters": size, "family": ["", *"xxxxyyy"],
-                      "ratio12": rng.normal(size=8)}).assign(**dict(zip(stats.GROUP, key)))
-        for key, reached in zip(keys, accuracies)
-    ])
+    points = pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "teacher": list("abcdefgh"),
+                    "accuracy": reached,
+                    "parameters": size,
+                    "family": ["", *"xxxxyyy"],
+                    "ratio12": rng.normal(size=8),
+                }
+            ).assign(**dict(zip(stats.GROUP, key)))
+            for key, reached in zip(keys, accuracies)
+        ]
+    )
     rows = [
         (*key, metric, 8, stats.spearman(size if metric == "parameters" else rng.normal(size=8), reached))
         for key, reached in zip(keys, accuracies)
@@ -281,7 +290,10 @@ def test_that_smaller_teachers_teach_better_is_a_claim_of_all_teachers_and_insid
         family=points.teacher.map(dict(zip("abcdefgh", ["x", "x", "x", "", "y", "y", "y", ""]))),
     )
     found = paper.claims(correlations, choices, students, points).set_index("claim")
-    inside, ratio = (found.loc[f"smaller of a family: mean {what}"] for what in ("signed rho with student accuracy", "rho of size and R12"))
+    inside, ratio = (
+        found.loc[f"smaller of a family: mean {what}"]
+        for what in ("signed rho with student accuracy", "rho of size and R12")
+    )
     assert (inside.ours, inside.verdict, inside.groups) == (1, "suggests so", 12)
     assert (ratio.ours, ratio.groups, ratio.datasets) == (1, 6, 6)  # CAL and TGDA students have one teacher
     assert found.ours["smaller teachers: mean rho of size and R12"] == 1
@@ -296,11 +308,22 @@ def test_families_that_the_study_does_not_say_have_no_groups():
 
 
 def test_r12s_edge_under_attention_is_that_of_kd_students_less_that_of_the_other_strategies():
-    keys = [(str(d), "small", s, loss) for d in range(6) for s, loss in (
-        ("FZ", "kd"), ("FT", "kd"), ("FT", "dkd"), ("CAL", "kd"), ("TGDA", "kd"))]
+    keys = [
+        (str(d), "small", s, loss)
+        for d in range(6)
+        for s, loss in (("FZ", "kd"), ("FT", "kd"), ("FT", "dkd"), ("CAL", "kd"), ("TGDA", "kd"))
+    ]
     edge = {"FZ": 0.1, "FT": 0.3, "CAL": 0.5, "TGDA": 0.9}
-    rows = [(*key, m, 8, value) for key in keys for m, value in (
-        ("ratio12", 1 if key[-1] == "dkd" else edge[key[2]]), ("ssp", 0.0), ("tac", 0.0), ("parameters", 0.0))]
+    rows = [
+        (*key, m, 8, value)
+        for key in keys
+        for m, value in (
+            ("ratio12", 1 if key[-1] == "dkd" else edge[key[2]]),
+            ("ssp", 0.0),
+            ("tac", 0.0),
+            ("parameters", 0.0),
+        )
+    ]
     table = pd.DataFrame(rows, columns=[*stats.GROUP, "metric", "n", "agrees"])
     table = table.assign(rho=table.agrees, abs_rho=table.agrees.abs(), strength="weak")
     _, choices, students, points = null_study(np.random.default_rng(0))

@@ -96,12 +96,26 @@ def test_regret_has_a_dot_a_group_and_their_mean():
 
 
 def test_progress_has_a_mark_a_teacher_and_data_set_and_the_mean_rho_above():
-    rows = [{"dataset": d, "recipe": r, "teacher": t, "ratio12": v, "train_accuracy": v / 10 if d == "d0" else -v,
-             "ratio12_nonpositive": 0.02 * (t == "c")}
-            for d in ("d0", "d1") for r in ("FT", "CAL") for t, v in zip("abc", (1.0, 2.0, 4.0))]
+    rows = [
+        {
+            "dataset": d,
+            "recipe": r,
+            "teacher": t,
+            "ratio12": v,
+            "train_accuracy": v / 10 if d == "d0" else -v,
+            "ratio12_nonpositive": 0.02 * (t == "c"),
+        }
+        for d in ("d0", "d1")
+        for r in ("FT", "CAL")
+        for t, v in zip("abc", (1.0, 2.0, 4.0))
+    ]
     figure = plots.progress(pd.DataFrame(rows), list("abc"))
     for axis in figure.axes:
-        assert np.vstack([c.get_offsets() for c in axis.collections]).tolist()[:3] == [[10, 1], [20, 2], [40, 4]]
+        assert np.vstack([c.get_offsets() for c in axis.collections]).tolist()[:3] == [
+            [10, 1],
+            [20, 2],
+            [40, 4],
+        ]
         assert [hollow(c) for c in axis.collections] == [False, False, True] * 2
         assert axis.get_title().endswith("mean rho +0.00 (2 data sets)")
     assert [t.get_text() for t in figure.axes[-1].get_legend().get_texts()] == ["a", "b", "c"]

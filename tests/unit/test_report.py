@@ -280,7 +280,10 @@ def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alo
     claims = pd.read_csv(written / "claims.csv")
     assert len(claims) == 26 and set(claims.needed[claims.family == "registered"]) == {7}
     assert 'src="figures/progress.svg"' in index and "against no teacher students have" in index
-    sizes = {name: len(pd.read_csv(written / f"{name}.csv")) for name in ("pay", "temperatures", "progress", "power")}
+    sizes = {
+        name: len(pd.read_csv(written / f"{name}.csv"))
+        for name in ("pay", "temperatures", "progress", "power")
+    }
     assert sizes == {"pay": 6, "temperatures": 0, "progress": 4, "power": 30}
 
 
@@ -292,7 +295,11 @@ def test_a_study_of_two_teachers_one_strategy_and_no_baseline_says_what_it_canno
     changes = {"teachers.efficientnet": ..., "strategies": ["FT"], "recipes.FZ": ..., "baseline": False}
     small = make_study(changes)
     assert not tables.missing(small)
-    index = BeautifulSoup(report.build(small, states(small)).read_text(), "html.parser").find(class_="answer").text
+    index = (
+        BeautifulSoup(report.build(small, states(small)).read_text(), "html.parser")
+        .find(class_="answer")
+        .text
+    )
     assert "The students of" in index and "A rank correlation needs three teachers" in index
     assert "Whether distillation paid it cannot say" in index
     written = small.folder / "report" / "tables"
@@ -314,7 +321,10 @@ def test_losses_of_other_temperatures_are_a_table_beside_kd(finished, make_study
         for part in tables.parts(both, cell) if cell.stage == "distill" and cell.strategy != "CE" else ():
             if part.loss == "soft":
                 kd = tables.read_json(both.path(part).parent / "kd" / "record.json")
-                own = kd | {"fingerprint": both.fingerprint(part), "rows": [r | {"loss": "soft"} for r in kd["rows"]]}
+                own = kd | {
+                    "fingerprint": both.fingerprint(part),
+                    "rows": [r | {"loss": "soft"} for r in kd["rows"]],
+                }
                 tables.write_json(both.path(part) / "record.json", own)
     report.build(both, states(both))
     found = pd.read_csv(both.folder / "report" / "tables" / "temperatures.csv")

@@ -155,10 +155,12 @@ def test_two_teachers_have_no_null_share():
 
 
 def test_what_thirteen_unrelated_teachers_give_is_sampled():
-    """rho of n unrelated teachers has the standard deviation 1 / sqrt(n - 1) and is almost normal at n = 13."""
+    """rho of n unrelated teachers has the standard deviation 1 / sqrt(n - 1), and is almost normal at 13."""
     found = stats.by_chance(13)
     assert found["abs_rho"] == pytest.approx(math.sqrt(2 / math.pi / 12), abs=0.005)
-    assert found["strong"] == pytest.approx(scipy.stats.t.sf(0.705 * math.sqrt(11 / (1 - 0.705**2)), 11) * 2, abs=0.002)
+    assert found["strong"] == pytest.approx(
+        scipy.stats.t.sf(0.705 * math.sqrt(11 / (1 - 0.705**2)), 11) * 2, abs=0.002
+    )
     assert found["strong"] == stats.null_share(13) < stats.null_share(9)
 
 

@@ -135,7 +135,10 @@ def test_a_pilot_is_read_after_a_tenth_of_the_epochs_rounded_up(finished, epochs
     history = [{"epoch": e, "train_accuracy": e / 100} for e in range(epochs)]
     tables.write_json(file, record | {"history": history})
     students = tables.collect(finished)["students"].set_index(["strategy", "teacher"])
-    assert students.loc[("FT", "resnet"), ["pilot", "pilot_cost"]].to_list() == [read / 100, (read + 1) / epochs]
+    assert students.loc[("FT", "resnet"), ["pilot", "pilot_cost"]].to_list() == [
+        read / 100,
+        (read + 1) / epochs,
+    ]
     tables.write_json(file, {k: v for k, v in record.items() if k != "history"})
     students = tables.collect(finished)["students"].set_index(["strategy", "teacher"])
     assert students.pilot.isna().to_list() == [key == ("FT", "resnet") for key in students.index]
@@ -151,7 +154,10 @@ def test_a_banks_row_is_the_mean_of_its_epochs(finished):
 def test_points_say_what_each_teacher_is_by_its_record_and_by_the_studys_words(finished, make_study):
     points = tables.points(tables.collect(make_study({"teachers.resnet.family": "plain"})))
     assert dict(zip(points.teacher, points.family)) == {"byobnet": "", "resnet": "plain", "efficientnet": ""}
-    assert set(points.norm) == {"BatchNorm"} and dict(zip(points.teacher, points.pretraining))["byobnet"] == "pretext"
+    assert (
+        set(points.norm) == {"BatchNorm"}
+        and dict(zip(points.teacher, points.pretraining))["byobnet"] == "pretext"
+    )
     frames = tables.collect(finished)
     bare = stats.joined(frames["students"], tables.with_tac(frames["metrics"], frames["teachers"]))
     pd.testing.assert_frame_equal(points[bare.columns], bare)
