@@ -55,7 +55,7 @@ def paid(table: pd.DataFrame) -> str:
         if row.gain_low > 0
         else "Distillation did harm"
         if row.gain_high < 0
-        else "Cannot tell whether distillation paid"
+        else "Whether distillation paid these data cannot tell"
     )
     parts = [
         f"{100 * row[kind]:+.1f} points from {words} "

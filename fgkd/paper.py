@@ -93,7 +93,8 @@ def claims(
     that a verdict needs where there are fewer (`needed`), `p` of swapping whole data sets, `p_holm`,
     `verdict` and `detectable`: next to each registered `cannot tell` of enough data sets, the smallest
     true mean that four of five such studies would find (`stats.detectable`, from the spread of the
-    study's own data sets, at the level of the first of three claims by Holm).
+    study's own data sets, at the level of the first of three claims by Holm;
+    empty where that is more than there can be).
 
     Like is compared with like: the printed shares of strong groups of CAL and of TGDA are of students taught
     by KD alone (loss kd), and the printed accuracies of picks those of LCNet-035 with it.  So are ours; only
@@ -124,7 +125,7 @@ def claims(
     )
     unseen = registered & (table.verdict == "cannot tell") & table.needed.isna()
     table["detectable"] = [
-        stats.detectable(row.spread, row.datasets, level=LEVEL) if sought else np.nan
+        _seen(row.claim, row.spread, row.datasets) if sought else np.nan
         for row, sought in zip(table.itertuples(), unseen)
     ]
     found = ["published", "ours", "low", "high", "groups", "datasets", "needed", "p", "p_holm", "verdict"]
@@ -139,7 +140,8 @@ def power(correlations: pd.DataFrame) -> pd.DataFrame:
     the standard deviation of the data sets' differences, by `source` the study's own, or 'chance' where
     it has fewer than three: that of one group of unrelated teachers, 1 / sqrt(n - 1), for a difference of
     two metrics sqrt(2) times that.  With twice the teachers it is taken to shrink as a rho's does, which
-    is the best case. No row where no group has a rho.
+    is the best case.  Empty where it would have to be larger than a rho, or a difference of two, can be.
+    No row where no group has a rho.
     """
     agrees = correlations.pivot(index=stats.GROUP, columns="metric", values="agrees")
     teachers, rows = correlations.n.max(), []
@@ -151,18 +153,15 @@ def power(correlations: pd.DataFrame) -> pd.DataFrame:
         spread = own.std() if enough else chance
         for n in (teachers, 2 * teachers):
             smaller = spread * np.sqrt((teachers - 1) / (n - 1))
-            rows += [
-                (
-                    claim,
-                    sets,
-                    n,
-                    smaller,
-                    "this study" if enough else "chance",
-                    stats.detectable(smaller, sets, level=LEVEL),
-                )
-                for sets in (7, 8, 10, 14, 20)
-            ]
+            source = "this study" if enough else "chance"
+            rows += [(claim, d, n, smaller, source, _seen(claim, smaller, d)) for d in (7, 8, 10, 14, 20)]
     return pd.DataFrame(rows, columns=["claim", "datasets", "teachers", "spread", "source", "detectable"])
+
+
+def _seen(claim: str, spread: float, datasets: int) -> float:
+    """What a study could see of a registered claim; NaN where that is more than a rho, or two, can differ by."""
+    size = stats.detectable(spread, datasets, level=LEVEL)
+    return size if size <= (1 if claim == REGISTERED[0] else 2) else np.nan
 
 
 def _quantities(

@@ -274,6 +274,9 @@ def test_a_study_of_one_data_set_takes_the_spread_of_unrelated_teachers_and_one_
     assert set(found.source) == {"chance"}
     assert found.spread["R12: mean signed rho", 7, 8] == pytest.approx(1 / np.sqrt(7))
     assert found.spread["R12 - TAC: mean signed rho", 7, 8] == pytest.approx(np.sqrt(2 / 7))
+    three = paper.power(study(0, data_sets=1)[0].assign(n=3)).set_index(["claim", "datasets", "teachers"])
+    beyond = three.detectable["R12: mean signed rho", 7, 3]  # 1.86 / sqrt(2), and no rho exceeds 1
+    assert np.isnan(beyond) and three.detectable["R12 - TAC: mean signed rho", 7, 3] == pytest.approx(1.86, abs=0.05)
     correlations = study(0, data_sets=1)[0].assign(n=2, rho=np.nan, agrees=np.nan)
     assert paper.power(correlations).empty
 
