@@ -198,7 +198,7 @@ def _quantities(
         attentive, plain = (_by_student(edge, strategies) for strategies in (["CAL", "TGDA"], ["FZ", "FT"]))
         rows += [
             (f"R12 - {name}: mean signed rho, CAL and TGDA", np.nan, attentive),
-            (f"R12 - {name}: mean signed rho, CAL and TGDA less FZ and FT", np.nan, attentive - plain),
+            (f"R12 - {name}: signed rho, CAL, TGDA less FZ, FT", np.nan, attentive - plain),
         ]
     reached = choices.pivot(index=stats.GROUP, columns="rule", values="accuracy").reindex(
         columns=["R12", "SSP", "TAC", "no teacher"]
@@ -233,19 +233,19 @@ def _sizes(correlations: pd.DataFrame, points: pd.DataFrame) -> list[tuple[str, 
         for rows in (points, related)
     )
     return [
-        ("smaller teachers: mean signed rho with student accuracy", np.nan, -by_size),
+        ("smaller teachers: rho with student accuracy", np.nan, -by_size),
         (
-            "smaller teachers: mean rho of size and R12",
+            "smaller teachers: rho of size and R12",
             np.nan,
             _rho(every, ["dataset", "recipe"], "ratio12", None),
         ),
         (
-            "smaller of a family: mean signed rho with student accuracy",
+            "smaller of a family: rho with student accuracy",
             np.nan,
             -_rho(related, stats.GROUP, "accuracy", "family"),
         ),
         (
-            "smaller of a family: mean rho of size and R12",
+            "smaller of a family: rho of size and R12",
             np.nan,
             _rho(kin, ["dataset", "recipe"], "ratio12", "family"),
         ),

@@ -294,19 +294,19 @@ def test_that_smaller_teachers_teach_better_is_a_claim_of_all_teachers_and_insid
     )
     found = paper.claims(correlations, choices, students, points).set_index("claim")
     inside, ratio = (
-        found.loc[f"smaller of a family: mean {what}"]
-        for what in ("signed rho with student accuracy", "rho of size and R12")
+        found.loc[f"smaller of a family: {what}"]
+        for what in ("rho with student accuracy", "rho of size and R12")
     )
     assert (inside.ours, inside.verdict, inside.groups) == (1, "suggests so", 12)
     assert (ratio.ours, ratio.groups, ratio.datasets) == (1, 6, 6)  # CAL and TGDA students have one teacher
-    assert found.ours["smaller teachers: mean rho of size and R12"] == 1
+    assert found.ours["smaller teachers: rho of size and R12"] == 1
     signed = correlations[correlations.metric == "parameters"].agrees.mean()
-    assert found.ours["smaller teachers: mean signed rho with student accuracy"] == pytest.approx(-signed)
+    assert found.ours["smaller teachers: rho with student accuracy"] == pytest.approx(-signed)
 
 
 def test_families_that_the_study_does_not_say_have_no_groups():
     found = paper.claims(*study(0)).set_index("claim")
-    row = found.loc["smaller of a family: mean signed rho with student accuracy"]
+    row = found.loc["smaller of a family: rho with student accuracy"]
     assert (row.groups, row.needed, row.verdict) == (0, 6, "cannot tell")
 
 
@@ -332,7 +332,7 @@ def test_r12s_edge_under_attention_is_that_of_kd_students_less_that_of_the_other
     _, choices, students, points = null_study(np.random.default_rng(0))
     found = paper.claims(table, choices, students, points).set_index("claim")
     assert found.ours["R12 - SSP: mean signed rho, CAL and TGDA"] == pytest.approx(0.7)
-    less = found.loc["R12 - SSP: mean signed rho, CAL and TGDA less FZ and FT"]
+    less = found.loc["R12 - SSP: signed rho, CAL, TGDA less FZ, FT"]
     assert less.ours == pytest.approx(0.5) and (less.groups, less.datasets) == (6, 6)
 
 
