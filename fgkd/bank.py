@@ -70,7 +70,13 @@ def answer(teacher: Classifier, x: Tensor, draws: Tensor, *, augmented: bool = F
     seen = teacher.attend(x)
     boxes, maps = cal.plan(seen.maps, draws, x.shape[-1])
     cropped, dropped = teacher(torch.cat([crop(x, boxes), drop(x, maps)])).chunk(2)
-    return said | {"logits": seen.logits, "boxes": boxes.short(), "maps": maps, "crop": cropped, "drop": dropped}
+    return said | {
+        "logits": seen.logits,
+        "boxes": boxes.short(),
+        "maps": maps,
+        "crop": cropped,
+        "drop": dropped,
+    }
 
 
 def write(folder: Path, teacher: Classifier, images: Images, *, views: int, views_seed: int, key: str,

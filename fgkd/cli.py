@@ -64,8 +64,15 @@ def plan(study: Study, options) -> int:
     counts, takes = counted(study), cost.estimate(study, list(waiting), options.images_per_second)
     reasons = collections.Counter((c.notebook, reason) for c, reason in waiting.items())
     if options.json:
-        shown = [{"notebook": notebook, "reason": reason, "number": number} for (notebook, reason), number in reasons.items()]
-        print(json.dumps(counts | {"notebooks_left": len(waiting), "left": shown, "lacking": lacking} | takes, indent=1))
+        shown = [
+            {"notebook": notebook, "reason": reason, "number": number}
+            for (notebook, reason), number in reasons.items()
+        ]
+        print(
+            json.dumps(
+                counts | {"notebooks_left": len(waiting), "left": shown, "lacking": lacking} | takes, indent=1
+            )
+        )
         return 0
     for name, value in counts.items():
         print(f"{name.replace('_', ' '):28} {f'{value / 1e6:,.1f} MB' if name.endswith('bytes') else f'{value:,}'}")
@@ -204,16 +211,35 @@ def _engine(study: Study, cores: int, lock: int, only: Sequence[Cell] = (), prof
     only: the cells to run, with what they need; all unless given.  profile: a folder with Snakemake's settings for a cluster, whose nodes start
     plain kernels; without one the GPUs of this machine are shared out in slots.
     """
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(study.folder), "--cores", str(cores),
-               "--config", f"study={study.file}", "--keep-going", "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "--quiet", "progress",
-               *(f"{study.path(c)}/result.json" for c in only)]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(PROJECT / "Snakefile"),
+        "--directory",
+        str(study.folder),
+        "--cores",
+        str(cores),
+        "--config",
+        f"study={study.file}",
+        "--keep-going",
+        "--nolock",
+        "--rerun-incomplete",
+        "--rerun-triggers",
+        "mtime",
+        "--quiet",
+        "progress",
+        *(f"{study.path(c)}/result.json" for c in only),
+    ]
     threads = str(study.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "FGKD_RUNS": str(study.folder.parent.resolve()),
                                 "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     if os.environ.get("FGKD_DATA"):  # notebooks run in other folders
         environment["FGKD_DATA"] = os.path.abspath(os.environ["FGKD_DATA"])
     waiting = left(study)
-    for cell in waiting:  # what is there of it was made of something else, or was cut short: Snakemake is to make it anew
+    # What is there of them was made of something else, or was cut short: Snakemake is to make it anew.
+    for cell in waiting:
         (study.path(cell) / "result.json").unlink(missing_ok=True)
     if profile:
         command += ["--profile", os.path.abspath(profile)]
@@ -242,7 +268,11 @@ def _follow(study: Study, process: subprocess.Popen, cells: Iterable[Cell]) -> N
     with tqdm(total=len(waiting), unit="notebook", desc=study.name, disable=not waiting) as bar:
         while waiting:
             ended = process.poll() is not None
-            for cell in [c for c in waiting if (study.path(c) / "result.json").exists() and state(study, c)["state"] == "done"]:
+            for cell in [
+                c
+                for c in waiting
+                if (study.path(c) / "result.json").exists() and state(study, c)["state"] == "done"
+            ]:
                 waiting.remove(cell)
                 bar.write(f"  {cell.id:44} {_summary(study, cell)}")
                 bar.update()
@@ -269,7 +299,12 @@ def _summary(study: Study, cell: Cell) -> str:
     texts = {"tac": "TAC {:.1%}", "ratio12": "R12 {:.3f}", "accuracy": "{student} {:.1%}"}
     found = []
     for row in tables.rows(study, cell):
-        name = row.get("student", "") + (f" {row['loss']}" if len(study.losses_of(row["student"], cell.strategy)) > 1 else "") if "student" in row else ""
+        name = (
+            row.get("student", "")
+            + (f" {row['loss']}" if len(study.losses_of(row["student"], cell.strategy)) > 1 else "")
+            if "student" in row
+            else ""
+        )
         found += [text.format(row[key], student=name) for key, text in texts.items() if key in row]
     return "  ".join(dict.fromkeys(found))
 
@@ -300,22 +335,34 @@ def _only_driver(study: Study):
 def _claim(study: Study) -> None:
     """Note in the study's folder whose results it holds.
 
-    Raises StudyError where another file of the same name, which is still there, has its results here; a copy of the folder is free.
+    Raises StudyError where another file of the same name, which is still there, has its results here; a copy
+    of the folder is free.
     """
     note, here = study.folder / ".study", {"file": study.file, "folder": str(study.folder.resolve())}
     before = tables.read_json(note) or here
     other = Path(before["file"])
-    if before["folder"] == here["folder"] and other.is_file() and other.read_bytes() != Path(study.file).read_bytes():
-        raise StudyError(f"'{study.folder}' holds the results of '{other}': give this study another name ('name:'), or set FGKD_RUNS to another folder")
+    if (
+        before["folder"] == here["folder"]
+        and other.is_file()
+        and other.read_bytes() != Path(study.file).read_bytes()
+    ):
+        raise StudyError(
+            f"'{study.folder}' holds the results of '{other}': give this study another name "
+            "('name:'), or set FGKD_RUNS to another folder"
+        )
     tables.write_json(note, here)
 
 
 def _left_of(study: Study) -> bool:
-    """Whether anything is left to run; raises StudyError where something lacks that it needs, before anything runs."""
+    """Whether anything is left to run; raises StudyError where something lacks that it needs, before anything
+    runs."""
     wrong = datasets.look(study)
     waiting = left(study)
     for key in dict.fromkeys(c.dataset for c in waiting if c.dataset in wrong):
-        raise StudyError(f"{wrong[key]}. {sum(c.dataset == key for c in waiting)} of the {len(waiting)} notebooks that are left need these photos")
+        raise StudyError(
+            f"{wrong[key]}. {sum(c.dataset == key for c in waiting)} of the {len(waiting)} notebooks that "
+            "are left need these photos"
+        )
     if any(c.stage in ("teacher", "bank", "distill") for c in waiting):
         _check_models(study)
         _check_weights(study, waiting)
@@ -323,10 +370,13 @@ def _left_of(study: Study) -> bool:
 
 
 def _check_weights(study: Study, cells: Iterable[Cell]) -> None:
-    """Raise StudyError unless the files are there and fit that cells which are to run take their weights from."""
+    """Raise StudyError unless the files are there and fit that cells which are to run take their weights
+    from."""
     from fgkd import models
 
-    for model in {model.key: model for cell in cells for model in _models_of(study, cell) if model.file}.values():
+    for model in {
+        model.key: model for cell in cells for model in _models_of(study, cell) if model.file
+    }.values():
         models.build(model, None, crop=study.views.crop, seed=0)
 
 
@@ -349,10 +399,14 @@ def _check_models(study: Study) -> None:
 
 
 def _lacking(study: Study) -> list[str]:
-    """What the study names and is not there; looks at the photos on the way.  Results that are there stay valid without it."""
+    """What the study names and is not there; looks at the photos on the way.  Results that are there stay
+    valid without it."""
     found = [str(error) for error in datasets.look(study).values()]
     absent = [plugin for plugin in study.plugins if not os.path.isfile(plugin)]
-    found += [f"plugin '{plugin}' does not exist: check the path, which is relative to the study's folder" for plugin in absent]
+    found += [
+        f"plugin '{plugin}' does not exist: check the path, which is relative to the study's folder"
+        for plugin in absent
+    ]
     if not absent:
         _check_models(study)
     for model in (*study.teachers.values(), *study.students.values()):
@@ -367,13 +421,22 @@ def _print_estimate(device: str | None, hours: float, hours_left: float, without
     def shown(value, digits=0):
         return "-" if value is None else f"{value:,.{digits}f}"
 
-    print(f"\n{'images through each network':40}{'forward+backward':>18}{'forward':>16}{'images a second':>20}{'time':>10}{'left':>10}")
+    print(
+        f"\n{'images through each network':40}{'forward+backward':>18}{'forward':>16}"
+        f"{'images a second':>20}{'time':>10}{'left':>10}"
+    )
     for row in networks:
         rate = f"{shown(row['train_per_second'])} / {shown(row['forward_per_second'])}"
-        print(f"{row['model']:40}{row['train']:18,}{row['forward']:16,}{rate:>20}{_time(row['hours']):>10}{_time(row['hours_left']):>10}")
+        print(
+            f"{row['model']:40}{row['train']:18,}{row['forward']:16,}{rate:>20}"
+            f"{_time(row['hours']):>10}{_time(row['hours_left']):>10}"
+        )
     if device:
-        print(f"time of {device}: {'at least ' if without_throughput else ''}{_time(hours)}, of which {_time(hours_left)} is left; "
-              "passes through networks only: decoding, metrics and the start of notebooks come on top")
+        print(
+            f"time of {device}: {'at least ' if without_throughput else ''}{_time(hours)}, of which "
+            f"{_time(hours_left)} is left; "
+            "passes through networks only: decoding, metrics and the start of notebooks come on top"
+        )
     if without_throughput:
         names = ", ".join(without_throughput) if device else "these"
         print(f"no throughput is known of {names}: run some of their cells, or give --images-per-second")
@@ -385,7 +448,13 @@ def _time(hours: float | None) -> str:
     """Hours in a reader's unit: 12.3 h, 34 min, 5 s; '-' where they are not known."""
     if hours is None:
         return "-"
-    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
+    return (
+        f"{hours:,.1f} h"
+        if hours >= 1
+        else f"{60 * hours:.0f} min"
+        if hours >= 1 / 60
+        else f"{3600 * hours:.0f} s"
+    )
 
 
 def _aligned(table) -> str:

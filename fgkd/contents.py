@@ -1,7 +1,8 @@
 """Content digests: what makes two files, or two versions of a plugin's network, the same wherever they lie.
 
-A cell's inputs from outside the study file (photos, weights, networks that plugins register) count by content.  Their paths, their
-times and the machine do not: the same study in another folder, from copies of its files, is the same.
+A cell's inputs from outside the study file (photos, weights, networks that plugins register) count by
+content.  Their paths, their times and the machine do not: the same study in another folder, from copies of
+its files, is the same.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def of_text(text: str) -> str:
 
 
 def of_file(path: str | Path) -> str | None:
-    """The digest of a file's bytes, None where there is none; read once while its size and time stay the same."""
+    """The digest of a file's bytes, None where there is none; read once while its size and time stay the
+    same."""
     try:
         found = os.stat(path)
     except OSError:
@@ -31,12 +33,13 @@ def of_file(path: str | Path) -> str | None:
 
 
 def of_network(model: str, plugins: tuple[str, ...]) -> str | None:
-    """The digest of what plugins say of a timm model: '' where none registers it, None where a plugin is not there.
+    """The digest of what plugins say of a timm model: '' where none registers it, None where a plugin is not
+    there.
 
-    It covers the function that `register_model` decorates and all that this one names in its file, functions, classes, constants and
-    imports, and the model's own entries of `default_cfgs`.  Comments, docstrings, formatting and the file's other networks have no
-    part in it, nor have other files that it imports.  A plugin that calls `register_model` by another way than as a decorator is
-    taken whole.
+    It covers the function that `register_model` decorates and all that this one names in its file, functions,
+    classes, constants and imports, and the model's own entries of `default_cfgs`.  Comments, docstrings,
+    formatting and the file's other networks have no part in it, nor have other files that it imports.  A
+    plugin that calls `register_model` by another way than as a decorator is taken whole.
     """
     name, parts = model.partition(".")[0], []
     for plugin in plugins:
@@ -63,8 +66,15 @@ def _registration(text: str, model: str) -> str:
         return text
     entry = next((node for node in body if getattr(node, "name", None) == model and _registers(node)), None)
     if entry is None:
-        decorators = {id(d) for node in body for d in getattr(node, "decorator_list", ()) if _is_register(_called(d))}
-        others = (node for top in body if not isinstance(top, ast.Import | ast.ImportFrom) for node in _outside(top, decorators))
+        decorators = {
+            id(d) for node in body for d in getattr(node, "decorator_list", ()) if _is_register(_called(d))
+        }
+        others = (
+            node
+            for top in body
+            if not isinstance(top, ast.Import | ast.ImportFrom)
+            for node in _outside(top, decorators)
+        )
         return text if any(_is_register(node) for node in others) else ""
     bound: dict[str, list[ast.stmt]] = {}
     for statement in body:
@@ -77,7 +87,11 @@ def _registration(text: str, model: str) -> str:
         statement = waiting.pop()
         if id(statement) in taken:
             continue
-        own = _own(statement, model) if "default_cfgs" in _binds(statement) else [_without_docstrings(statement)]
+        own = (
+            _own(statement, model)
+            if "default_cfgs" in _binds(statement)
+            else [_without_docstrings(statement)]
+        )
         taken[id(statement)] = "\n".join(map(ast.unparse, own))
         names = {node.id for part in own for node in ast.walk(part) if isinstance(node, ast.Name)}
         waiting += [s for name in names for s in bound.get(name, ())]
@@ -110,23 +124,31 @@ def _binds(statement: ast.stmt) -> set[str]:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {statement.name}
     stored = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    aliases = {(n.asname or n.name).partition(".")[0] for n in ast.walk(statement) if isinstance(n, ast.alias)}
+    aliases = {
+        (n.asname or n.name).partition(".")[0] for n in ast.walk(statement) if isinstance(n, ast.alias)
+    }
     inner = {n.name for n in ast.walk(statement) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     return stored | aliases | inner
 
 
 def _own(statement: ast.stmt, model: str) -> list[ast.AST]:
-    """The entries of a model in the literal dictionary of a statement; the statement itself where it has none."""
+    """The entries of a model in the literal dictionary of a statement; the statement itself where it has
+    none."""
     literal = next((node for node in ast.walk(statement) if isinstance(node, ast.Dict)), None)
     if literal is None or not all(isinstance(key, ast.Constant) for key in literal.keys):
         return [statement]
     pairs = zip(literal.keys, literal.values)
-    return [part for key, value in pairs if str(key.value).partition(".")[0] == model for part in (key, value)]
+    return [
+        part for key, value in pairs if str(key.value).partition(".")[0] == model for part in (key, value)
+    ]
 
 
 def _without_docstrings(statement: ast.stmt) -> ast.stmt:
     """The statement, the docstrings of its functions and classes removed in place."""
     for node in ast.walk(statement):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return statement

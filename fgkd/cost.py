@@ -81,8 +81,8 @@ def passes(study: Study, cell: Cell) -> Work:
 def measured(study: Study) -> tuple[Rates, set[str]]:
     """Throughputs of what has run, from the seconds in its records, and the devices that it ran on.
 
-    A training's seconds are shared out over all images that pass through a network in it.  Of a run that was interrupted
-    only the seconds of its last part are known, which makes it seem fast.
+    A training's seconds are shared out over all images that pass through a network in it.  Of a run that was
+    interrupted only the seconds of its last part are known, which makes it seem fast.
     """
     images, seconds, devices = Work(), Counter(), set()
     for part in (part for cell in study.cells() for part in tables.parts(study, cell)):

@@ -66,7 +66,8 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Both splits. families: the family of each class (birds) or None; notes: sentences that a reader should see.
+    """Both splits. families: the family of each class (birds) or None; notes: sentences that a reader should
+    see.
 
     fingerprint: of what the images were decoded from; content: of the photos, None for birds.
     """
@@ -85,8 +86,8 @@ class Dataset:
 class Content:
     """What a data set consists of before anything is decoded.
 
-    digest: of its classes and of each photo's place, label and bytes; photos: a mark of each photo's place, label and bytes, in
-    order of the splits; classes, counts: images of each split.
+    digest: of its classes and of each photo's place, label and bytes; photos: a mark of each photo's place,
+    label and bytes, in order of the splits; classes, counts: images of each split.
     """
 
     digest: str
@@ -96,7 +97,8 @@ class Content:
 
 
 def content(spec: DataSpec, cache: Path) -> Content:
-    """What is there of a data set, its photos' bytes read once: their digests are kept in the cache by path, size and time.
+    """What is there of a data set, its photos' bytes read once: their digests are kept in the cache by path,
+    size and time.
 
     Raises DataError for folders or classes that cannot be used.
     """
@@ -105,7 +107,8 @@ def content(spec: DataSpec, cache: Path) -> Content:
 
 
 def look(study: Study) -> dict[str, DataError]:
-    """Note in `study.photos` what is there of each of its data sets; returns what is wrong with those that cannot be used.
+    """Note in `study.photos` what is there of each of its data sets; returns what is wrong with those that
+    cannot be used.
 
     A study whose photos are elsewhere is left with what its records say of them.
     """
@@ -123,16 +126,18 @@ def look(study: Study) -> dict[str, DataError]:
 def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
     """The data set of `spec`, its images memory-mapped read-only from the folder `cache`.
 
-    The cache is built first where it is absent, unfinished, damaged or made from other inputs (`fingerprint`: the
-    options, and each photo's place, label and content). A second process that wants it meanwhile waits, then reads.
-    One of the paper's eight has its cache beside its images, for all studies (`shared_cache`); the folder `cache` serves
-    it only where its root is read-only and holds none.
-    Raises DataError for folders, classes or images that cannot be used, and for a full disk.
+    The cache is built first where it is absent, unfinished, damaged or made from other inputs (`fingerprint`:
+    the options, and each photo's place, label and content). A second process that wants it meanwhile waits,
+    then reads. One of the paper's eight has its cache beside its images, for all studies (`shared_cache`);
+    the folder `cache` serves it only where its root is read-only and holds none. Raises DataError for
+    folders, classes or images that cannot be used, and for a full disk.
     """
     source = _source(spec)
     if source.files is not None:
         found = _content(source, _place(source, cache))
-        source = dataclasses.replace(source, fingerprint=_fingerprint(spec.resize, found.digest), content=found)
+        source = dataclasses.replace(
+            source, fingerprint=_fingerprint(spec.resize, found.digest), content=found
+        )
     if source.shared:
         if dataset := _read(spec, source, source.shared):
             return dataset
@@ -230,7 +235,8 @@ def _place(source: _Source, cache: Path) -> Path:
 
 
 def _content(source: _Source, cache: Path) -> Content:
-    """The content of photos; digests of those whose size and time are as they were come from 'photos.json' beside the cache."""
+    """The content of photos; digests of those whose size and time are as they were come from 'photos.json'
+    beside the cache."""
     digests = cache.parent / "photos.json"
     try:
         known = json.loads(digests.read_text())
@@ -240,7 +246,10 @@ def _content(source: _Source, cache: Path) -> Content:
     stats = {path: _stat(source.root / path) for path in paths}
     new = [path for path in paths if known.get(path, [])[:2] != list(stats[path])]
     found = {path: [*stats[path], known[path][2]] for path in paths if path not in set(new)}
-    with ThreadPoolExecutor(4) as pool, tqdm(total=len(new), desc="reading photos", unit="image", delay=2, disable=None) as bar:
+    with (
+        ThreadPoolExecutor(4) as pool,
+        tqdm(total=len(new), desc="reading photos", unit="image", delay=2, disable=None) as bar,
+    ):
         for path, digest in zip(new, pool.map(lambda path: _digest(source.root / path), new)):
             found[path] = [*stats[path], digest]
             bar.update()
@@ -249,7 +258,9 @@ def _content(source: _Source, cache: Path) -> Content:
             write_json(digests, found)
     listed = {top: [(path, label, found[path][2]) for path, label in source.files[top]] for top in SPLITS}
     marks = tuple(contents.of_text(json.dumps([top, *entry]))[:10] for top in SPLITS for entry in listed[top])
-    return Content(contents.of_text(json.dumps([source.classes, listed])), marks, source.classes, source.counts)
+    return Content(
+        contents.of_text(json.dumps([source.classes, listed])), marks, source.classes, source.counts
+    )
 
 
 def _digest(path: Path) -> str:
@@ -409,7 +420,9 @@ def _read(spec: DataSpec, source: _Source, cache: Path) -> Dataset | None:
         return None
     train, test = splits["train"], splits["test"]
     notes = source.notes + _copies(train, test)
-    return Dataset(spec.key, source.classes, train, test, source.families, source.fingerprint, notes, source.content)
+    return Dataset(
+        spec.key, source.classes, train, test, source.families, source.fingerprint, notes, source.content
+    )
 
 
 def _copies(train: Split, test: Split) -> tuple[str, ...]:

@@ -70,10 +70,10 @@ def paid(table: pd.DataFrame) -> str:
 def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
     """Does the answer depend on T and beta?  A row a loss that is KD with its own ones, and metric.
 
-    loss, its temperature and beta; metric of the paper; groups and datasets that have both losses; `kd` and `own`:
-    mean rho in the claimed direction with the study's T and beta, and with the loss's own; `difference`,
-    own less kd, with its 95 % interval over data sets (low, high; NaN below six).  No row where no loss
-    is such a one.
+    loss, its temperature and beta; metric of the paper; groups and datasets that have both losses; `kd` and
+    `own`: mean rho in the claimed direction with the study's T and beta, and with the loss's own;
+    `difference`, own less kd, with its 95 % interval over data sets (low, high; NaN below six).  No row where
+    no loss is such a one.
     """
     rows = []
     for name, loss in study.losses.items():
@@ -116,10 +116,10 @@ def progress(measured: pd.DataFrame) -> pd.DataFrame:
 
     An undertrained teacher has a small one, being unsure of everything.
 
-    measured: banks' metrics as of `tables.with_tac`.  A row a recipe and measure (`against`: train_accuracy on the students' views, or
-    tac): `datasets` and `teachers` (the most), rho of R12 with it over the teachers of a data set, the
-    mean over data sets with its 95 % interval (low, high; NaN below six), `median`: the same of R12's
-    median.  Near +1, a small R12 says that a teacher is not yet trained.
+    measured: banks' metrics as of `tables.with_tac`.  A row a recipe and measure (`against`: train_accuracy
+    on the students' views, or tac): `datasets` and `teachers` (the most), rho of R12 with it over the
+    teachers of a data set, the mean over data sets with its 95 % interval (low, high; NaN below six),
+    `median`: the same of R12's median.  Near +1, a small R12 says that a teacher is not yet trained.
     """
     rows = []
     for recipe, banks in trained(measured).groupby("recipe", sort=False):

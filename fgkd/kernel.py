@@ -120,7 +120,8 @@ def _handle(connection: socket.socket, forks: bool) -> None:
         connection.close()
         os.close(held)
         _become_kernel(request, descriptors, watched, forks)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends at once; Python's own end takes seconds with torch imported
+    # Ends at once: Python's own end takes seconds with torch imported.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _when_closed(sys.stdin.fileno(), _kill_group)  # the warm process may have been killed before
 
     def forward():

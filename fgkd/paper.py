@@ -159,7 +159,8 @@ def power(correlations: pd.DataFrame) -> pd.DataFrame:
 
 
 def _seen(claim: str, spread: float, datasets: int) -> float:
-    """What a study could see of a registered claim; NaN where that is more than a rho, or two, can differ by."""
+    """What a study could see of a registered claim; NaN where that is more than a rho, or two, can differ
+    by."""
     size = stats.detectable(spread, datasets, level=LEVEL)
     return size if size <= (1 if claim == REGISTERED[0] else 2) else np.nan
 

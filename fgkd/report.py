@@ -106,10 +106,22 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
     entries = [_entry(study, cell, state) for cell, state in states.items()]
     missing = [f"{cell.id} ({state['state']}{': ' + state['error'] if state['error'] else ''})" for cell, state in states.items() if state["state"] != "done"]
     return site(
-        study.folder / "report", title="Which teacher should your small model learn from?",
-        question=f"{study.name}: {study.question}" if study.question else study.name, answer=answer, headline=headline,
-        figures=[(folder / f"{name}.svg", caption) for name, caption in FIGURES.items() if (folder / f"{name}.svg").exists()],
-        standings=found.pop("standings", None), tables=found, entries=entries, facts=_facts(study, found), missing=missing, notes=notes(study),
+        study.folder / "report",
+        title="Which teacher should your small model learn from?",
+        question=f"{study.name}: {study.question}" if study.question else study.name,
+        answer=answer,
+        headline=headline,
+        figures=[
+            (folder / f"{name}.svg", caption)
+            for name, caption in FIGURES.items()
+            if (folder / f"{name}.svg").exists()
+        ],
+        standings=found.pop("standings", None),
+        tables=found,
+        entries=entries,
+        facts=_facts(study, found),
+        missing=missing,
+        notes=notes(study),
     )
 
 
@@ -135,15 +147,22 @@ def notes(study: Study) -> list[str]:
     found = [f"{key}: {spec.note}" for key, spec in study.datasets.items() if spec.note]
     for cell in study.cells():
         for record in records.records(study, cell) if cell.stage in ("data", "bank") else ():
-            found += [f"{cell.dataset}: {note}" for note in record.get("notes", []) if "also in train" in note]
+            found += [
+                f"{cell.dataset}: {note}" for note in record.get("notes", []) if "also in train" in note
+            ]
             share = record["rows"][0].get("ratio12_nonpositive", 0)
             if share > plots.UNDEFINED:
-                found.append(f"{cell.dataset}, {cell.strategy} teacher {cell.teacher}: the second logit is 0 or negative in {share:.1%} of "
-                             f"views, where R12 loses its meaning; its mean is {record['rows'][0]['ratio12']:.3f}")
+                found.append(
+                    f"{cell.dataset}, {cell.strategy} teacher {cell.teacher}: the second logit is 0 or "
+                    f"negative in {share:.1%} of "
+                    f"views, where R12 loses its meaning; its mean is {record['rows'][0]['ratio12']:.3f}"
+                )
     return found
 
 
-def _draw(study: Study, found: Mapping[str, pd.DataFrame], points: pd.DataFrame, choices: pd.DataFrame, folder: Path) -> None:
+def _draw(
+    study: Study, found: Mapping[str, pd.DataFrame], points: pd.DataFrame, choices: pd.DataFrame, folder: Path
+) -> None:
     """Every figure of the study, as PNG and SVG."""
     plots.set_style()
     metrics, teachers, first = ["ratio12", "ssp", "tac"], study.teachers, stats.example(points)
@@ -154,7 +173,9 @@ def _draw(study: Study, found: Mapping[str, pd.DataFrame], points: pd.DataFrame,
         "ranks": plots.ranks(first, metrics, teachers),
         "accuracies": plots.accuracies(found["students"], teachers),
         "heat": plots.heat(found["correlations"]),
-        "strengths": plots.strengths(found["correlations"], ["ratio12", "ratio12_median", "ssp", "tac"], null),
+        "strengths": plots.strengths(
+            found["correlations"], ["ratio12", "ratio12_median", "ssp", "tac"], null
+        ),
         "capacity": plots.capacity(points, "ratio12", teachers),
         "progress": plots.progress(findings.trained(measured), teachers),
         "picks": plots.picks(found["picks"]),
@@ -203,12 +224,13 @@ def site(
 ) -> Path:
     """Write the index of a study, its figures and tables, and the page of each run that left a notebook.
 
-    `headline` is (figure, its caption, table, its caption): what a reader in a hurry should see, None while there is
-    nothing to see; its table is also written as `tables/headline.csv`. `figures` are (PNG or SVG file, caption). Every table becomes `tables/<name>.csv`.
-    Texts are plain; `$...$` in them is a formula. A page is rendered again only where it is older than its notebook or
-    than this module. Notebooks that cannot be read get no page and are named beside what is `missing`. `notes` are what a
-    reader should know of the numbers, `standings` the teachers as of `stats.standings`, shown below the answer.
-    Returns the path of index.html.
+    `headline` is (figure, its caption, table, its caption): what a reader in a hurry should see, None while
+    there is nothing to see; its table is also written as `tables/headline.csv`. `figures` are (PNG or SVG
+    file, caption). Every table becomes `tables/<name>.csv`. Texts are plain; `$...$` in them is a formula. A
+    page is rendered again only where it is older than its notebook or than this module. Notebooks that cannot
+    be read get no page and are named beside what is `missing`. `notes` are what a reader should know of the
+    numbers, `standings` the teachers as of `stats.standings`, shown below the answer. Returns the path of
+    index.html.
     """
     out = Path(out)
     (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -244,8 +266,20 @@ def site(
 
 def _entry(study: Study, cell: Cell, state: Mapping) -> Entry:
     """A cell of the grid: what came out of it, and how long it took."""
-    words = {"tac": "TAC {tac:.1%}", "ratio12": "R12 {ratio12:.3f}", "accuracy": "{student} {loss} {accuracy:.1%}", "train": "{train:,} training images"}
-    detail = list(dict.fromkeys(text.format(**row) for row in records.rows(study, cell) for name, text in words.items() if name in row))
+    words = {
+        "tac": "TAC {tac:.1%}",
+        "ratio12": "R12 {ratio12:.3f}",
+        "accuracy": "{student} {loss} {accuracy:.1%}",
+        "train": "{train:,} training images",
+    }
+    detail = list(
+        dict.fromkeys(
+            text.format(**row)
+            for row in records.rows(study, cell)
+            for name, text in words.items()
+            if name in row
+        )
+    )
     detail += [f"{state['seconds']:.0f} s"] if state["seconds"] else []
     detail += [state["state"]] if state["state"] not in STATES else []
     seed = "" if cell.seed is None else f"seed {cell.seed}"
@@ -268,15 +302,27 @@ def _headline(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def _standings(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The teachers in a reader's words, and a caption."""
-    words = {"teacher": "teacher", "accuracy": "student accuracy", "error": "+- (95 %)", "tied": "as good as the best", "ratio12": "R12", "tac": "TAC", "ssp": "SSP"}
+    words = {
+        "teacher": "teacher",
+        "accuracy": "student accuracy",
+        "error": "+- (95 %)",
+        "tied": "as good as the best",
+        "ratio12": "R12",
+        "tac": "TAC",
+        "ssp": "SSP",
+    }
     shown = table[list(words)].round(4).rename(columns=words)
     shown["as good as the best"] = [{True: "yes", False: "no"}.get(tied, "") for tied in table.tied]
-    return shown, "Teachers by the accuracy of their students, means over groups; the error counts test images, and seeds where there are several."
+    return (
+        shown,
+        "Teachers by the accuracy of their students, means over groups; the error counts test images, and "
+        "seeds where there are several.",
+    )
 
 
 def _facts(study: Study, found: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """What the study was made with: its own settings, and every commit, device and version of a package that a record names, with the
-    number of records where there are several."""
+    """What the study was made with: its own settings, and every commit, device and version of a package that
+    a record names, with the number of records where there are several."""
     facts = {"study": Path(study.file).name, "seed": ", ".join(map(str, study.seeds)), "teachers": ", ".join(m.model for m in study.teachers.values()),
              "students": ", ".join(m.model for m in study.students.values()), "strategies": ", ".join(study.strategies)}
     facts |= {f"recipe {name}": ", ".join(f"{k} {v}" for k, v in vars(recipe).items()) for name, recipe in study.recipes.items()}
@@ -284,13 +330,21 @@ def _facts(study: Study, found: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     made = [one["provenance"] for cell in study.cells() for one in records.records(study, cell, known)]
     for name in ("commit", "device", "python", "threads"):
         facts |= {name: _each(Counter(str(one[name]) for one in made))} if made else {}
-    packages = {name: _each(Counter(one["packages"].get(name, "absent") for one in made)) for name in records.PACKAGES}
-    return facts | ({"packages": ", ".join(f"{name} {versions}" for name, versions in packages.items())} if made else {})
+    packages = {
+        name: _each(Counter(one["packages"].get(name, "absent") for one in made)) for name in records.PACKAGES
+    }
+    return facts | (
+        {"packages": ", ".join(f"{name} {versions}" for name, versions in packages.items())} if made else {}
+    )
 
 
 def _each(counts: Counter) -> str:
     """One value as it is; of several each with the number of its records."""
-    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{value} ({count} records)" for value, count in counts.most_common())
+    return (
+        next(iter(counts))
+        if len(counts) == 1
+        else ", ".join(f"{value} ({count} records)" for value, count in counts.most_common())
+    )
 
 
 def _entry_page(entry: Entry, out: Path) -> str:

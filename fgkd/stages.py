@@ -63,12 +63,18 @@ class Runs:
         return pd.concat([run.rows for run in self.students.values()], ignore_index=True)
 
     def table(self, name: str) -> pd.DataFrame:
-        """The tables of that name of all students, `student` and `loss` before them; empty where none has one."""
-        named = [{"student": k, "loss": loss} | row for (k, loss), run in self.students.items() for row in run.record.get(name, [])]
+        """The tables of that name of all students, `student` and `loss` before them; empty where none has
+        one."""
+        named = [
+            {"student": k, "loss": loss} | row
+            for (k, loss), run in self.students.items()
+            for row in run.record.get(name, [])
+        ]
         return pd.DataFrame(named)
 
     def logits(self) -> dict[tuple[str, str], np.ndarray]:
-        """Test logits (N, C) by student and loss, of those that have them here: a record may have come alone."""
+        """Test logits (N, C) by student and loss, of those that have them here: a record may have come
+        alone."""
         return {key: run.logits() for key, run in self.students.items() if (run.folder / "test.npy").exists()}
 
 
@@ -84,7 +90,11 @@ def data(study: Study, dataset: str) -> datasets.Dataset:
 
     def compute(_):
         counts = {"dataset": dataset, "classes": len(found.classes), "train": len(found.train), "test": len(found.test)}
-        return {"rows": [counts], "notes": list(found.notes), "photos": " ".join(found.content.photos if found.content else ())}
+        return {
+            "rows": [counts],
+            "notes": list(found.notes),
+            "photos": " ".join(found.content.photos if found.content else ()),
+        }
 
     _once(study, cell, compute)
     return found
@@ -112,8 +122,12 @@ def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> Run:
         row = {"dataset": dataset, "teacher": teacher, "recipe": recipe, "model": spec.model, "tac": tac, "tac_single": single,
                "train_accuracy": history[-1]["train_accuracy"], "parameters": models.parameters(model), "pretraining": models.pretraining(spec),
                "norm": models.norm(model), "epochs": how.epochs, "lr": how.lr} | _transfer(study, cell, train)
-        on_test = metrics.summarize(logits) | metrics.summarize_labelled(metrics.labelled_samples(logits, found.test.labels))
-        return {"rows": [row], "history": history, "on_test": on_test} | ({"search": search} if search else {})
+        on_test = metrics.summarize(logits) | metrics.summarize_labelled(
+            metrics.labelled_samples(logits, found.test.labels)
+        )
+        return {"rows": [row], "history": history, "on_test": on_test} | (
+            {"search": search} if search else {}
+        )
 
     return _once(study, cell, compute, files=("model.safetensors", "test.npy"))
 
@@ -129,7 +143,8 @@ def load_teacher(study: Study, dataset: str, teacher_: str, recipe: str) -> mode
 def bank(study: Study, dataset: str, teacher: str, recipe: str) -> tuple[Run, banks.Bank]:
     """A teacher's metrics over all views of all training images, and the bank that its students learn from.
 
-    Of an online study, whose students need no bank, the metrics are the same and only the first few views are stored, to be looked at.
+    Of an online study, whose students need no bank, the metrics are the same and only the first few views are
+    stored, to be looked at.
     """
     cell, found = study.cell("bank", dataset, teacher, recipe), data(study, dataset)
     folder, holds = study.path(cell) / "views", study.banked(recipe)
@@ -140,11 +155,21 @@ def bank(study: Study, dataset: str, teacher: str, recipe: str) -> tuple[Run, ba
     def compute(_):
         images = training.Images(found.train, study.views, _device(study))
         model, seed = load_teacher(study, dataset, teacher, recipe), study.seed_for("student views", dataset)
-        summary, epochs = banks.write(folder, model, images, views=study.bank_views, keep=stored, views_seed=seed,
-                                      key=study.fingerprint(cell), **holds)
+        summary, epochs = banks.write(
+            folder,
+            model,
+            images,
+            views=study.bank_views,
+            keep=stored,
+            views_seed=seed,
+            key=study.fingerprint(cell),
+            **holds,
+        )
         return {"rows": [{"samples": len(images), "views": study.bank_views} | summary], "epochs": epochs}
 
-    run = _once(study, cell, compute, valid=lambda: banks.read(folder, shapes, torch.device("cpu")) is not None)
+    run = _once(
+        study, cell, compute, valid=lambda: banks.read(folder, shapes, torch.device("cpu")) is not None
+    )
     return run, banks.read(folder, shapes, _device(study))
 
 
@@ -198,13 +223,12 @@ def birds_boxes(study: Study, dataset: str) -> torch.Tensor | None:
 
 
 def distill(study: Study, dataset: str, teacher: str, strategy: str) -> Runs:
-    """Every student of the study with each of its losses from one teacher ('none' for the CE baseline), measured on the test split.
+    """Every student of the study with each of its losses from one teacher ('none' for the CE baseline),
+    measured on the test split.
 
     Those that have a record are read, the others are trained.
     """
     cell = study.cell("distill", dataset, teacher, strategy)
-    if cell not in study.cells():
-        raise StudyError(f"{cell.id} is not in the study '{study.name}': expected one of its data sets, teachers and strategies")
     found = data(study, dataset)
 
     @functools.cache
@@ -223,19 +247,34 @@ def distill(study: Study, dataset: str, teacher: str, strategy: str) -> Runs:
         accuracy, logits = training.accuracy(model, test)
         tables.write_array(folder / "test.npy", logits.numpy())
         models.save(model, folder / "model.safetensors")
-        agreement = None if reference is None else float((logits.numpy().argmax(1) == reference.argmax(1)).mean())
-        row = {"dataset": dataset, "student": part.student, "strategy": strategy, "loss": part.loss, "teacher": teacher, "model": spec.model,
-               "accuracy": accuracy, "train_accuracy": history[-1]["train_accuracy"], "agreement": agreement,
-               "parameters": models.parameters(model), "lr": how.lr}
+        agreement = (
+            None if reference is None else float((logits.numpy().argmax(1) == reference.argmax(1)).mean())
+        )
+        row = {
+            "dataset": dataset,
+            "student": part.student,
+            "strategy": strategy,
+            "loss": part.loss,
+            "teacher": teacher,
+            "model": spec.model,
+            "accuracy": accuracy,
+            "train_accuracy": history[-1]["train_accuracy"],
+            "agreement": agreement,
+            "parameters": models.parameters(model),
+            "lr": how.lr,
+        }
         return {"rows": [row], "history": history} | ({"search": search} if search else {})
 
-    students = {(p.student, p.loss): _once(study, p, functools.partial(compute, p)) for p in study.students_of(cell)}
+    students = {
+        (p.student, p.loss): _once(study, p, functools.partial(compute, p)) for p in study.students_of(cell)
+    }
     return Runs(cell, students)
 
 
 def baseline(study: Study, dataset: str) -> pd.Series:
-    """Accuracy of each student without a teacher, trained now where it was not yet; empty where the study has no baseline, or where
-    its training diverged: what a teacher's students reached is no less true for that."""
+    """Accuracy of each student without a teacher, trained now where it was not yet; empty where the study has
+    no baseline, or where its training diverged: what a teacher's students reached is no less true for
+    that."""
     none = pd.Series(dtype=float)
     if not study.baseline:
         return none
@@ -264,7 +303,9 @@ def on_test(study: Study) -> pd.DataFrame:
     for cell in study.cells():
         if cell.stage == "teacher" and cell.dataset != PRETEXT:
             now = study.at(study.seed_of(cell))
-            record = tables.record(study, cell) or teacher(now, cell.dataset, cell.teacher, cell.strategy).record
+            record = (
+                tables.record(study, cell) or teacher(now, cell.dataset, cell.teacher, cell.strategy).record
+            )
             names = {"dataset": cell.dataset, "teacher": cell.teacher, "recipe": cell.strategy, "seed": study.seed_of(cell)}
             rows.append(names | record["on_test"])
     return pd.DataFrame(rows)
@@ -280,7 +321,8 @@ def conclude(study: Study, stage: str, frames: dict[str, pd.DataFrame]) -> Run:
 
 
 def _said(study: Study, cell: Cell, train: training.Images):
-    """What the teacher says, (images, view, index) -> `bank.answer`, and its test logits for agreement; None and None for the CE baseline."""
+    """What the teacher says, (images, view, index) -> `bank.answer`, and its test logits for agreement; None
+    and None for the CE baseline."""
     if cell.strategy == "CE":
         return None, None
     source = (cell.dataset, cell.teacher, RECIPES[cell.strategy])
@@ -326,23 +368,58 @@ def _trained_teacher(study: Study, cell: Cell, train: training.Images, classes: 
     return model, training.fit_images(model, train, objective, how, views_seed=study.seed_for("teacher views", cell.dataset), **options)
 
 
-def _trained_student(study: Study, part: Cell, train: training.Images, classes: int, said: Callable | None, loss: Loss | None,
-                     how: Recipe, checkpoint: Path, only: torch.Tensor | None = None) -> tuple[models.Classifier, list[dict]]:
+def _trained_student(
+    study: Study,
+    part: Cell,
+    train: training.Images,
+    classes: int,
+    said: Callable | None,
+    loss: Loss | None,
+    how: Recipe,
+    checkpoint: Path,
+    only: torch.Tensor | None = None,
+) -> tuple[models.Classifier, list[dict]]:
     """A student trained on all images or `only` some, and its history."""
-    model = models.build(study.student(part.student), classes, crop=study.views.crop, seed=study.seed_for("student", part.dataset, part.student)).to(train.device)
+    model = models.build(
+        study.student(part.student),
+        classes,
+        crop=study.views.crop,
+        seed=study.seed_for("student", part.dataset, part.student),
+    ).to(train.device)
     further = None if loss is None or loss.loss == "kd" else _further(study, part, loss, model, said, train)
     if said is None:
         objective = training.cross_entropy(train.labels)
     else:
-        objective = training.distillation(train.labels, lambda x, epoch, index: said(x, epoch % how.seen, index), study.kd(loss),
-                                          augmented=part.strategy == "TGDA", further=further, features=further is not None and loss.on == "features")
+        objective = training.distillation(
+            train.labels,
+            lambda x, epoch, index: said(x, epoch % how.seen, index),
+            study.kd(loss),
+            augmented=part.strategy == "TGDA",
+            further=further,
+            features=further is not None and loss.on == "features",
+        )
     # Neither the order of images nor the initial weights depend on teacher and loss: students differ in what they are taught.
-    options = {"views_seed": study.seed_for("student views", part.dataset), "seed": study.seed_for("order", part.dataset, part.student)}
-    return model, training.fit_images(model, train, objective, how, extra=further, views=how.seen, **options, checkpoint=checkpoint, only=only,
-                                      title=f"{part.student} from {part.teacher} {part.strategy} {part.loss}")
+    options = {
+        "views_seed": study.seed_for("student views", part.dataset),
+        "seed": study.seed_for("order", part.dataset, part.student),
+    }
+    return model, training.fit_images(
+        model,
+        train,
+        objective,
+        how,
+        extra=further,
+        views=how.seen,
+        **options,
+        checkpoint=checkpoint,
+        only=only,
+        title=f"{part.student} from {part.teacher} {part.strategy} {part.loss}",
+    )
 
 
-def _search(study: Study, cell: Cell, folder: Path, how: Recipe, train: training.Images, trained: Callable) -> tuple[Recipe, list[dict]]:
+def _search(
+    study: Study, cell: Cell, folder: Path, how: Recipe, train: training.Images, trained: Callable
+) -> tuple[Recipe, list[dict]]:
     """The recipe with one learning rate, and a row a candidate where there were several: lr, and the accuracy that it reached on the fifth
     of the images that it was not trained on, None where it diverged.
 
@@ -409,7 +486,8 @@ def _teacher_model(study: Study, cell: Cell, classes: int, *, pretext: bool = Tr
 
 
 def _once(study: Study, cell: Cell, compute: Callable[[Path], dict], *, files: tuple[str, ...] = (), valid: Callable[[], bool] = lambda: True) -> Run:
-    """The cell's record, computed unless it is there, of the same fingerprint, with the files whole that are needed beside it.
+    """The cell's record, computed unless it is there, of the same fingerprint, with the files whole that are
+    needed beside it.
 
     A lock on the cell's folder keeps two processes, one of them perhaps an orphan, from computing it at once: the second waits.
     """
@@ -422,8 +500,15 @@ def _once(study: Study, cell: Cell, compute: Callable[[Path], dict], *, files: t
             print(f"{cell.id} has its record, but not {' and '.join(lost)}, needed now: it is computed anew")
         if found is None or lost or not valid():
             start = time.monotonic()
-            found = {"cell": cell.id, "fingerprint": study.fingerprint(cell), "contents": study.contents(cell), **compute(folder)}
-            device = str(training.device(study.device)) if cell.stage in ("teacher", "bank", "student") else "cpu"
+            found = {
+                "cell": cell.id,
+                "fingerprint": study.fingerprint(cell),
+                "contents": study.contents(cell),
+                **compute(folder),
+            }
+            device = (
+                str(training.device(study.device)) if cell.stage in ("teacher", "bank", "student") else "cpu"
+            )
             found["provenance"] = tables.provenance(study, cell, device, time.monotonic() - start)
             tables.write_json(folder / "record.json", found)
             for checkpoint in folder.glob("checkpoint-*"):

@@ -1,7 +1,8 @@
 """How far a study is, from its files alone: the state of each cell, what is left to run, and why.
 
-`left` is what `fgkd run` runs and `fgkd plan` shows: cells that are not done, the banks that their students learn from, and teachers
-whose weights these need and which are not there, as in a study of which only the records came.
+`left` is what `fgkd run` runs and `fgkd plan` shows: cells that are not done, the banks that their students
+learn from, and teachers whose weights these need and which are not there, as in a study of which only the
+records came.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ def state(study: Study, cell: Cell, known: dict | None = None) -> dict:
     notebook = tables.read_json(log) or {}
     meta = notebook.get("metadata", {}).get("papermill", {})
     result = tables.read_json(folder / "result.json")
-    ended = meta.get("end_time") or meta.get("exception")  # papermill may be killed after the notebook wrote its result
+    # papermill may be killed after the notebook wrote its result.
+    ended = meta.get("end_time") or meta.get("exception")
     if result and (ended or not log.exists()):
-        valid = result.get("fingerprint") == study.fingerprint(cell, known) and tables.complete(study, cell, known)
+        valid = result.get("fingerprint") == study.fingerprint(cell, known) and tables.complete(
+            study, cell, known
+        )
         return found | {"state": "done" if valid else "stale", "seconds": meta.get("duration")}
     if not (result or meta):
         return found
@@ -44,17 +48,27 @@ def left(study: Study) -> dict[Cell, str]:
     """The cells that are to run and why, each after those that must have ended before it."""
     known: dict[Cell, str] = {}
     cells = study.cells()
-    reasons = {cell: why(study, cell, found, known) for cell in cells if (found := state(study, cell, known))["state"] != "done"}
+    reasons = {
+        cell: why(study, cell, found, known)
+        for cell in cells
+        if (found := state(study, cell, known))["state"] != "done"
+    }
     for cell in reversed(cells):
         if cell not in reasons:
             continue
-        for bank in study.banks_of(cell) if cell.stage == "distill" and wants_bank(study, cell, known) else ():
+        for bank in (
+            study.banks_of(cell) if cell.stage == "distill" and wants_bank(study, cell, known) else ()
+        ):
             if not (study.path(bank) / "views" / "logits.npy").exists():
-                reasons.setdefault(bank, "its views, deleted after their last student, are needed by new students")
+                reasons.setdefault(
+                    bank, "its views, deleted after their last student, are needed by new students"
+                )
         if cell.stage in ("bank", "distill", "teacher"):
             for teacher in _teachers(study, cell, known):
                 if not (study.path(teacher) / "model.safetensors").exists():
-                    reasons.setdefault(teacher, "its record is here, but not its weights, which are needed now")
+                    reasons.setdefault(
+                        teacher, "its record is here, but not its weights, which are needed now"
+                    )
     return {cell: reasons[cell] for cell in cells if cell in reasons}
 
 
@@ -64,14 +78,17 @@ def wants_bank(study: Study, cell: Cell, known: dict | None = None) -> bool:
 
 
 def why(study: Study, cell: Cell, found: dict, known: dict | None = None) -> str:
-    """Why a cell of the state `found` is to run: what became of it, what changed, or that something which it reads is made anew."""
+    """Why a cell of the state `found` is to run: what became of it, what changed, or that something which it
+    reads is made anew."""
     if found["state"] == "failed":
         return f"failed: {found['error']}"
     if found["state"] == "interrupted":
         return "was interrupted"
     if found["state"] == "running":
         return "is running"
-    reasons = list(dict.fromkeys(r for part in tables.parts(study, cell) if (r := _changed(study, cell, part, known))))
+    reasons = list(
+        dict.fromkeys(r for part in tables.parts(study, cell) if (r := _changed(study, cell, part, known)))
+    )
     if not reasons:
         return "its notebook is to run again"
     return "; ".join(reasons[:3]) + (f" and {len(reasons) - 3} more" if reasons[3:] else "")
@@ -94,7 +111,11 @@ def locked(file, kind: int = fcntl.LOCK_EX) -> bool:
 
 def _teachers(study: Study, cell: Cell, known: dict) -> tuple[Cell, ...]:
     """The teachers whose weights and test logits a cell that is to run reads."""
-    trained = [part for part in tables.parts(study, cell) if cell.stage != "distill" or tables.record(study, part, known) is None]
+    trained = [
+        part
+        for part in tables.parts(study, cell)
+        if cell.stage != "distill" or tables.record(study, part, known) is None
+    ]
     return tuple(dict.fromkeys(c for part in trained for c in study.inputs(part) if c.stage == "teacher"))
 
 
@@ -108,26 +129,47 @@ def _changed(study: Study, cell: Cell, part: Cell, known: dict | None) -> str:
         return f"student {part.student} with loss {part.loss} is new" if others else "never ran"
     if record["fingerprint"] == study.fingerprint(part, known):
         return "" if tables.record(study, part, known) else "TGDA needs its crop and drop views"
-    before, now = (_flat(json.loads(json.dumps(v, default=str))) for v in (record["provenance"]["parameters"], study.values(part)))
-    found = [f"{key} {before.get(key)} -> {now.get(key)}" for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    found += [_content(name, study, part, record) for name, digest in study.contents(part).items() if digest != record["contents"].get(name)]
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "") or "what it reads is made anew"
+    before, now = (
+        _flat(json.loads(json.dumps(v, default=str)))
+        for v in (record["provenance"]["parameters"], study.values(part))
+    )
+    found = [
+        f"{key} {before.get(key)} -> {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    found += [
+        _content(name, study, part, record)
+        for name, digest in study.contents(part).items()
+        if digest != record["contents"].get(name)
+    ]
+    return (
+        ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
+        or "what it reads is made anew"
+    )
 
 
 def _content(name: str, study: Study, part: Cell, record: dict) -> str:
     """What became of a file that a cell starts from."""
     if name != "photos":
-        what = {"weights": "the file of its weights", "network": "the plugin that registers its network"}[name]
+        what = {"weights": "the file of its weights", "network": "the plugin that registers its network"}[
+            name
+        ]
         return f"{what} has another content"
     before, now = set(record["photos"].split()), set(study.photos[part.dataset].photos)
-    return f"of {len(now)} photos {len(now - before)} are new, moved or changed, and {len(before - now)} of before are gone"
+    new, gone = len(now - before), len(before - now)
+    return f"of {len(now)} photos {new} are new, moved or changed, and {gone} of before are gone"
 
 
 def _flat(value, name: str = "") -> dict:
     """{'a': {'b': 1}} -> {'a.b': 1}."""
     if not isinstance(value, dict):
         return {name: value}
-    return {key: leaf for k, v in value.items() for key, leaf in _flat(v, f"{name}.{k}" if name else str(k)).items()}
+    return {
+        key: leaf
+        for k, v in value.items()
+        for key, leaf in _flat(v, f"{name}.{k}" if name else str(k)).items()
+    }
 
 
 def _error(notebook: dict) -> str | None:
@@ -143,5 +185,9 @@ def _ending(found: dict | None) -> str:
     """How a kernel ended and its peak memory, where they are known and say something."""
     if found is None or found["exit_status"] == 0:
         return ""
-    ended = f"signal {-found['exit_status']}" if found["exit_status"] < 0 else f"exit status {found['exit_status']}"
+    ended = (
+        f"signal {-found['exit_status']}"
+        if found["exit_status"] < 0
+        else f"exit status {found['exit_status']}"
+    )
     return f" ({ended}, peak memory {found['peak_memory_mb']:,} MB)"

@@ -378,17 +378,21 @@ def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
 
 
 def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
-    """Which teacher, in names: a row a teacher, the best first, then 'no teacher' and 'chance'; means over all groups.
+    """Which teacher, in names: a row a teacher, the best first, then 'no teacher' and 'chance'; means over
+    all groups.
 
-    points: as of `joined`; students: the table of them; data: a row a data set with its `classes` and `test` images.
-    accuracy: of its students; error: half the width of its 95 % interval for other test images, and for other seeds where the study
-    has several: sqrt(sum of p (1 - p) / test images + variance over seeds / seeds) 1.96 / groups.  tied: whether it cannot be told
-    apart from the best: the interval of their difference holds 0, over data sets where there are six (`mean_interval`), else from
-    both errors.  Then R12, TAC, SSP and the share of views in which R12 means nothing.
+    points: as of `joined`; students: the table of them; data: a row a data set with its `classes` and `test`
+    images. accuracy: of its students; error: half the width of its 95 % interval for other test images, and
+    for other seeds where the study has several: sqrt(sum of p (1 - p) / test images + variance over seeds /
+    seeds) 1.96 / groups.  tied: whether it cannot be told apart from the best: the interval of their
+    difference holds 0, over data sets where there are six (`mean_interval`), else from both errors.  Then
+    R12, TAC, SSP and the share of views in which R12 means nothing.
     """
     sizes, groups = data.set_index("dataset"), points[GROUP].drop_duplicates()
     reached = points.accuracy
-    noise = reached * (1 - reached) / points.dataset.map(sizes.test) + (points.accuracy_sd**2 / points.seeds).fillna(0)
+    noise = reached * (1 - reached) / points.dataset.map(sizes.test) + (
+        points.accuracy_sd**2 / points.seeds
+    ).fillna(0)
     per = points.assign(variance=noise).groupby("teacher", sort=False)
     table = per[["accuracy", "ratio12", "tac", "ssp", "ratio12_nonpositive"]].mean()
     table.insert(1, "error", 1.959964 * per.variance.sum().pow(0.5) / per.size())
@@ -398,22 +402,31 @@ def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) 
     tied = [_tied(wide[best] - wide[name], table.error[[best, name]]) for name in table.index]
     table.insert(2, "tied", pd.Series(tied, table.index, dtype=object))
     alone = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy.mean()
-    baseline = groups.merge(alone.rename("alone"), left_on=["dataset", "student"], right_index=True, how="left").alone
+    baseline = groups.merge(
+        alone.rename("alone"), left_on=["dataset", "student"], right_index=True, how="left"
+    ).alone
     table.loc["no teacher", "accuracy"] = baseline.mean(skipna=False)
     table.loc["chance", "accuracy"] = (1 / groups.dataset.map(sizes.classes)).mean()
     return table.rename_axis("teacher").reset_index().dropna(subset="accuracy")
 
 
 def said(table: pd.DataFrame, picks: pd.DataFrame) -> str:
-    """Which teacher in a few sentences, from `standings` and `picks`: the best, who is not worse, whom each rule picks, what it gains."""
+    """Which teacher in a few sentences, from `standings` and `picks`: the best, who is not worse, whom each
+    rule picks, what it gains."""
     teachers, others = table[table.tied.notna()], table[table.tied.isna()].set_index("teacher").accuracy
     best, tied = teachers.iloc[0], teachers.teacher[1:][teachers.tied[1:].astype(bool)]
     text = f"The students of {best.teacher} are the most accurate: {best.accuracy:.1%} +- {best.error:.1%}"
-    text += "".join(f", {name} {others[name]:.1%}" for name in ("no teacher", "chance") if name in others) + "."
+    text += (
+        "".join(f", {name} {others[name]:.1%}" for name in ("no teacher", "chance") if name in others) + "."
+    )
     if len(tied):
         text += f" {_listed(tied)} cannot be told apart from it."
     named = picks[picks.rule.isin(["R12", "TAC", "SSP"])]
-    text += " " + "; ".join(f"{row.rule} picks {row.teacher}, {row.accuracy:.1%}" for row in named.itertuples()) + "."
+    text += (
+        " "
+        + "; ".join(f"{row.rule} picks {row.teacher}, {row.accuracy:.1%}" for row in named.itertuples())
+        + "."
+    )
     return f"{text} To pick by TAC takes labelled test images." if "TAC" in set(named.rule) else text
 
 
@@ -492,7 +505,11 @@ def compare(correlations: pd.DataFrame, first: str = "ratio12", others=("ssp", "
 def _most_often(names: pd.Series) -> str:
     """The most frequent name, and in how many of several groups."""
     counts = names.value_counts()
-    return f"{counts.index[0]} ({counts.iloc[0]} of {len(names)})" if len(names) > 1 and counts.index[0] else counts.index[0]
+    return (
+        f"{counts.index[0]} ({counts.iloc[0]} of {len(names)})"
+        if len(names) > 1 and counts.index[0]
+        else counts.index[0]
+    )
 
 
 def _tied(differences: pd.Series, errors: pd.Series) -> bool:

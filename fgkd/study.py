@@ -1,23 +1,24 @@
 """A study's YAML file as frozen dataclasses: what to run, the cells it falls into, their inputs, ids and folders.
 
-A *cell* is one notebook run, or one student of a distill cell.  The stages and what a cell of each stands for:
+A *cell* is one notebook run, or one student of a distill cell.  The stages and what a cell of each stands
+for:
 
     intro        the study                        01_what_is_ratio12
     data         a data set                       02_data
     teacher      data set, teacher, recipe        03_teacher
     bank         data set, teacher, recipe        04_ratio12        (TGDA students learn from the bank of the CAL teacher)
     distill      data set, teacher, strategy      05_distillation   (all students and losses of that teacher; CE has teacher 'none')
-    student      the same, a student, a loss      -                 (one training of a distill cell, with a record of its own)
+    student      the same, a student, a loss      -                 (a training of a distill cell, its record)
     correlation  the study                        06_correlation
     report       the study                        07_report
 
 Of several seeds, each repeats the teacher, bank and distill cells, pretext and baseline included; images and conclusions are shared.
 
-A cell's fingerprint is a hash of what its result is a function of, and of nothing else: its own values in the study file, the content
-of the photos, weights and plugins that it starts from, and the fingerprints of the cells that it reads.  Paths, times, the machine, its
-threads and what other students, losses or strategies the study has are no part of it, nor are values that a recipe does not use.
-Where a file is not there, its content is what the cell's own record says: records alone, without photos and weights, are valid
-(`Study.contents`).
+A cell's fingerprint is a hash of what its result is a function of, and of nothing else: its own values in the
+study file, the content of the photos, weights and plugins that it starts from, and the fingerprints of the
+cells that it reads.  Paths, times, the machine, its threads and what other students, losses or strategies the
+study has are no part of it, nor are values that a recipe does not use. Where a file is not there, its content
+is what the cell's own record says: records alone, without photos and weights, are valid (`Study.contents`).
 """
 
 from __future__ import annotations
@@ -49,11 +50,16 @@ STAGES = {
 }
 STRATEGIES = ("FZ", "FT", "CAL", "TGDA")
 RECIPES = {"FZ": "FZ", "FT": "FT", "CAL": "CAL", "TGDA": "CAL"}  # how the teacher of each strategy is trained
-# Losses and their options; 'kd' is KD itself with a temperature or beta of its own.  The defaults are those of the
-# released code, but for CRD's, which are its paper's.
+# Losses and their options; 'kd' is KD itself with a temperature or beta of its own.  The defaults are those
+# of the released code, but for CRD's, which are its paper's.
 LOSSES = {
-    "kd": {}, "dkd": {"alpha": 1.0, "beta": 0.5, "temperature": 1.0}, "rkd": {"distance_weight": 25.0, "angle_weight": 50.0}, "pkt": {}, "hint": {},
-    "crd": {"width": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5}}
+    "kd": {},
+    "dkd": {"alpha": 1.0, "beta": 0.5, "temperature": 1.0},
+    "rkd": {"distance_weight": 25.0, "angle_weight": 50.0},
+    "pkt": {},
+    "hint": {},
+    "crd": {"width": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5},
+}
 OFFICIAL = ("aircraft", "cars", "cub", "dogs", "flowers", "moe", "nabirds", "pets")  # the paper's data sets, each a kind of its own
 PRETEXT = "pretext"
 PROJECT = Path(__file__).resolve().parents[1]
@@ -99,9 +105,9 @@ class Recipe:
     warmup_steps: int = 0
     min_lr: float = 1e-5               # where the cosine ends
     clip: float = 1.0                  # largest gradient norm
-    views: int = 0                     # FZ and students: different views of each image, which epochs see in turn; 0 means one an epoch
+    views: int = 0                     # FZ and students: views of each image, seen in turn; 0: one an epoch
     maps: int = 32                     # CAL only: attention maps
-    search_epochs: int = 0             # of each training in a search for a learning rate; 0: as many as there are epochs
+    search_epochs: int = 0             # of each training in a search for a rate; 0: as many as epochs
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -147,7 +153,8 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Loss:
-    """A further loss, added to CE + beta * KD of some students; or KD itself with a temperature or beta that is not the study's."""
+    """A further loss, added to CE + beta * KD of some students; or KD itself with a temperature or beta that
+    is not the study's."""
 
     key: str
     loss: str = ""                     # kd | dkd | rkd | pkt | hint | crd; empty: that of its key
@@ -176,7 +183,11 @@ class Cell:
     def place(self) -> str:
         """Where it stands in the matrix, which every seed repeats."""
         stage = "distill" if self.stage == "student" else self.stage
-        return "/".join(p for p in (stage, self.dataset, self.strategy, self.teacher) if p) if self.dataset else f"study/{stage}"
+        return (
+            "/".join(p for p in (stage, self.dataset, self.strategy, self.teacher) if p)
+            if self.dataset
+            else f"study/{stage}"
+        )
 
     @property
     def id(self) -> str:
@@ -225,7 +236,8 @@ class Study:
     losses: dict[str, Loss]
     resources: dict[str, Resources]    # by stage: teacher, bank, distill
     runs_per_gpu: int                  # how many runs share a GPU of this machine
-    photos: dict = field(default_factory=dict, compare=False)  # by data set, once its photos were looked at: its `datasets.Content`
+    # By data set, once its photos were looked at: its `datasets.Content`.
+    photos: dict = field(default_factory=dict, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -330,12 +342,15 @@ class Study:
     def students_of(self, cell: Cell) -> tuple[Cell, ...]:
         """The trainings of a distill cell, one a student and loss."""
         trainings = [(key, name) for key in self.students for name in self.losses_of(key, cell.strategy)]
-        return tuple(dataclasses.replace(cell, stage="student", student=key, loss=name) for key, name in trainings)
+        return tuple(
+            dataclasses.replace(cell, stage="student", student=key, loss=name) for key, name in trainings
+        )
 
     def inputs(self, cell: Cell) -> tuple[Cell, ...]:
         """The cells whose results this one's is a function of.
 
-        A student's is one of its teacher: the bank that it reads, if it reads one, is no more than what that teacher says.
+        A student's is one of its teacher: the bank that it reads, if it reads one, is no more than what that
+        teacher says.
         """
         d, t, s, seed = cell.dataset, cell.teacher, cell.strategy, cell.seed
         match cell.stage:
@@ -353,7 +368,12 @@ class Study:
             case "distill":
                 return self.students_of(cell)
             case "correlation":
-                distilled = [Cell("distill", d, *pair, k) for k in (None, *self.seeds[1:]) for d in self.datasets for pair in self._pairs()]
+                distilled = [
+                    Cell("distill", d, *pair, k)
+                    for k in (None, *self.seeds[1:])
+                    for d in self.datasets
+                    for pair in self._pairs()
+                ]
                 return tuple(dict.fromkeys(c for cell in distilled for c in (*self.banks_of(cell), cell)))
             case "report":
                 return (Cell("intro"), Cell("correlation"))
@@ -361,7 +381,11 @@ class Study:
 
     def banks_of(self, cell: Cell) -> tuple[Cell, ...]:
         """The bank that a distill cell's students learn from; none for the CE baseline."""
-        return () if cell.strategy == "CE" else (Cell("bank", cell.dataset, cell.teacher, RECIPES[cell.strategy], cell.seed),)
+        return (
+            ()
+            if cell.strategy == "CE"
+            else (Cell("bank", cell.dataset, cell.teacher, RECIPES[cell.strategy], cell.seed),)
+        )
 
     def before(self, cell: Cell) -> tuple[Cell, ...]:
         """The cells whose notebooks must have ended before this one's runs."""
@@ -388,30 +412,57 @@ class Study:
         match cell.stage:
             case "data":
                 spec = self.data(cell.dataset)
-                drawn = ("species", "family_size", "train", "test", "size", "seed") if spec.kind == "birds" else ()
+                drawn = (
+                    ("species", "family_size", "train", "test", "size", "seed")
+                    if spec.kind == "birds"
+                    else ()
+                )
                 return {"resize": spec.resize} | {name: getattr(spec, name) for name in drawn}
             case "teacher":
                 model = self.teacher(cell.teacher)
-                return common | {"model": _network(model), "recipe": _used(self.recipe(cell.strategy, model), cell.strategy)}
+                return common | {
+                    "model": _network(model),
+                    "recipe": _used(self.recipe(cell.strategy, model), cell.strategy),
+                }
             case "bank":
                 return {"crop": self.views.crop, "views": self.bank_views}
             case "student":
-                model, loss = self.student(cell.student), self.losses_of(cell.student, cell.strategy)[cell.loss]
-                found = common | {"model": _network(model), "recipe": _used(self.recipe("student", model), "student")}
+                model, loss = (
+                    self.student(cell.student),
+                    self.losses_of(cell.student, cell.strategy)[cell.loss],
+                )
+                found = common | {
+                    "model": _network(model),
+                    "recipe": _used(self.recipe("student", model), "student"),
+                }
                 if cell.strategy != "CE":
-                    found |= {"kd": dataclasses.asdict(self.kd(loss)) | ({"online": True} if self.online else {})}
+                    found |= {
+                        "kd": dataclasses.asdict(self.kd(loss)) | ({"online": True} if self.online else {})
+                    }
                 if loss is not None and loss.loss != "kd":
-                    found |= {"further": {"loss": loss.loss, "weight": loss.weight, "on": loss.on, "options": loss.options}}
+                    found |= {
+                        "further": {
+                            "loss": loss.loss,
+                            "weight": loss.weight,
+                            "on": loss.on,
+                            "options": loss.options,
+                        }
+                    }
                 return found
         return {}
 
     def kd(self, loss: Loss | None) -> Distillation:
         """Temperature and beta of the KD term beside a loss."""
-        own = {name: value for name in ("temperature", "beta") if (value := getattr(loss, name, None)) is not None}
+        own = {
+            name: value
+            for name in ("temperature", "beta")
+            if (value := getattr(loss, name, None)) is not None
+        }
         return dataclasses.replace(self.distillation, **own)
 
     def contents(self, cell: Cell) -> dict[str, str | None]:
-        """Digests of what the cell's result is a function of and the study file only names: photos, weights, a plugin's network.
+        """Digests of what the cell's result is a function of and the study file only names: photos, weights,
+        a plugin's network.
 
         Where the files are not there it is what the cell's own record says, and None without one.
         """
@@ -531,17 +582,34 @@ def _build(raw: dict, file: Path) -> Study:
     pretext = _data(PRETEXT, raw["pretext"], views, file) if raw.get("pretext") is not None else None
     recipes = {k: _recipe(v, f"recipes.{k}") for k, v in _section(raw, "recipes").items()}
     study = Study(
-        name=_name(str(raw.get("name", file.stem)), "name"), file=str(file), question=_typed(raw.get("question", ""), str, "question"),
-        seed=seeds[0], seeds=seeds, device=_choice(raw.get("device", "auto"), ("auto", "cpu", "cuda"), "device"),
-        threads=_at_least(1, _typed(raw.get("threads", 1), int, "threads"), "threads"), online=_typed(raw.get("online", False), bool, "online"),
-        plugins=tuple(_beside(file, p, "plugins", exists=False) for p in _typed(raw.get("plugins") or [], list, "plugins")), views=views, datasets=data, pretext=pretext,
+        name=_name(str(raw.get("name", file.stem)), "name"),
+        file=str(file),
+        question=_typed(raw.get("question", ""), str, "question"),
+        seed=seeds[0],
+        seeds=seeds,
+        device=_choice(raw.get("device", "auto"), ("auto", "cpu", "cuda"), "device"),
+        threads=_at_least(1, _typed(raw.get("threads", 1), int, "threads"), "threads"),
+        online=_typed(raw.get("online", False), bool, "online"),
+        plugins=tuple(
+            _beside(file, p, "plugins", exists=False)
+            for p in _typed(raw.get("plugins") or [], list, "plugins")
+        ),
+        views=views,
+        datasets=data,
+        pretext=pretext,
         teachers={k: _model(k, v, "teachers", file) for k, v in _section(raw, "teachers").items()},
         students={k: _model(k, v, "students", file) for k, v in _section(raw, "students").items()},
-        strategies=tuple(_choice(s, STRATEGIES, "strategies") for s in _typed(raw.get("strategies", list(STRATEGIES)), list, "strategies")),
-        baseline=_typed(raw.get("baseline", True), bool, "baseline"), recipes=recipes,
+        strategies=tuple(
+            _choice(s, STRATEGIES, "strategies")
+            for s in _typed(raw.get("strategies", list(STRATEGIES)), list, "strategies")
+        ),
+        baseline=_typed(raw.get("baseline", True), bool, "baseline"),
+        recipes=recipes,
         distillation=_make(Distillation, _section(raw, "distillation"), "distillation"),
         losses={k: _loss(k, v) for k, v in _section(raw, "losses").items()},
-        resources=_resources(_section(raw, "resources")), runs_per_gpu=_at_least(1, _typed(raw.get("runs_per_gpu", 1), int, "runs_per_gpu"), "runs_per_gpu"))
+        resources=_resources(_section(raw, "resources")),
+        runs_per_gpu=_at_least(1, _typed(raw.get("runs_per_gpu", 1), int, "runs_per_gpu"), "runs_per_gpu"),
+    )
     _check(study)
     return study
 
@@ -628,14 +696,19 @@ def _loss(key: str, raw) -> Loss:
     given = {k: _typed(v, type(defaults[k]), f"{where}.options.{k}") for k, v in loss.options.items()}
     loss = dataclasses.replace(loss, loss=loss.loss or key, options=defaults | given)
     if loss.loss == "kd" and loss.temperature is loss.beta is None:
-        raise StudyError(f"{where} is KD with the study's own temperature and beta, which every study has: give it a temperature or beta")
+        raise StudyError(
+            f"{where} is KD with the study's own temperature and beta, which every study has: "
+            "give it a temperature or beta"
+        )
     for name, low in (("temperature", 1e-9), ("beta", 0)):
         if (value := getattr(loss, name)) is not None and not low <= value < math.inf:
             raise StudyError(f"{where}.{name} is {value}: expected {'more than 0' if low else '0 or more'}")
     if key in ("ce", "kd"):
         raise StudyError(f"losses: '{key}' is taken, every study has it: give the further loss another name")
     if loss.on == "features" and loss.loss in ("kd", "dkd"):
-        raise StudyError(f"{where}.on is 'features': {loss.loss.upper()} is defined on logits; expected logits")
+        raise StudyError(
+            f"{where}.on is 'features': {loss.loss.upper()} is defined on logits; expected logits"
+        )
     _choice(loss.on, ("logits", "features"), f"{where}.on")
     _at_least(0, loss.weight, f"{where}.weight")
     return loss
@@ -694,7 +767,14 @@ def _typed(value, kind, where: str):
             pass
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    words = {dict: "a mapping", bool: "true or false", float: "a number", int: "a whole number", str: "text", list: "a list"}
+    words = {
+        dict: "a mapping",
+        bool: "true or false",
+        float: "a number",
+        int: "a whole number",
+        str: "text",
+        list: "a list",
+    }
     raise StudyError(f"{where} is {'empty' if value is None else repr(value)}: expected {words[kind]}")
 
 
@@ -727,7 +807,8 @@ def _hint(name, known) -> str:
 
 
 def _beside(file: Path, path, where: str, exists: bool = True) -> str:
-    """An absolute path from one written relative to the study file; `~`, `$VARIABLE` and `${VARIABLE:-default}` are expanded."""
+    """An absolute path from one written relative to the study file; `~`, `$VARIABLE` and
+    `${VARIABLE:-default}` are expanded."""
     given = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: os.environ.get(m[1]) or m[2], _typed(path, str, where))
     full = (file.parent / os.path.expandvars(os.path.expanduser(given))).resolve()
     if exists and not full.is_file():
@@ -737,13 +818,22 @@ def _beside(file: Path, path, where: str, exists: bool = True) -> str:
 
 def _network(model: Model) -> dict:
     """What of a model its result depends on: not its name in the study, nor where its weights lie."""
-    return {"model": model.model, "weights": "file" if model.file else model.weights, **({"options": model.options} if model.options else {})}
+    return {
+        "model": model.model,
+        "weights": "file" if model.file else model.weights,
+        **({"options": model.options} if model.options else {}),
+    }
 
 
 def _used(recipe: Recipe, name: str) -> dict:
-    """The values of a recipe that a training by it uses; one that is added to recipes one day is to be left out at its default."""
-    uses = {"views": name in ("FZ", "student") and recipe.seen < recipe.epochs, "maps": name == "CAL", "momentum": recipe.optimizer == "sgd",
-            "search_epochs": recipe.search_epochs > 0 and len(recipe.rates) > 1}
+    """The values of a recipe that a training by it uses; one that is added to recipes one day is to be left
+    out at its default."""
+    uses = {
+        "views": name in ("FZ", "student") and recipe.seen < recipe.epochs,
+        "maps": name == "CAL",
+        "momentum": recipe.optimizer == "sgd",
+        "search_epochs": recipe.search_epochs > 0 and len(recipe.rates) > 1,
+    }
     return {key: value for key, value in dataclasses.asdict(recipe).items() if uses.get(key, True)}
 
 
@@ -759,5 +849,7 @@ def _fingerprint(study: Study, cell: Cell, known: dict[Cell, str]) -> str:
     if cell not in known:
         upstream = [_fingerprint(study, c, known) for c in study.inputs(cell)]
         content = {name: digest for name, digest in study.contents(cell).items() if digest != ""}
-        known[cell] = contents.of_text(json.dumps([cell.id, study.values(cell), content, upstream], sort_keys=True))
+        known[cell] = contents.of_text(
+            json.dumps([cell.id, study.values(cell), content, upstream], sort_keys=True)
+        )
     return known[cell]

@@ -1,8 +1,8 @@
 """Records of runs: one tidy row a run, provenance, atomic writes, collection into the study's tables.
 
-Each cell's folder holds `record.json` (what was computed: fingerprint, rows, provenance; of a distill cell one a student and loss)
-and, once its notebook has ended, `result.json`, which the engine takes for done.  These files alone, without weights, banks and
-photos, are enough for all tables and figures, on any machine.
+Each cell's folder holds `record.json` (what was computed: fingerprint, rows, provenance; of a distill cell
+one a student and loss) and, once its notebook has ended, `result.json`, which the engine takes for done.
+These files alone, without weights, banks and photos, are enough for all tables and figures, on any machine.
 """
 
 from __future__ import annotations
@@ -84,13 +84,17 @@ def write_table(frame: pd.DataFrame, file: Path) -> None:
 def record(study: Study, cell: Cell, known: dict | None = None) -> dict | None:
     """What the cell computed, or None where it did not end or what it is a function of has changed since.
 
-    Of a bank also None where its strategies need what it was written without: the crop and drop views that TGDA students see.
-    known: fingerprints that were computed already, of use where many cells are asked for.
+    Of a bank also None where its strategies need what it was written without: the crop and drop views that
+    TGDA students see. known: fingerprints that were computed already, of use where many cells are asked for.
     """
     found = read_json(study.path(cell) / "record.json")
     if not found or found.get("fingerprint") != study.fingerprint(cell, known):
         return None
-    if cell.stage == "bank" and study.banked(cell.strategy)["augmented"] and "ratio12_crop" not in found["rows"][0]:
+    if (
+        cell.stage == "bank"
+        and study.banked(cell.strategy)["augmented"]
+        and "ratio12_crop" not in found["rows"][0]
+    ):
         return None
     return found
 
@@ -125,9 +129,18 @@ def finish(study: Study, cell: Cell) -> None:
 
 def provenance(study: Study, cell: Cell, device: str, seconds: float) -> dict:
     """What a result came from: code, packages, machine, seed, cost."""
-    return {"run": cell.id, "commit": _commit(), "seed": study.seed_of(cell), "device": device, "seconds": round(seconds, 2),
-            "peak_memory_mb": round(_peak_mb(device)), "python": platform.python_version(), "threads": study.threads, "packages": _packages(),
-            "parameters": study.values(cell)}
+    return {
+        "run": cell.id,
+        "commit": _commit(),
+        "seed": study.seed_of(cell),
+        "device": device,
+        "seconds": round(seconds, 2),
+        "peak_memory_mb": round(_peak_mb(device)),
+        "python": platform.python_version(),
+        "threads": study.threads,
+        "packages": _packages(),
+        "parameters": study.values(cell),
+    }
 
 
 def collect(study: Study) -> dict[str, pd.DataFrame]:
@@ -141,7 +154,9 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
     for cell in study.cells():
         name = next((n for n, stage in STAGE_TABLES.items() if stage == cell.stage), None)
         for one in records(study, cell, known) if name else ():
-            found[name] += [row | {k: one["provenance"][k] for k in PROVENANCE} for row in _rows(study, cell, one)]
+            found[name] += [
+                row | {k: one["provenance"][k] for k in PROVENANCE} for row in _rows(study, cell, one)
+            ]
             names = {"dataset": cell.dataset, "recipe": cell.strategy, "teacher": cell.teacher, "seed": study.seed_of(cell)}
             epochs += [names | e for e in one.get("epochs", [])]
     frames = {name: pd.DataFrame(r) for name, r in found.items()}
@@ -187,7 +202,11 @@ def _rows(study: Study, cell: Cell, one: dict) -> list[dict]:
     if cell.stage != "bank":
         return one["rows"]
     names = {"dataset": cell.dataset, "teacher": cell.teacher}
-    return [names | {"strategy": strategy} | row for row in one["rows"] for strategy in study.readers(cell.strategy)]
+    return [
+        names | {"strategy": strategy} | row
+        for row in one["rows"]
+        for strategy in study.readers(cell.strategy)
+    ]
 
 
 def _pilot(history: list[dict]) -> dict[str, float | None]:

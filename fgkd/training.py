@@ -86,9 +86,20 @@ class Images:
         return views.cut(pixels, seen[index.to(self.device)], self.sizes.crop)
 
 
-def fit(model: nn.Module, inputs: Callable[[int, Tensor], Tensor], labels: Tensor, objective: Objective,
-        recipe: Recipe, *, seed: int, checkpoint: Path, title: str = "training", extra: nn.Module | None = None,
-        only: Tensor | None = None, indices: torch.device | None = None) -> list[dict]:
+def fit(
+    model: nn.Module,
+    inputs: Callable[[int, Tensor], Tensor],
+    labels: Tensor,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    seed: int,
+    checkpoint: Path,
+    title: str = "training",
+    extra: nn.Module | None = None,
+    only: Tensor | None = None,
+    indices: torch.device | None = None,
+) -> list[dict]:
     """Train `model` in place and return one row an epoch: the mean of each part of the loss, and the training
     accuracy.
 
@@ -256,7 +267,8 @@ def fit_head(model: Classifier, images: Images, features: list[Tensor], recipe: 
 
 def fit_images(model: Classifier, images: Images, objective: Objective, recipe: Recipe, *, views_seed: int,
                views: int | None = None, **options) -> list[dict]:
-    """Train the whole model on random views of the images, view (views_seed, epoch, index) in every epoch; options: those of `fit`.
+    """Train the whole model on random views of the images, view (views_seed, epoch, index) in every epoch;
+    options: those of `fit`.
 
     views: how many of them there are, which the epochs then see in turn; one an epoch unless given.
     """
