@@ -96,6 +96,9 @@ def depends(table: pd.DataFrame, study: Study) -> str:
         return "Whether the answer depends on T and beta it cannot say: no loss is KD with its own ones."
     common, said = study.distillation, []
     for row in table[table.metric == "ratio12"].itertuples():
+        if not row.groups:
+            said.append(f"Of {row.loss} no group has a rho of R12 beside one of kd.")
+            continue
         changed = (row.low > 0) | (row.high < 0)
         verdict = (
             "The answer depends on T and beta"
@@ -106,7 +109,7 @@ def depends(table: pd.DataFrame, study: Study) -> str:
         said.append(
             f"{verdict}: R12 agrees by {row.kd:+.2f} at T {common.temperature:g}, beta {common.beta:g} and "
             f"by {row.own:+.2f} at T {row.temperature:g}, beta {row.beta:g} ({row.difference:+.2f}{bounds}; "
-            f"{row.datasets} data sets)."
+            f"{row.datasets} data set{'s' * (row.datasets > 1)})."
         )
     return " ".join(said)
 

@@ -96,7 +96,8 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
             choices = stats.choices(points, found["students"])
             found |= concluded(study, found, points, choices)
             said = stats.said(found["standings"], found["picks"])
-            answer = " ".join(filter(None, (said, findings.paid(found["pay"]), answer)))
+            tuned = findings.depends(found["temperatures"], study) if len(found["temperatures"]) else ""
+            answer = " ".join(filter(None, (said, findings.paid(found["pay"]), tuned, answer)))
             _draw(study, found, points, choices, folder)
             caption = "Student accuracy against each metric, a point a teacher. The claim: falling for R12, rising for SSP and TAC."
             headline = (folder / "against.svg", caption, *_headline(found["headline"]))

@@ -103,7 +103,12 @@ def test_a_gain_of_nothing_is_found_to_pay_in_one_study_of_twenty():
 
 
 @pytest.mark.parametrize(
-    "without, words", [(0.1, "Distillation paid: "), (0.9, "Distillation did harm: "), (0.4, "Whether distillation paid these data cannot tell: ")]
+    "without, words",
+    [
+        (0.1, "Distillation paid: "),
+        (0.9, "Distillation did harm: "),
+        (0.4, "Whether distillation paid these data cannot tell: "),
+    ],
 )
 def test_whether_it_paid_is_said_with_gains_and_what_the_intervals_are_over(without, words):
     said = findings.paid(findings.pay(taught([0.5, 0.3, 0.4], ratio12=[3, 1, 2]), alone(without), data()))
@@ -160,6 +165,11 @@ def test_a_loss_that_is_kd_is_paired_with_kd_in_the_groups_that_have_both(tuned)
         said.startswith("Cannot tell whether the answer depends")
         and "+0.30 at T 2, beta 10 and by +0.70 at T 4, beta 1" in said
     )
+
+
+def test_a_loss_without_a_group_beside_kd_is_named(tuned):
+    found = findings.temperatures(correlated({("d0", "FT", "soft"): 0.2, ("d0", "FZ", "kd"): 0.4}), tuned)
+    assert findings.depends(found, tuned) == "Of soft no group has a rho of R12 beside one of kd."
 
 
 @pytest.mark.parametrize("shift, words", [(0.5, "The answer depends"), (0.0, "Cannot tell")])

@@ -119,6 +119,8 @@ def test_progress_has_a_mark_a_teacher_and_data_set_and_the_mean_rho_above():
         assert [hollow(c) for c in axis.collections] == [False, False, True] * 2
         assert axis.get_title().endswith("mean rho +0.00 (2 data sets)")
     assert [t.get_text() for t in figure.axes[-1].get_legend().get_texts()] == ["a", "b", "c"]
+    one = plots.progress(pd.DataFrame(rows).query("dataset == 'd0'"), list("abc")).axes[0]
+    assert one.get_title() == "FT: mean rho +1.00 (1 data set)"
     lone = plots.progress(pd.DataFrame(rows).query("teacher != 'c'"), list("ab")).axes[0]
     assert lone.get_title() == "FT: rho undefined"
 

@@ -326,7 +326,8 @@ def test_losses_of_other_temperatures_are_a_table_beside_kd(finished, make_study
                     "rows": [r | {"loss": "soft"} for r in kd["rows"]],
                 }
                 tables.write_json(both.path(part) / "record.json", own)
-    report.build(both, states(both))
+    index = report.build(both, states(both)).read_text()
+    assert "whether the answer depends on T and beta: R12 agrees by" in index
     found = pd.read_csv(both.folder / "report" / "tables" / "temperatures.csv")
     assert found.loss.to_list() == ["soft"] * 3 and set(found.temperature) == {4}
     known = found.dropna(subset="difference")
