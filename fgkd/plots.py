@@ -281,7 +281,8 @@ def progress(trained: pd.DataFrame, teachers) -> Figure:
             axis.scatter(100 * row.train_accuracy, row.ratio12, s=40, **look[row.teacher] | filled)
         rhos = [spearman(t.ratio12, t.train_accuracy) for _, t in rows.groupby("dataset")]
         known = [rho for rho in rhos if np.isfinite(rho)]
-        said = f"mean rho {np.mean(known):+.2f} ({len(known)} data set{'s' * (len(known) > 1)})" if known else "rho undefined"
+        sets = f"{len(known)} data set{'s' * (len(known) > 1)}"
+        said = f"mean rho {np.mean(known):+.2f} ({sets})" if known else "rho undefined"
         axis.set(xlabel="teacher's accuracy on the students' views, %", title=f"{recipe}: {said}")
         axis.margins(0.12)
     axes[0][0].set_ylabel("R12")
