@@ -365,7 +365,8 @@ def _trained_teacher(study: Study, cell: Cell, train: training.Images, classes: 
     if frozen is not None:
         return model, training.fit_head(model, train, frozen, how, **options)
     objective = training.attention(labels, options["seed"]) if cell.strategy == "CAL" else training.cross_entropy(labels)
-    return model, training.fit_images(model, train, objective, how, views_seed=study.seed_for("teacher views", cell.dataset), **options)
+    options |= {"views_seed": study.seed_for("teacher views", cell.dataset), "compiled": study.compile}
+    return model, training.fit_images(model, train, objective, how, **options)
 
 
 def _trained_student(
@@ -410,6 +411,7 @@ def _trained_student(
         how,
         extra=further,
         views=how.seen,
+        compiled=study.compile,
         **options,
         checkpoint=checkpoint,
         only=only,

@@ -222,6 +222,7 @@ class Study:
     seeds: tuple[int, ...]             # each repeats the whole matrix
     device: str                        # auto | cpu | cuda
     threads: int                       # CPU threads of one run
+    compile: bool                      # True runs networks through torch.compile
     online: bool                       # True runs the teacher in every step instead of reading the bank
     plugins: tuple[str, ...]           # Python files that register models with timm
     views: Views
@@ -590,6 +591,7 @@ def _build(raw: dict, file: Path) -> Study:
         device=_choice(raw.get("device", "auto"), ("auto", "cpu", "cuda"), "device"),
         threads=_at_least(1, _typed(raw.get("threads", 1), int, "threads"), "threads"),
         online=_typed(raw.get("online", False), bool, "online"),
+        compile=_typed(raw.get("compile", False), bool, "compile"),
         plugins=tuple(
             _beside(file, p, "plugins", exists=False)
             for p in _typed(raw.get("plugins") or [], list, "plugins")

@@ -266,12 +266,16 @@ def fit_head(model: Classifier, images: Images, features: list[Tensor], recipe: 
 
 
 def fit_images(model: Classifier, images: Images, objective: Objective, recipe: Recipe, *, views_seed: int,
-               views: int | None = None, **options) -> list[dict]:
+               views: int | None = None, compiled: bool = False, **options) -> list[dict]:
     """Train the whole model on random views of the images, view (views_seed, epoch, index) in every epoch;
     options: those of `fit`.
 
     views: how many of them there are, which the epochs then see in turn; one an epoch unless given.
+    compiled: run the network through torch.compile, on a GPU in CUDA graphs, one a batch size.  What does not
+    call it as a whole, such as the attention of a CAL teacher or a loss on features, runs as it is.
     """
+    if compiled:
+        model.net.compile(mode="reduce-overhead", dynamic=False)
     seen = functools.lru_cache(1)(lambda view: images.epoch(views_seed, view))
 
     def inputs(epoch, index):

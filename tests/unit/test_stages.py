@@ -406,3 +406,14 @@ def test_a_killed_distillation_does_not_repeat_its_finished_students(make_study,
     monkeypatch.setattr(training.Images, "epoch", lambda self, seed, number: (drawn.append(number), epoch(self, seed, number))[1])
     rows = stages.distill(study, "birds", "resnet", "FT").rows
     assert not drawn and len(rows) == 2 and len(measured) == 3 and not list(study.folder.rglob("checkpoint-*"))
+
+
+@pytest.mark.skipif(os.environ.get("FGKD_TEST_COMPILE") != "1", reason="compiles for a minute: FGKD_TEST_COMPILE=1")
+def test_a_compiled_study_learns_the_same_within_rounding(make_study):
+    """On a CPU through the compiler that a GPU has, without CUDA graphs."""
+    quick = {"recipes.student.epochs": 1}
+    plain, compiled = make_study(quick, "plain"), make_study(quick | {"compile": True}, "compiled")
+    states = [weights(stages.distill(study, "birds", "none", "CE"), "ce") for study in (plain, compiled)]
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.allclose(states[0][k].float(), states[1][k].float(), atol=1e-3) for k in states[0])

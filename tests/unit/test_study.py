@@ -111,7 +111,7 @@ def test_a_pretext_value_reaches_only_the_teachers_that_start_from_it(tiny, make
     ({"seed": 1}, lambda s: ids(s, "intro", "teacher", "bank", "distill") | ends(s)),
     ({"views.crop": 30}, lambda s: ids(s, "intro", "teacher", "bank", "distill") | ends(s)),
     ({"datasets.birds.train": 7}, lambda s: {c.id for c in s.cells() if "birds" in c.id} | ids(s, "intro") | ends(s)),
-    ({"question": "Why?"}, lambda s: set()), ({"device": "cuda"}, lambda s: set()), ({"device": "auto", "threads": 4}, lambda s: set()),
+    ({"question": "Why?"}, lambda s: set()), ({"device": "cuda"}, lambda s: set()), ({"device": "auto", "threads": 4}, lambda s: set()), ({"compile": True}, lambda s: set()),
     ({"recipes.FT.momentum": 0.5}, lambda s: ids(s, "teacher", "bank", "distill", having="/FT/") | ends(s)),
     ({"recipes.student.momentum": 0.5}, lambda s: set()), ({"recipes.FT.maps": 5}, lambda s: set()), ({"recipes.student.views": 2}, lambda s: set()),
     ({"recipes.student.views": 1}, lambda s: ids(s, "bank", "distill") | ends(s)),
