@@ -30,10 +30,10 @@ def test_a_vit_with_attention_teaches_all_students_of_the_paper_by_all_losses(tm
 
     trained, = tables.record(study, teacher)["rows"]
     assert trained["model"] == "vit_base_patch16_224.orig_in21k" and trained["parameters"] > 85e6
-    metrics = tables.record(study, bank)["rows"]
+    metrics = tables.rows(study, bank)
     assert [row["strategy"] for row in metrics] == ["CAL", "TGDA"] and all(np.isfinite(row[name]) for row in metrics for name in ("ratio12", "ratio12_crop", "ratio12_drop"))
     arrays = {file.stem: np.load(file) for file in (study.path(bank) / "views").iterdir()}
     assert arrays["logits"].shape == (1, 4, 2) and arrays["maps"].shape == (1, 4, 14, 14)
     assert sum(array.nbytes for array in arrays.values()) == cost.bank_bytes(study, bank)
-    taught = [(row["student"], row["loss"]) for row in tables.record(study, distill)["rows"]]
+    taught = [(row["student"], row["loss"]) for row in tables.rows(study, distill)]
     assert taught == [("lcnet_035", loss) for loss in ("kd", "dkd", "rkd", "pkt", "hint")] + [("resnet18", "kd"), ("levit_128s", "kd")]
