@@ -128,7 +128,7 @@ class Model:
     model: str                         # timm name, with its tag
     weights: str = "none"              # none | pretext | timm | a .safetensors or .pth file relative to the study file
     options: dict = field(default_factory=dict)  # keyword arguments for timm.create_model
-    recipe: dict = field(default_factory=dict)   # values that replace the recipe's
+    recipe: dict = field(default_factory=dict)   # values that replace the recipes', or one recipe's
     pretraining: str = ""              # what its weights were trained on; empty: as timm's tag says
     family: str = ""                   # of which it is a member, such as the widths of one network
     architecture: str = ""             # such as convolution or transformer
@@ -299,8 +299,10 @@ class Study:
         return _known(self.students, key, "student")
 
     def recipe(self, name: str, model: Model) -> Recipe:
-        """The recipe of that name with the model's own values in it."""
-        return dataclasses.replace(_known(self.recipes, name, "recipe"), **model.recipe)
+        """The recipe of that name with the model's own values in it, those for this recipe alone last."""
+        own = {key: value for key, value in model.recipe.items() if not isinstance(value, dict)}
+        own |= model.recipe.get(name, {})
+        return dataclasses.replace(_known(self.recipes, name, "recipe"), **own)
 
     @property
     def bank_views(self) -> int:
@@ -681,13 +683,24 @@ def _data(key: str, raw, views: Views, file: Path) -> DataSpec:
 
 def _model(key: str, raw, where: str, file: Path) -> Model:
     model = _make(Model, _typed(raw, dict, f"{where}.{key}"), f"{where}.{key}", key=_name(key, where[:-1]))
-    own = _recipe(model.recipe, f"{where}.{key}.recipe")
-    model = dataclasses.replace(model, recipe={name: getattr(own, name) for name in model.recipe})
+    model = dataclasses.replace(model, recipe=_own_recipe(model.recipe, where, key))
     if model.weights in ("none", "pretext", "timm"):
         return model
     if Path(model.weights).suffix not in (".safetensors", ".pth", ".pt", ".bin", ".tar"):
         raise StudyError(f"{where}.{key}.weights is '{model.weights}': expected none, pretext, timm, or a .safetensors, .pth, .pt, .bin or .pth.tar file")
     return dataclasses.replace(model, weights=_beside(file, model.weights, f"{where}.{key}.weights", exists=False))
+
+
+def _own_recipe(raw: dict, where: str, key: str) -> dict:
+    """A model's own values, of a teacher those for one recipe alone below its name, each of its type."""
+    recipes = {*RECIPES.values(), PRETEXT} if where == "teachers" else set()
+    place = f"{where}.{key}.recipe"
+    common = {name: value for name, value in raw.items() if name not in recipes}
+    own = {name: getattr(_recipe(common, place), name) for name in common}
+    for name in raw.keys() & recipes:
+        given = _typed(raw[name], dict, f"{place}.{name}")
+        own[name] = {value: getattr(_recipe(given, f"{place}.{name}"), value) for value in given}
+    return own
 
 
 def _loss(key: str, raw) -> Loss:

@@ -242,6 +242,16 @@ def test_a_number_however_written_is_a_float(write_study, text, value):
     assert found == value and type(found) is float
 
 
+def test_a_teachers_own_values_may_be_for_one_recipe_alone(make_study):
+    study = make_study({"teachers.resnet.recipe": {"lr": 0.5, "FT": {"lr": "1e-1", "epochs": 7}}})
+    found = {name: study.recipe(name, study.teacher("resnet")) for name in ("FZ", "FT")}
+    assert (found["FZ"].lr, found["FT"].lr, found["FT"].epochs) == (0.5, 0.1, 7)
+    same = make_study({"teachers.resnet.recipe": {"lr": 0.5}})
+    assert found["FZ"] == same.recipe("FZ", same.teacher("resnet"))
+    stale = ids(same, "teacher", "bank", "distill", having="/FT/resnet") | ends(same)
+    assert changed(same, study) == stale
+
+
 def test_a_list_of_rates_is_one_to_choose_from_in_a_recipe_or_a_models_own(make_study):
     study = make_study({"recipes.FT.lr": ["1e-3", 1], "teachers.resnet.recipe": {"lr": [0.5, 0.1]}, "teachers.byobnet.recipe": {"lr": "1e-2"}})
     rates = {name: study.recipe("FT", study.teacher(name)).lr for name in ("efficientnet", "resnet", "byobnet")}
@@ -286,6 +296,9 @@ WRONG = [
     ({"pretext.tests": 3}, "pretext: key 'tests' is unknown.*'test'"),
     ({"teachers.resnet.modle": "x"}, "teachers.resnet: key 'modle' is unknown.*'model'"),
     ({"teachers.resnet.recipe": {"lrr": 1}}, "teachers.resnet.recipe: key 'lrr' is unknown.*'lr'"),
+    ({"teachers.resnet.recipe": {"FT": {"lrr": 1}}}, "teachers.resnet.recipe.FT: key 'lrr' is unknown.*'lr'"),
+    ({"teachers.resnet.recipe": {"FT": 0.1}}, "teachers.resnet.recipe.FT is 0.1: expected a mapping"),
+    ({"students.small.recipe": {"FT": {"lr": 1}}}, "students.small.recipe: key 'FT' is unknown"),
     ({"students.small.recipe": {"epoch": 1}}, "students.small.recipe: key 'epoch' is unknown.*'epochs'"),
     ({"recipes.FT.epoch": 3}, "recipes.FT: key 'epoch' is unknown.*'epochs'"),
     ({"recipes.students": {}}, "recipe 'students' is unknown.*'student'"),
