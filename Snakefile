@@ -1,26 +1,27 @@
-# The engine: a study's cells as jobs, each one call of papermill.  `fgkd run runs/demo.yaml` starts it; by hand:
+# The engine: a study's jobs as jobs, each one call of papermill.  `fgkd run runs/demo.yaml` starts it; by hand:
 #     snakemake --cores 2 --config study=runs/demo.yaml
 # A job's output is the small result.json that its notebook writes last.  Its executed notebook is the job's log and is kept when
 # it fails; checkpoints and weights are undeclared files, so that a retry continues.  A bank is deleted after its last student, and
 # no new one is begun while students can be trained: no more banks lie on disk than jobs run.
 import sys
-from fgkd import states, study as studies
+from fgkd import study as studies
+from fgkd.engine import states
 
 study = studies.load(config["study"])
-# The jobs are the cells that are left to run, and the banks of their students, so that these are deleted after them.
+# The jobs are the jobs that are left to run, and the banks of their students, so that these are deleted after them.
 left = states.left(study)
-reads = {cell: study.banks_of(cell) if states.wants_bank(study, cell) else () for cell in left if cell.stage == "distill"}
-cells = {cell.id: cell for cell in study.cells() if cell in left or any(cell in banks for banks in reads.values())}
+reads = {job: study.banks_of(job) if states.wants_bank(study, job) else () for job in left if job.stage == "distill"}
+jobs = {job.id: job for job in study.jobs() if job in left or any(job in banks for banks in reads.values())}
 
 
-def result(cell):
-    return str(study.path(cell) / "result.json")
+def result(job):
+    return str(study.path(job) / "result.json")
 
 
 def inputs(wildcards):
-    cell = cells[wildcards.id]
-    banks = [str(study.path(bank) / "views") for bank in reads.get(cell, ())]
-    return [result(c) for c in study.before(cell) if c.id in cells] + banks
+    job = cells[wildcards.id]
+    banks = [str(study.path(bank) / "views") for bank in reads.get(job, ())]
+    return [result(c) for c in study.before(job) if c.id in jobs] + banks
 
 
 def arguments(wildcards):
@@ -36,7 +37,7 @@ def asked(stage, name):
 rule all:
     localrule: True
     default_target: True
-    input: [result(cell) for cell in cells.values()]
+    input: [result(job) for job in jobs.values()]
 
 for stage, notebook in studies.STAGES.items():
     rule:
@@ -58,5 +59,5 @@ for stage, notebook in studies.STAGES.items():
             python=sys.executable,
             notebook=str(studies.PROJECT / "notebooks" / f"{notebook}.ipynb"),
         shell:
-            "FGKD_GPU={resources.gpu} FGKD_EXIT=$(dirname {log.notebook:q})/exit.json {params.python:q} -m fgkd.execute"
+            "FGKD_GPU={resources.gpu} FGKD_EXIT=$(dirname {log.notebook:q})/exit.json {params.python:q} -m fgkd.engine.execute"
             " {params.notebook:q} {log.notebook:q} {params.arguments:q}"

@@ -44,8 +44,12 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from tqdm import tqdm
 
-from fgkd import bank as banks
-from fgkd import birds, cal, datasets, kernel, metrics, models, stages, study, training
+from fgkd.distillation import bank as banks
+from fgkd import metrics, stages, study
+from fgkd.data import birds, folders
+from fgkd.distillation import training
+from fgkd.engine import kernels
+from fgkd.models import cal, classifier
 from fgkd.study import LOSSES, PROJECT, DataSpec, Distillation, Loss, Model, Recipe, StudyError, Views
 
 STUDENT = "lcnet_035"
@@ -158,20 +162,20 @@ class Bench:
         size = self.size
         flock = birds.draw(size.classes, number // size.classes, pixels=size.views.resize)
         names = tuple(map(str, range(len(flock.labels))))
-        return training.Images(datasets.Split(flock.images, flock.labels, names), size.views, self.on)
+        return training.Images(folders.Split(flock.images, flock.labels, names), size.views, self.on)
 
-    def network(self, name: str, *, attention: bool = False) -> models.Classifier:
+    def network(self, name: str, *, attention: bool = False) -> classifier.Classifier:
         """A network of random weights."""
         options = {"distilled": False} if name == "levit_128s" else {}
         spec = Model(name, name, options=options)
-        model = models.build(spec, self.size.classes, crop=self.size.views.crop, seed=0)
+        model = classifier.build(spec, self.size.classes, crop=self.size.views.crop, seed=0)
         return (cal.CAL(model.net, self.size.classes, 32) if attention else model).to(self.on)
 
-    def teacher(self, name: str, *, attention: bool = False) -> models.Classifier:
+    def teacher(self, name: str, *, attention: bool = False) -> classifier.Classifier:
         """A network that is not trained any more."""
         return self.network(name, attention=attention).eval().requires_grad_(False)
 
-    def bank(self, name: str, teacher: models.Classifier, images: training.Images, *,
+    def bank(self, name: str, teacher: classifier.Classifier, images: training.Images, *,
              augmented: bool = False) -> banks.Bank:
         """The bank that a training of this size reads."""
         folder, views = self.folder / name, self.size.epochs
@@ -180,7 +184,7 @@ class Bench:
         shapes = {array: (views, len(images)) for array in banks.names(augmented=augmented, features=False)}
         return banks.read(folder, shapes, self.on)
 
-    def training(self, model: models.Classifier, images: training.Images, objective: training.Objective, *,
+    def training(self, model: classifier.Classifier, images: training.Images, objective: training.Objective, *,
                  extra: nn.Module | None = None, epochs: int | None = None,
                  compiled: bool = False) -> Callable[[], object]:
         """A work: a training of the student on views of the images."""
@@ -249,7 +253,7 @@ def student(bench: Bench) -> Iterator[Row]:
         for work in readers:
             work()
 
-    readers = [*_seven(bench, few, lambda x, epoch, index: held[0].answer(epoch, index))]
+    readers = [*_seven(bench, few, lambda x, epoch, index: held[0].outputs(epoch, index))]
     online = [*_seven(bench, few, _asked(teacher))]
     peers = [_peer(bench, name, teacher, few) for name, _ in SEVEN]
     whole = "a bank and seven students of it"
@@ -264,7 +268,7 @@ def views(bench: Bench) -> Iterator[Row]:
     size, root = bench.size, bench.folder / "photos"
     _photos(root, size)
     spec = DataSpec("photos", "folder", root=str(root), resize=size.photo_views.resize)
-    split = datasets.load(spec, bench.folder / "cache", progress=False).train
+    split = folders.load(spec, bench.folder / "cache", progress=False).train
     images = training.Images(split, size.photo_views, bench.on)
     side, crop = size.photo_views.resize, size.photo_views.crop
     seen = transforms.Compose([
@@ -282,11 +286,11 @@ def views(bench: Bench) -> Iterator[Row]:
     epoch, cache = "an epoch of the cache's views", "decoding into the cache, once"
     theirs = f"an epoch of ImageFolder and DataLoader, {workers} workers"
     steps = f"an epoch of {STUDENT} on these views"
-    model = models.build(Model(STUDENT, STUDENT), size.classes, crop=crop, seed=0).to(bench.on)
+    model = classifier.build(Model(STUDENT, STUDENT), size.classes, crop=crop, seed=0).to(bench.on)
     seconds = bench.turns({
         epoch: ours,
         theirs: lambda: [x.to(bench.on) for x, _ in loader],
-        cache: lambda: datasets.load(spec, bench.folder / f"cache-{next(decoded)}", progress=False),
+        cache: lambda: folders.load(spec, bench.folder / f"cache-{next(decoded)}", progress=False),
         steps: bench.training(model, images, training.cross_entropy(images.labels), epochs=1),
     }, size.turns)
     yield bench.row(seconds, theirs, epoch, "at least 10")
@@ -347,7 +351,7 @@ def bank(bench: Bench) -> Iterator[Row]:
     def loaded():
         _forget(file)
         found = banks.read(file.parent, {"logits": (1, *size.view)}, bench.on)
-        return found.answer(0, torch.zeros(1, dtype=torch.long))
+        return found.outputs(0, torch.zeros(1, dtype=torch.long))
 
     def raw():
         _forget(plain)
@@ -368,7 +372,7 @@ def growth(bench: Bench) -> Iterator[Row]:
     def work(**times):
         def run():
             with _results_in(bench.folder / str(next(runs))) as folder:
-                stages.everything(study.load(str(_small_study(folder, bench, **times))))
+                stages.study_tables(study.load(str(_small_study(folder, bench, **times))))
         return run
 
     base, kinds = "the smallest study", ("images", "classes", "epochs", "teachers", "students")
@@ -383,19 +387,19 @@ def notebook(bench: Bench) -> Iterator[Row]:
     """A notebook whose work is done, through papermill with a warm kernel, and what it consists of."""
     with _results_in(bench.folder) as folder:
         file = _small_study(folder, bench)
-        stages.everything(study.load(str(file)))
+        stages.study_tables(study.load(str(file)))
         done, cold = "a notebook whose work is done", "the same with a kernel of its own"
         imports, python = "a process that imports papermill", "a process that does nothing"
         given = {"study": str(file), "dataset": "birds", "teacher": "t0", "strategy": "FT"}
         words = [word for name, value in given.items() for word in ("-r", name, value)]
         page = [str(PROJECT / "notebooks" / "05_distillation.ipynb"), str(folder / "out.ipynb")]
-        with kernel.warm(dict(os.environ)) as (environment, _):
+        with kernels.warm(dict(os.environ)) as (environment, _):
             def papermill(env):
-                return lambda: _run([sys.executable, "-m", "fgkd.execute", *page, *words], env)
+                return lambda: _run([sys.executable, "-m", "fgkd.engine.execute", *page, *words], env)
 
             seconds = bench.turns({
                 done: papermill(environment), cold: papermill(dict(os.environ)),
-                imports: lambda: _run([sys.executable, "-c", "import fgkd.execute"], environment),
+                imports: lambda: _run([sys.executable, "-c", "import fgkd.engine.execute"], environment),
                 python: lambda: _run([sys.executable, "-c", "pass"], environment)}, bench.size.long_turns)
     yield bench.row(seconds, cold, done)
     yield bench.row(seconds, imports, done)
@@ -422,14 +426,14 @@ def _on_three(images: training.Images) -> training.Objective:
 
 
 def _read(stored: banks.Bank) -> Callable[[Tensor, int, Tensor], dict[str, Tensor]]:
-    return lambda x, epoch, index: stored.answer(epoch, index)
+    return lambda x, epoch, index: stored.outputs(epoch, index)
 
 
-def _asked(teacher: models.Classifier) -> Callable[[Tensor, int, Tensor], dict[str, Tensor]]:
-    return lambda x, epoch, index: banks.answer(teacher, x, torch.empty(0))
+def _asked(teacher: classifier.Classifier) -> Callable[[Tensor, int, Tensor], dict[str, Tensor]]:
+    return lambda x, epoch, index: banks.teacher_outputs(teacher, x, torch.empty(0))
 
 
-def _peer(bench: Bench, name: str, teacher: models.Classifier, images: training.Images) -> Callable:
+def _peer(bench: Bench, name: str, teacher: classifier.Classifier, images: training.Images) -> Callable:
     """A work: the same student's training with timm's task, which has its teacher in every step."""
     model, labels = bench.network(name), images.labels
     task = LogitDistillationTask(model.net, teacher.net, task_loss_weight=1.0, distill_loss_weight=KD.beta,

@@ -27,10 +27,13 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from fgkd import cost, datasets, findings, kernel, stats, tables
+from fgkd import records
+from fgkd.analysis import correlation, findings
+from fgkd.data import folders
+from fgkd.engine import cost, kernels
 from fgkd import study as studies
-from fgkd.states import left, locked, state
-from fgkd.study import PROJECT, Cell, Model, Study, StudyError
+from fgkd.engine.states import left, locked, state
+from fgkd.study import PROJECT, Job, Model, Study, StudyError
 
 POLL_SECONDS = 0.5
 SHOWN_NOTES = 3
@@ -97,18 +100,18 @@ def run(study: Study, options) -> int:
         with _only_driver(study) as lock:
             status = _engine(study, options.cores, lock, _failed(study) if options.retry_failed else (), options.profile)
     failed = _failed(study)
-    for cell in failed:
-        found = state(study, cell)
-        print(f"\nfailed: {cell.id}\n  {found['error']}\n  {found['log']}", file=sys.stderr)
+    for job in failed:
+        found = state(study, job)
+        print(f"\nfailed: {job.id}\n  {found['error']}\n  {found['log']}", file=sys.stderr)
     if status and not failed:
         print(f"the engine ended with exit status {status}; its log is {study.folder / 'engine.log'}", file=sys.stderr)
     return report(study, options) or int(status != 0)
 
 
 def status(study: Study, options) -> int:
-    """Print one line a cell: its state, seconds and log."""
+    """Print one line a job: its state, seconds and log."""
     lacking, known = _lacking(study), {}
-    rows = [{"cell": c.id} | state(study, c, known) for c in study.cells()]
+    rows = [{"cell": c.id} | state(study, c, known) for c in study.jobs()]
     counts = collections.Counter(r["state"] for r in rows)
     for row in rows:
         seconds = f"{row['seconds']:8.1f} s" if row["seconds"] is not None else " " * 10
@@ -123,15 +126,15 @@ def status(study: Study, options) -> int:
 
 def report(study: Study, options) -> int:
     """Build the report from the records there are; print its path and the table that matters."""
-    from fgkd import report as pages
+    from fgkd.report import pages
 
-    index = pages.build(study, {c: state(study, c) for c in study.cells()})
-    frames = tables.collect(study)
-    lacks = stats.lacking(frames.get("correlations", pd.DataFrame()))
-    if "headline" in frames and len(points := tables.points(frames)):
-        standings = stats.standings(points, frames["students"], frames["data"])
+    index = pages.build(study, {c: state(study, c) for c in study.jobs()})
+    frames = records.collect(study)
+    lacks = correlation.lacking(frames.get("correlations", pd.DataFrame()))
+    if "headline" in frames and len(points := records.points(frames)):
+        standings = correlation.standings(points, frames["students"], frames["data"])
         print("\n" + standings.round(4).to_string(index=False, na_rep=""))
-        said = stats.said(standings, stats.picks(points, frames["students"]))
+        said = correlation.said(standings, correlation.selection_summary(points, frames["students"]))
         paid = findings.paid(findings.pay(points, frames["students"], frames["data"]))
         print("\n" + "\n".join(textwrap.wrap(f"{said} {paid}", 110)))
     print("\n" + (lacks or frames["headline"].round(3).to_string(index=False)))
@@ -146,7 +149,7 @@ def report(study: Study, options) -> int:
 
 def data(_, options) -> int:
     """Fetch, check and cache one of the paper's eight data sets, or list them."""
-    from fgkd import official
+    from fgkd.data import official
 
     if options.list or options.key is None:
         print(_aligned(official.overview()))
@@ -166,11 +169,11 @@ def bank(study: Study, _) -> int:
     from fgkd import stages
 
     kept, differ = stages.kept_banks(study), 0
-    for cell in kept:
-        apart = stages.check_bank(study.at(study.seed_of(cell)), cell)
+    for job in kept:
+        apart = stages.check_bank(study.at(study.seed_of(job)), job)
         wrong = apart["logits"] > BANK_NOISE
         shown = ", ".join(f"{name} {share:.1%}" for name, share in apart.items())
-        print(f"{'DIFFERS' if wrong else 'agrees':8} {cell.id:44} largest difference: {shown}")
+        print(f"{'DIFFERS' if wrong else 'agrees':8} {job.id:44} largest difference: {shown}")
         differ += wrong
     if not kept:
         print(f"no bank of '{study.name}' lies on disk: each is deleted after its last student")
@@ -179,7 +182,8 @@ def bank(study: Study, _) -> int:
 
 def bench(_, options) -> int:
     """Measure what a student's step, views, metrics, banks, growth and a notebook cost beside others."""
-    from fgkd import bench, training
+    from fgkd import bench
+    from fgkd.distillation import training
 
     found = bench.measure(training.device(options.device), only=options.only)
     print(json.dumps(found, indent=1) if options.json else bench.table(found))
@@ -188,27 +192,27 @@ def bench(_, options) -> int:
 
 def counted(study: Study) -> dict[str, int]:
     """How many runs and groups the study has, and the bytes of its banks."""
-    cells = study.cells()
-    per = collections.Counter(c.stage for c in cells)
-    pretext = sum(c.dataset == studies.PRETEXT and c.stage == "teacher" for c in cells)
-    trainings = {c: len(study.students_of(c)) for c in cells if c.stage == "distill"}
+    jobs = study.jobs()
+    per = collections.Counter(c.stage for c in jobs)
+    pretext = sum(c.dataset == studies.PRETEXT and c.stage == "teacher" for c in jobs)
+    trainings = {c: len(study.student_jobs(c)) for c in jobs if c.stage == "distill"}
     baselines = sum(n for c, n in trainings.items() if c.strategy == "CE")
     distillations = sum(trainings.values()) - baselines
-    sizes = [cost.bank_bytes(study, c) for c in cells if c.stage == "bank"]
+    sizes = [cost.bank_bytes(study, c) for c in jobs if c.stage == "bank"]
     teachers = per["teacher"] - pretext
     return {"pretext_trainings": pretext, "teacher_trainings": teachers, "banks": per["bank"], "distillations": distillations,
             "runs": teachers + distillations, "ce_baselines": baselines, "groups": distillations // (len(study.teachers) * len(study.seeds)),
-            "notebooks": len(cells), "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
+            "notebooks": len(jobs), "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
 
 
-def _failed(study: Study) -> list[Cell]:
-    return [c for c in study.cells() if state(study, c)["state"] == "failed"]
+def _failed(study: Study) -> list[Job]:
+    return [c for c in study.jobs() if state(study, c)["state"] == "failed"]
 
 
-def _engine(study: Study, cores: int, lock: int, only: Sequence[Cell] = (), profile: str | None = None) -> int:
-    """Snakemake in the process group that ends with this process, a progress bar over its finished cells; its exit status.
+def _engine(study: Study, cores: int, lock: int, only: Sequence[Job] = (), profile: str | None = None) -> int:
+    """Snakemake in the process group that ends with this process, a progress bar over its finished jobs; its exit status.
 
-    only: the cells to run, with what they need; all unless given.  profile: a folder with Snakemake's settings for a cluster, whose nodes start
+    only: the jobs to run, with what they need; all unless given.  profile: a folder with Snakemake's settings for a cluster, whose nodes start
     plain kernels; without one the GPUs of this machine are shared out in slots.
     """
     command = [
@@ -239,14 +243,14 @@ def _engine(study: Study, cores: int, lock: int, only: Sequence[Cell] = (), prof
         environment["FGKD_DATA"] = os.path.abspath(os.environ["FGKD_DATA"])
     waiting = left(study)
     # What is there of them was made of something else, or was cut short: Snakemake is to make it anew.
-    for cell in waiting:
-        (study.path(cell) / "result.json").unlink(missing_ok=True)
+    for job in waiting:
+        (study.path(job) / "result.json").unlink(missing_ok=True)
     if profile:
         command += ["--profile", os.path.abspath(profile)]
     elif slots := _gpu_slots(study):
         command += ["--resources", f"gpu={len(slots)}"]
         environment["FGKD_GPUS"] = ",".join(slots)
-    engine = contextlib.nullcontext((environment, None)) if profile else kernel.warm(environment, (lock,))
+    engine = contextlib.nullcontext((environment, None)) if profile else kernels.warm(environment, (lock,))
     with open(study.folder / "engine.log", "w") as log, engine as (environment, group):
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=group, pass_fds=[lock])
         _follow(study, process, waiting)
@@ -262,46 +266,46 @@ def _gpu_slots(study: Study) -> list[str]:
     return [name for name in names for _ in range(study.runs_per_gpu)]
 
 
-def _follow(study: Study, process: subprocess.Popen, cells: Iterable[Cell]) -> None:
-    """A bar over the cells that run, a line for each that ended, until the engine has ended."""
-    waiting, told, begun = list(cells), set(), time.time()
+def _follow(study: Study, process: subprocess.Popen, jobs: Iterable[Job]) -> None:
+    """A bar over the jobs that run, a line for each that ended, until the engine has ended."""
+    waiting, told, begun = list(jobs), set(), time.time()
     with tqdm(total=len(waiting), unit="notebook", desc=study.name, disable=not waiting) as bar:
         while waiting:
             ended = process.poll() is not None
-            for cell in [
+            for job in [
                 c
                 for c in waiting
                 if (study.path(c) / "result.json").exists() and state(study, c)["state"] == "done"
             ]:
-                waiting.remove(cell)
-                bar.write(f"  {cell.id:44} {_summary(study, cell)}")
+                waiting.remove(job)
+                bar.write(f"  {job.id:44} {_summary(study, job)}")
                 bar.update()
-            for cell in [c for c in waiting if c not in told and _touched(study, c) > begun]:
-                if (found := state(study, cell))["state"] == "failed":
-                    told.add(cell)
-                    bar.write(f"  {cell.id:44} FAILED: {found['error']}")
+            for job in [c for c in waiting if c not in told and _touched(study, c) > begun]:
+                if (found := state(study, job))["state"] == "failed":
+                    told.add(job)
+                    bar.write(f"  {job.id:44} FAILED: {found['error']}")
             if ended:
                 break
             time.sleep(POLL_SECONDS)
     process.wait()
 
 
-def _touched(study: Study, cell: Cell) -> float:
-    """When the kernel of a cell's notebook last ended; 0 where none has."""
+def _touched(study: Study, job: Job) -> float:
+    """When the kernel of a job's notebook last ended; 0 where none has."""
     try:
-        return (study.path(cell) / "exit.json").stat().st_mtime
+        return (study.path(job) / "exit.json").stat().st_mtime
     except OSError:
         return 0.0
 
 
-def _summary(study: Study, cell: Cell) -> str:
-    """What came out of a cell, in a line: a number a student, where it has several."""
+def _summary(study: Study, job: Job) -> str:
+    """What came out of a job, in a line: a number a student, where it has several."""
     texts = {"tac": "TAC {:.1%}", "ratio12": "R12 {:.3f}", "accuracy": "{student} {:.1%}"}
     found = []
-    for row in tables.rows(study, cell):
+    for row in records.rows(study, job):
         name = (
             row.get("student", "")
-            + (f" {row['loss']}" if len(study.losses_of(row["student"], cell.strategy)) > 1 else "")
+            + (f" {row['loss']}" if len(study.losses_of(row["student"], job.strategy)) > 1 else "")
             if "student" in row
             else ""
         )
@@ -311,7 +315,7 @@ def _summary(study: Study, cell: Cell) -> str:
 
 def _last_lines(log: str, number: int = 3) -> list[str]:
     """The last lines that a notebook printed."""
-    outputs = [o for cell in tables.read_json(Path(log))["cells"] for o in cell.get("outputs", []) if o["output_type"] == "stream"]
+    outputs = [o for cell in records.read_json(Path(log))["cells"] for o in cell.get("outputs", []) if o["output_type"] == "stream"]
     return [line.rpartition("\r")[2] for line in "".join("".join(o["text"]) for o in outputs).split("\n") if line.strip()][-number:]
 
 
@@ -339,7 +343,7 @@ def _claim(study: Study) -> None:
     of the folder is free.
     """
     note, here = study.folder / ".study", {"file": study.file, "folder": str(study.folder.resolve())}
-    before = tables.read_json(note) or here
+    before = records.read_json(note) or here
     other = Path(before["file"])
     if (
         before["folder"] == here["folder"]
@@ -350,13 +354,13 @@ def _claim(study: Study) -> None:
             f"'{study.folder}' holds the results of '{other}': give this study another name "
             "('name:'), or set FGKD_RUNS to another folder"
         )
-    tables.write_json(note, here)
+    records.write_json(note, here)
 
 
 def _left_of(study: Study) -> bool:
     """Whether anything is left to run; raises StudyError where something lacks that it needs, before anything
     runs."""
-    wrong = datasets.look(study)
+    wrong = folders.look(study)
     waiting = left(study)
     for key in dict.fromkeys(c.dataset for c in waiting if c.dataset in wrong):
         raise StudyError(
@@ -369,39 +373,39 @@ def _left_of(study: Study) -> bool:
     return bool(waiting)
 
 
-def _check_weights(study: Study, cells: Iterable[Cell]) -> None:
-    """Raise StudyError unless the files are there and fit that cells which are to run take their weights
+def _check_weights(study: Study, jobs: Iterable[Job]) -> None:
+    """Raise StudyError unless the files are there and fit that jobs which are to run take their weights
     from."""
-    from fgkd import models
+    from fgkd.models import classifier
 
     for model in {
-        model.key: model for cell in cells for model in _models_of(study, cell) if model.file
+        model.key: model for job in jobs for model in _models_of(study, job) if model.file
     }.values():
-        models.build(model, None, crop=study.views.crop, seed=0)
+        classifier.build(model, None, crop=study.views.crop, seed=0)
 
 
-def _models_of(study: Study, cell: Cell) -> list[Model]:
-    """The models whose weights a cell that is to run loads from a file."""
-    if cell.stage == "teacher":
-        return [study.teacher(cell.teacher)]
-    if cell.stage == "distill":
-        return [study.student(c.student) for c in study.students_of(cell) if tables.record(study, c) is None]
+def _models_of(study: Study, job: Job) -> list[Model]:
+    """The models whose weights a job that is to run loads from a file."""
+    if job.stage == "teacher":
+        return [study.teacher(job.teacher)]
+    if job.stage == "distill":
+        return [study.student(c.student) for c in study.student_jobs(job) if records.record(study, c) is None]
     return []
 
 
 def _check_models(study: Study) -> None:
     """Find unknown model names before anything runs."""
-    from fgkd import models
+    from fgkd.models import classifier
 
-    models.load_plugins(study.plugins)
+    classifier.load_plugins(study.plugins)
     for model in (*study.teachers.values(), *study.students.values()):
-        models.check_name(model.model)
+        classifier.check_name(model.model)
 
 
 def _lacking(study: Study) -> list[str]:
     """What the study names and is not there; looks at the photos on the way.  Results that are there stay
     valid without it."""
-    found = [str(error) for error in datasets.look(study).values()]
+    found = [str(error) for error in folders.look(study).values()]
     absent = [plugin for plugin in study.plugins if not os.path.isfile(plugin)]
     found += [
         f"plugin '{plugin}' does not exist: check the path, which is relative to the study's folder"
@@ -439,7 +443,7 @@ def _print_estimate(device: str | None, hours: float, hours_left: float, without
         )
     if without_throughput:
         names = ", ".join(without_throughput) if device else "these"
-        print(f"no throughput is known of {names}: run some of their cells, or give --images-per-second")
+        print(f"no throughput is known of {names}: run some of their jobs, or give --images-per-second")
     if not_counted:
         print(f"not counted: {', '.join(not_counted)}, whose photos are not there")
 

@@ -1,6 +1,6 @@
 """Content digests: what makes two files, or two versions of a plugin's network, the same wherever they lie.
 
-A cell's inputs from outside the study file (photos, weights, networks that plugins register) count by
+A job's inputs from outside the study file (photos, weights, networks that plugins register) count by
 content.  Their paths, their times and the machine do not: the same study in another folder, from copies of
 its files, is the same.
 """

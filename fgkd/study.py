@@ -1,6 +1,6 @@
-"""A study's YAML file as frozen dataclasses: what to run, the cells it falls into, their inputs, ids and folders.
+"""A study's YAML file as frozen dataclasses: what to run, the jobs it falls into, their inputs, ids and folders.
 
-A *cell* is one notebook run, or one student of a distill cell.  The stages and what a cell of each stands
+A *job* is one notebook run, or one student of a distill job.  The stages and what a job of each stands
 for:
 
     intro        the study                        01_what_is_ratio12
@@ -8,17 +8,17 @@ for:
     teacher      data set, teacher, recipe        03_teacher
     bank         data set, teacher, recipe        04_ratio12        (TGDA students learn from the bank of the CAL teacher)
     distill      data set, teacher, strategy      05_distillation   (all students and losses of that teacher; CE has teacher 'none')
-    student      the same, a student, a loss      -                 (a training of a distill cell, its record)
+    student      the same, a student, a loss      -                 (a training of a distill job, its record)
     correlation  the study                        06_correlation
     report       the study                        07_report
 
-Of several seeds, each repeats the teacher, bank and distill cells, pretext and baseline included; images and conclusions are shared.
+Of several seeds, each repeats the teacher, bank and distill jobs, pretext and baseline included; images and conclusions are shared.
 
-A cell's fingerprint is a hash of what its result is a function of, and of nothing else: its own values in the
+A job's fingerprint is a hash of what its result is a function of, and of nothing else: its own values in the
 study file, the content of the photos, weights and plugins that it starts from, and the fingerprints of the
-cells that it reads.  Paths, times, the machine, its threads and what other students, losses or strategies the
+jobs that it reads.  Paths, times, the machine, its threads and what other students, losses or strategies the
 study has are no part of it, nor are values that a recipe does not use. Where a file is not there, its content
-is what the cell's own record says: records alone, without photos and weights, are valid (`Study.contents`).
+is what the job's own record says: records alone, without photos and weights, are valid (`Study.contents`).
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """One notebook run; `teacher` and `strategy` are empty where the stage has none."""
 
     stage: str
@@ -246,9 +246,9 @@ class Study:
         root = os.environ.get("FGKD_RUNS")
         return (Path(root) if root else Path(self.file).parent) / self.name
 
-    def path(self, cell: Cell) -> Path:
-        """The cell's folder."""
-        return self.folder / cell.id
+    def path(self, job: Job) -> Path:
+        """The job's folder."""
+        return self.folder / job.id
 
     def at(self, seed: int) -> "Study":
         """The study with this one of its seeds in force; -1 is the first."""
@@ -256,10 +256,10 @@ class Study:
             raise StudyError(f"seed {seed} is not in the study: expected one of {', '.join(map(str, self.seeds))}, or -1 for the first")
         return dataclasses.replace(self, seed=self.seeds[0] if seed == -1 else seed)
 
-    def cell(self, stage: str, dataset: str, teacher: str, strategy: str) -> Cell:
-        """A teacher, bank or distill cell of the seed in force.
+    def job(self, stage: str, dataset: str, teacher: str, strategy: str) -> Job:
+        """A teacher, bank or distill job of the seed in force.
 
-        strategy: how a cell of students is taught, or the recipe of a teacher's or bank's.  Raises StudyError
+        strategy: how a job of students is taught, or the recipe of a teacher's or bank's.  Raises StudyError
         naming what the study lacks.
         """
         if stage == "distill":
@@ -279,15 +279,15 @@ class Study:
                 raise StudyError(f"{pair}: the recipe pretext and the data set pretext go together")
         if teacher != "none" or stage != "distill":
             self.teacher(teacher)
-        return Cell(stage, dataset, teacher, strategy, None if self.seed == self.seeds[0] else self.seed)
+        return Job(stage, dataset, teacher, strategy, None if self.seed == self.seeds[0] else self.seed)
 
     @property
-    def first(self) -> Cell:
+    def first(self) -> Job:
         """The first teacher of the first data set and strategy, whose logits the introduction looks at."""
-        return Cell("teacher", next(iter(self.datasets)), next(iter(self.teachers)), RECIPES[self.strategies[0]])
+        return Job("teacher", next(iter(self.datasets)), next(iter(self.teachers)), RECIPES[self.strategies[0]])
 
-    def seed_of(self, cell: Cell) -> int:
-        return self.seeds[0] if cell.seed is None else cell.seed
+    def seed_of(self, job: Job) -> int:
+        return self.seeds[0] if job.seed is None else job.seed
 
     def data(self, key: str) -> DataSpec:
         return self.pretext if key == PRETEXT and self.pretext else _known(self.datasets, key, "data set")
@@ -315,106 +315,106 @@ class Study:
             return {"ce": None}
         return {"kd": None} | {k: v for k, v in self.losses.items() if student in (v.students or self.students) and strategy in (v.strategies or self.strategies)}
 
-    def readers(self, recipe: str) -> tuple[str, ...]:
+    def strategies_using(self, recipe: str) -> tuple[str, ...]:
         """The strategies whose students learn from the bank of a teacher of this recipe."""
         return tuple(s for s in self.strategies if RECIPES[s] == recipe)
 
-    def banked(self, recipe: str) -> dict[str, bool]:
+    def bank_contents(self, recipe: str) -> dict[str, bool]:
         """What such a bank holds beside logits: crop and drop views where TGDA reads it, pooled features where a loss asks for them."""
-        asked = [loss for strategy in self.readers(recipe) for k in self.students for loss in self.losses_of(k, strategy).values() if loss]
-        return {"augmented": "TGDA" in self.readers(recipe), "features": any(loss.on == "features" for loss in asked)}
+        asked = [loss for strategy in self.strategies_using(recipe) for k in self.students for loss in self.losses_of(k, strategy).values() if loss]
+        return {"augmented": "TGDA" in self.strategies_using(recipe), "features": any(loss.on == "features" for loss in asked)}
 
     def seed_for(self, *names: str) -> int:
         """A seed of 63 bits for one use, independent of all others: a hash of the seed in force and the names."""
         text = json.dumps([self.seed, *names])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
-    def cells(self) -> tuple[Cell, ...]:
-        """All cells that are notebook runs, each after those that must have ended before it."""
-        seen: dict[Cell, None] = {}
+    def jobs(self) -> tuple[Job, ...]:
+        """All jobs that are notebook runs, each after those that must have ended before it."""
+        seen: dict[Job, None] = {}
 
-        def visit(cell):
-            if cell not in seen:
-                for earlier in self.before(cell):
+        def visit(job):
+            if job not in seen:
+                for earlier in self.before(job):
                     visit(earlier)
-                seen[cell] = None
+                seen[job] = None
 
-        visit(Cell("report"))
+        visit(Job("report"))
         return tuple(seen)
 
-    def students_of(self, cell: Cell) -> tuple[Cell, ...]:
-        """The trainings of a distill cell, one a student and loss."""
-        trainings = [(key, name) for key in self.students for name in self.losses_of(key, cell.strategy)]
+    def student_jobs(self, job: Job) -> tuple[Job, ...]:
+        """The trainings of a distill job, one a student and loss."""
+        trainings = [(key, name) for key in self.students for name in self.losses_of(key, job.strategy)]
         return tuple(
-            dataclasses.replace(cell, stage="student", student=key, loss=name) for key, name in trainings
+            dataclasses.replace(job, stage="student", student=key, loss=name) for key, name in trainings
         )
 
-    def inputs(self, cell: Cell) -> tuple[Cell, ...]:
-        """The cells whose results this one's is a function of.
+    def inputs(self, job: Job) -> tuple[Job, ...]:
+        """The jobs whose results this one's is a function of.
 
         A student's is one of its teacher: the bank that it reads, if it reads one, is no more than what that
         teacher says.
         """
-        d, t, s, seed = cell.dataset, cell.teacher, cell.strategy, cell.seed
-        match cell.stage:
+        d, t, s, seed = job.dataset, job.teacher, job.strategy, job.seed
+        match job.stage:
             case "intro":
                 return (self.first,)
             case "data":
                 return ()
             case "teacher":
                 pretext = s != PRETEXT and self.teacher(t).weights == "pretext"
-                return (Cell("data", d), *((Cell("teacher", PRETEXT, t, PRETEXT, seed),) if pretext else ()))
+                return (Job("data", d), *((Job("teacher", PRETEXT, t, PRETEXT, seed),) if pretext else ()))
             case "bank":
-                return (Cell("teacher", d, t, s, seed),)
+                return (Job("teacher", d, t, s, seed),)
             case "student":
-                return (Cell("data", d) if s == "CE" else Cell("teacher", d, t, RECIPES[s], seed),)
+                return (Job("data", d) if s == "CE" else Job("teacher", d, t, RECIPES[s], seed),)
             case "distill":
-                return self.students_of(cell)
+                return self.student_jobs(job)
             case "correlation":
                 distilled = [
-                    Cell("distill", d, *pair, k)
+                    Job("distill", d, *pair, k)
                     for k in (None, *self.seeds[1:])
                     for d in self.datasets
                     for pair in self._pairs()
                 ]
-                return tuple(dict.fromkeys(c for cell in distilled for c in (*self.banks_of(cell), cell)))
+                return tuple(dict.fromkeys(c for job in distilled for c in (*self.banks_of(job), job)))
             case "report":
-                return (Cell("intro"), Cell("correlation"))
-        raise StudyError(f"stage '{cell.stage}' is unknown: expected one of {', '.join(STAGES)}")
+                return (Job("intro"), Job("correlation"))
+        raise StudyError(f"stage '{job.stage}' is unknown: expected one of {', '.join(STAGES)}")
 
-    def banks_of(self, cell: Cell) -> tuple[Cell, ...]:
-        """The bank that a distill cell's students learn from; none for the CE baseline."""
+    def banks_of(self, job: Job) -> tuple[Job, ...]:
+        """The bank that a distill job's students learn from; none for the CE baseline."""
         return (
             ()
-            if cell.strategy == "CE"
-            else (Cell("bank", cell.dataset, cell.teacher, RECIPES[cell.strategy], cell.seed),)
+            if job.strategy == "CE"
+            else (Job("bank", job.dataset, job.teacher, RECIPES[job.strategy], job.seed),)
         )
 
-    def before(self, cell: Cell) -> tuple[Cell, ...]:
-        """The cells whose notebooks must have ended before this one's runs."""
-        if cell.stage != "distill":
-            return self.inputs(cell)
-        sources = dict.fromkeys(c for student in self.students_of(cell) for c in self.inputs(student))
-        return tuple(sources) if self.online else self.banks_of(cell) or tuple(sources)
+    def before(self, job: Job) -> tuple[Job, ...]:
+        """The jobs whose notebooks must have ended before this one's runs."""
+        if job.stage != "distill":
+            return self.inputs(job)
+        sources = dict.fromkeys(c for student in self.student_jobs(job) for c in self.inputs(student))
+        return tuple(sources) if self.online else self.banks_of(job) or tuple(sources)
 
     def _pairs(self):
         yield from ((t, s) for s in self.strategies for t in self.teachers)
         if self.baseline:
             yield ("none", "CE")
 
-    def fingerprint(self, cell: Cell, known: dict[Cell, str] | None = None) -> str:
-        """A hash of all that the cell's result is a function of: see the module's docstring.
+    def fingerprint(self, job: Job, known: dict[Job, str] | None = None) -> str:
+        """A hash of all that the job's result is a function of: see the module's docstring.
 
         known: fingerprints that were computed already, which gains this one and those below it.
         """
-        return _fingerprint(self, cell, {} if known is None else known)
+        return _fingerprint(self, job, {} if known is None else known)
 
-    def values(self, cell: Cell) -> dict:
-        """The cell's own values in the study file, without those of the cells that it reads."""
-        common = {"seed": self.seed_of(cell), "crop": self.views.crop}
-        match cell.stage:
+    def values(self, job: Job) -> dict:
+        """The job's own values in the study file, without those of the jobs that it reads."""
+        common = {"seed": self.seed_of(job), "crop": self.views.crop}
+        match job.stage:
             case "data":
-                spec = self.data(cell.dataset)
+                spec = self.data(job.dataset)
                 drawn = (
                     ("species", "family_size", "train", "test", "size", "seed")
                     if spec.kind == "birds"
@@ -422,23 +422,23 @@ class Study:
                 )
                 return {"resize": spec.resize} | {name: getattr(spec, name) for name in drawn}
             case "teacher":
-                model = self.teacher(cell.teacher)
+                model = self.teacher(job.teacher)
                 return common | {
                     "model": _network(model),
-                    "recipe": _used(self.recipe(cell.strategy, model), cell.strategy),
+                    "recipe": _used(self.recipe(job.strategy, model), job.strategy),
                 }
             case "bank":
                 return {"crop": self.views.crop, "views": self.bank_views}
             case "student":
                 model, loss = (
-                    self.student(cell.student),
-                    self.losses_of(cell.student, cell.strategy)[cell.loss],
+                    self.student(job.student),
+                    self.losses_of(job.student, job.strategy)[job.loss],
                 )
                 found = common | {
                     "model": _network(model),
                     "recipe": _used(self.recipe("student", model), "student"),
                 }
-                if cell.strategy != "CE":
+                if job.strategy != "CE":
                     found |= {
                         "kd": dataclasses.asdict(self.kd(loss)) | ({"online": True} if self.online else {})
                     }
@@ -463,25 +463,25 @@ class Study:
         }
         return dataclasses.replace(self.distillation, **own)
 
-    def contents(self, cell: Cell) -> dict[str, str | None]:
-        """Digests of what the cell's result is a function of and the study file only names: photos, weights,
+    def contents(self, job: Job) -> dict[str, str | None]:
+        """Digests of what the job's result is a function of and the study file only names: photos, weights,
         a plugin's network.
 
-        Where the files are not there it is what the cell's own record says, and None without one.
+        Where the files are not there it is what the job's own record says, and None without one.
         """
-        match cell.stage:
-            case "data" if self.data(cell.dataset).kind != "birds":
-                seen = self.photos.get(cell.dataset)
+        match job.stage:
+            case "data" if self.data(job.dataset).kind != "birds":
+                seen = self.photos.get(job.dataset)
                 found = {"photos": seen and seen.digest}
             case "teacher" | "student":
-                model = self.teacher(cell.teacher) if cell.stage == "teacher" else self.student(cell.student)
+                model = self.teacher(job.teacher) if job.stage == "teacher" else self.student(job.student)
                 found = {"network": contents.of_network(model.model, self.plugins)}
                 if model.file is not None:
                     found["weights"] = contents.of_file(model.file)
             case _:
                 return {}
         if None in found.values():
-            recorded = _recorded(self.path(cell) / "record.json")
+            recorded = _recorded(self.path(job) / "record.json")
             found = {name: recorded.get(name) if value is None else value for name, value in found.items()}
         return found
 
@@ -505,7 +505,7 @@ def check_weights(model: Model) -> None:
 def check_parameters(namespace: dict, **types_: type) -> None:
     """Refuse a notebook's parameter that is mistyped or that papermill was handed under another name.
 
-    namespace: the notebook's `globals()` in the cell after its parameters; types_: each parameter's name and type.
+    namespace: the notebook's `globals()` in the job after its parameters; types_: each parameter's name and type.
     papermill itself accepts any name and ends with exit status 0.
     """
     simple = (str, int, float, bool, list, tuple, dict, type(None))
@@ -853,18 +853,18 @@ def _used(recipe: Recipe, name: str) -> dict:
 
 
 def _recorded(file: Path) -> dict[str, str]:
-    """The contents that a cell's record names; none where there is no record, or one that is not whole."""
+    """The contents that a job's record names; none where there is no record, or one that is not whole."""
     try:
         return json.loads(file.read_text()).get("contents", {})
     except (OSError, ValueError):
         return {}
 
 
-def _fingerprint(study: Study, cell: Cell, known: dict[Cell, str]) -> str:
-    if cell not in known:
-        upstream = [_fingerprint(study, c, known) for c in study.inputs(cell)]
-        content = {name: digest for name, digest in study.contents(cell).items() if digest != ""}
-        known[cell] = contents.of_text(
-            json.dumps([cell.id, study.values(cell), content, upstream], sort_keys=True)
+def _fingerprint(study: Study, job: Job, known: dict[Job, str]) -> str:
+    if job not in known:
+        upstream = [_fingerprint(study, c, known) for c in study.inputs(job)]
+        content = {name: digest for name, digest in study.contents(job).items() if digest != ""}
+        known[job] = contents.of_text(
+            json.dumps([job.id, study.values(job), content, upstream], sort_keys=True)
         )
-    return known[cell]
+    return known[job]

@@ -72,8 +72,8 @@ def finished_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FGKD_RUNS", str(folder))
         study = studies.load(str(_write(folder / "tiny.yaml", {})))
-        frames = stages.everything(study)
-        stages.conclude(study, "correlation", frames)
+        frames = stages.study_tables(study)
+        stages.write_study_tables(study, "correlation", frames)
     return folder
 
 

@@ -2,7 +2,9 @@
 
 import torch
 
-from fgkd import cal, stages, views
+from fgkd import stages
+from fgkd.data import views
+from fgkd.models import cal
 
 SIZES = {"views": {"resize": 72, "crop": 64}, "pretext": {"species": 3, "train": 4, "test": 2, "resize": 72},
          "datasets": {"birds": {"species": 6, "family_size": 1, "train": 40, "test": 20, "size": 0.5}},
@@ -15,7 +17,7 @@ def test_the_box_around_what_a_trained_teacher_looks_at_covers_the_bird_better_t
     study = make_study(SIZES)
     run = stages.teacher(study, "birds", "resnet", "CAL")
     assert run.rows.tac[0] > 0.5 and run.rows.tac_single[0] > 0.5
-    _, seen = stages.look(study, "birds", "resnet")
+    _, seen = stages.attend_test_images(study, "birds", "resnet")
     truth, size = stages.birds_boxes(study, "birds"), study.views.crop
     boxes = views.boxes(seen.maps.mean(1), torch.full((len(truth),), 0.5), padding=cal.PADDING, size=size).float()
     side = (boxes[:, 2:] - boxes[:, :2]).prod(1).mean().sqrt()

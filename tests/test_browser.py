@@ -16,7 +16,9 @@ import pytest
 import websocket
 from nbformat.v4 import new_output
 
-from fgkd import plots, report, stats, tables
+from fgkd import records
+from fgkd.analysis import correlation
+from fgkd.report import pages, plots
 from fgkd import study as studies
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -202,11 +204,11 @@ def site(finished_folder, tmp_path_factory):
         patch.setenv("FGKD_RUNS", str(folder))
         shutil.copytree(finished_folder, folder, dirs_exist_ok=True)
         study = studies.load(str(folder / "tiny.yaml"))
-        found = tables.collect(study)
-        points = stats.joined(found["students"], tables.with_tac(found["metrics"], found["teachers"]))
-        plots.save(plots.against(points, ["ratio12", "ssp", "tac"], study.teachers), study.folder / "figures", "against")
-        plots.save(plots.heat(found["correlations"]), study.folder / "figures", "heat")
-        states = {cell: {"state": "waiting", "seconds": None, "error": None} for cell in study.cells()}
+        found = records.collect(study)
+        points = correlation.join_students_with_metrics(found["students"], records.with_tac(found["metrics"], found["teachers"]))
+        plots.save(plots.metric_scatter(points, ["ratio12", "ssp", "tac"], study.teachers), study.folder / "figures", "against")
+        plots.save(plots.rho_heatmap(found["correlations"]), study.folder / "figures", "heat")
+        states = {cell: {"state": "waiting", "seconds": None, "error": None} for cell in study.jobs()}
         shown = [next(c for c in states if c.stage == stage) for stage in studies.STAGES]
         for cell in shown:
             notebook = nbformat.read(studies.PROJECT / "notebooks" / f"{cell.notebook}.ipynb", 4)
@@ -218,7 +220,7 @@ def site(finished_folder, tmp_path_factory):
             study.path(cell).mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook, study.path(cell) / f"{cell.notebook}.ipynb")
             states[cell] |= {"state": "failed" if cell.stage == "distill" else "done", "seconds": 1.0}
-        index = report.build(study, states)
+        index = pages.build(study, states)
     return {"index": index} | {cell.stage: index.parent / f"{cell.id}.html" for cell in shown}
 
 

@@ -36,9 +36,9 @@ def smoke(tmp_path_factory):
 def test_every_cell_ends_with_its_notebook_result_and_a_row(smoke):
     runs, done = smoke
     study = studies.load("smoke")
-    for cell in study.cells():
-        folder = runs / "smoke" / cell.id
-        assert (folder / "result.json").exists() and (folder / f"{cell.notebook}.ipynb").exists(), cell.id
+    for job in study.jobs():
+        folder = runs / "smoke" / job.id
+        assert (folder / "result.json").exists() and (folder / f"{job.notebook}.ipynb").exists(), job.id
     tables = {f.stem: pd.read_csv(f) for f in (runs / "smoke" / "tables").glob("*.csv")}
     rows = {"teachers": 12, "metrics": 12, "students": 16, "correlations": 5 * len(METRICS)}
     assert {name: len(tables[name]) for name in rows} == rows
@@ -48,8 +48,8 @@ def test_every_cell_ends_with_its_notebook_result_and_a_row(smoke):
 def test_the_engine_gives_the_same_tables_as_a_plain_call_in_another_folder(smoke, tmp_path, monkeypatch):
     monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
     study = studies.load("smoke")
-    frames = stages.everything(study)
-    stages.conclude(study, "correlation", frames)
+    frames = stages.study_tables(study)
+    stages.write_study_tables(study, "correlation", frames)
     for name in ("teachers", "metrics", "students", "correlations", "epochs"):
         engine, plain = (pd.read_csv(folder / "smoke" / "tables" / f"{name}.csv").drop(columns=TIMES, errors="ignore") for folder in (smoke[0], tmp_path))
         pd.testing.assert_frame_equal(engine, plain, check_exact=True)
@@ -61,9 +61,9 @@ def test_banks_are_gone_once_their_last_student_is_done(smoke):
 
 def test_no_more_banks_lie_on_disk_at_once_than_runs_go_on_at_once(smoke):
     study, events = studies.load("smoke"), []
-    for cell in (c for c in study.cells() if c.stage == "bank"):
-        readers = [c for c in study.cells() if c.stage == "distill" and cell in study.before(c)]
-        when = [(smoke[0] / "smoke" / c.id / name).stat().st_mtime for c, name in ((cell, "record.json"), *((c, "result.json") for c in readers))]
+    for job in (c for c in study.jobs() if c.stage == "bank"):
+        readers = [c for c in study.jobs() if c.stage == "distill" and job in study.before(c)]
+        when = [(smoke[0] / "smoke" / c.id / name).stat().st_mtime for c, name in ((job, "record.json"), *((c, "result.json") for c in readers))]
         events += [(when[0], 1), (max(when[1:]), -1)]
     assert max(itertools.accumulate(step for _, step in sorted(events))) <= os.cpu_count()
 
@@ -77,9 +77,9 @@ def test_a_second_run_runs_nothing(smoke):
 
 def test_status_and_plan_say_that_all_is_done(smoke):
     runs, _ = smoke
-    cells = len(studies.load("smoke").cells())
-    assert fgkd("status", "smoke", runs=runs).stdout.splitlines()[-1] == f"{cells} done; results in {runs / 'smoke'}"
-    assert f"{cells} of {cells} notebooks are done" in fgkd("plan", "smoke", runs=runs).stdout
+    jobs = len(studies.load("smoke").jobs())
+    assert fgkd("status", "smoke", runs=runs).stdout.splitlines()[-1] == f"{jobs} done; results in {runs / 'smoke'}"
+    assert f"{jobs} of {jobs} notebooks are done" in fgkd("plan", "smoke", runs=runs).stdout
 
 
 def test_records_alone_make_the_study_done_in_another_clone_and_give_its_tables_and_figures(smoke, tmp_path):
@@ -91,7 +91,7 @@ def test_records_alone_make_the_study_done_in_another_clone_and_give_its_tables_
         (to := runs / file.relative_to(smoke[0])).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, to)
     before = sorted(runs.rglob("*"))
-    for command, said in (("status", f"{len(studies.load('smoke').cells())} done"), ("run", "report: ")):
+    for command, said in (("status", f"{len(studies.load('smoke').jobs())} done"), ("run", "report: ")):
         done = subprocess.run([sys.executable, "-m", "fgkd.cli", command, "smoke"], cwd=clone, capture_output=True, text=True,
                               env=os.environ | {"FGKD_RUNS": str(runs), "PYTHONPATH": str(clone)})
         assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith(said), done.stderr
@@ -164,7 +164,7 @@ def test_the_report_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(sm
 
     report = smoke[0] / "smoke" / "report"
     pages = list(report.rglob("*.html"))
-    assert len(pages) == len(studies.load("smoke").cells()) + 1
+    assert len(pages) == len(studies.load("smoke").jobs()) + 1
     for page in pages:
         links = Links()
         links.feed(page.read_text())
@@ -189,14 +189,14 @@ def test_a_further_seed_reaches_its_notebook_and_a_folder_of_its_own(smoke, tmp_
     shutil.copytree(smoke[0] / "smoke", tmp_path / "smoke")
     (tmp_path / "smoke.yaml").write_text((studies.PROJECT / "runs" / "smoke.yaml").read_text().replace("seed: 0", "seed: [0, 1]"))
     study = studies.load(str(tmp_path / "smoke.yaml"))
-    cell, first = (plan.cell("teacher", "pretext", "byobnet", "pretext") for plan in (study.at(1), study))
+    job, first = (plan.job("teacher", "pretext", "byobnet", "pretext") for plan in (study.at(1), study))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(studies.PROJECT / "Snakefile"), "--directory", str(tmp_path), "--cores", "1", "--nolock",
-               "--rerun-triggers", "params", "--config", f"study={study.file}", "--", str(tmp_path / "smoke" / cell.id / "result.json")]
+               "--rerun-triggers", "params", "--config", f"study={study.file}", "--", str(tmp_path / "smoke" / job.id / "result.json")]
     environment = os.environ | {"FGKD_RUNS": str(tmp_path), "PYTHONPATH": str(studies.PROJECT)}
     before = (tmp_path / "smoke" / first.id / "record.json").read_bytes()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "smoke" / cell.id / "record.json").read_text())["provenance"]["seed"] == 1
+    assert json.loads((tmp_path / "smoke" / job.id / "record.json").read_text())["provenance"]["seed"] == 1
     assert (tmp_path / "smoke" / first.id / "record.json").read_bytes() == before
 
 
@@ -210,7 +210,7 @@ def test_one_failing_teacher_is_named_and_the_others_go_on(tmp_path):
     assert done.returncode == 1
     assert "failed: teacher/pretext/pretext/vit" in done.stderr and "diverged in epoch" in done.stderr
     study = studies.load(str(tmp_path / "broken.yaml"))
-    states = {c: json.loads((tmp_path / "broken" / c.id / "result.json").read_text()) for c in study.cells() if (tmp_path / "broken" / c.id / "result.json").exists()}
+    states = {c: json.loads((tmp_path / "broken" / c.id / "result.json").read_text()) for c in study.jobs() if (tmp_path / "broken" / c.id / "result.json").exists()}
     assert {c.teacher for c in states if c.stage == "distill"} == {"byobnet", "efficientnet", "none"}
     index = (tmp_path / "broken" / "report" / "index.html").read_text()
     assert "runs are missing" in index and "diverged in epoch" in index

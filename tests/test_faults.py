@@ -51,7 +51,7 @@ def kernels(folder):
     found = set()
     for process in processes(folder):
         with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if "fgkd.kernel" in process.cmdline() and os.getsid(process.pid) == process.pid:
+            if "fgkd.engine.kernels" in process.cmdline() and os.getsid(process.pid) == process.pid:
                 found.add(process)
     return found
 
@@ -90,7 +90,7 @@ def test_a_run_that_loses_a_kernel_is_interrupted_and_killed_ends_with_the_table
     assert before < results(folder) and wait_for(lambda: not processes(folder), 5)
 
     monkeypatch.setenv("FGKD_RUNS", str(tmp_path / "undisturbed"))
-    stages.conclude(study, "correlation", stages.everything(study))
+    stages.write_study_tables(study, "correlation", stages.study_tables(study))
     for name in ("teachers", "metrics", "students", "correlations", "epochs"):
         tables = [pd.read_csv(f / "tables" / f"{name}.csv").drop(columns=["commit", "seconds", "peak_memory_mb"], errors="ignore") for f in (folder, study.folder)]
         pd.testing.assert_frame_equal(*tables, check_exact=True)

@@ -81,7 +81,7 @@ def test_what_the_study_lacks_is_refused_in_the_cell_that_checks_parameters(tmp_
     words = [word for pair in given.items() for word in ("-r", *pair)]
     notebook = PROJECT / "notebooks" / f"{name}.ipynb"
     done = subprocess.run(
-        [sys.executable, "-m", "fgkd.execute", str(notebook), str(tmp_path / "out.ipynb"), *words],
+        [sys.executable, "-m", "fgkd.engine.execute", str(notebook), str(tmp_path / "out.ipynb"), *words],
         env=os.environ | {"FGKD_RUNS": str(tmp_path), "FGKD_WARM": "0"},
         capture_output=True,
         text=True,
@@ -105,7 +105,7 @@ def test_classes_that_their_colour_tells_apart_are_not_held_to_be_fine_grained(t
     )
     notebook = PROJECT / "notebooks" / "02_data.ipynb"
     words = [str(notebook), str(out), "-r", "study", str(study), "-r", "dataset", "photos"]
-    done = subprocess.run([sys.executable, "-m", "fgkd.execute", *words], env=os.environ | {"FGKD_WARM": "0"},
+    done = subprocess.run([sys.executable, "-m", "fgkd.engine.execute", *words], env=os.environ | {"FGKD_WARM": "0"},
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = [

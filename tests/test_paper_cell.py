@@ -6,9 +6,10 @@ import numpy as np
 import papermill
 import yaml
 
-from fgkd import cost, tables
+from fgkd import records
+from fgkd.engine import cost
 from fgkd import study as studies
-from fgkd.study import Cell
+from fgkd.study import Job
 
 TEACHER = "vit_base_patch16_224"
 SHORT = {"epochs": 1, "batch_size": 4}
@@ -20,20 +21,20 @@ def test_a_vit_with_attention_teaches_all_students_of_the_paper_by_all_losses(tm
     """The study is runs/paper.yaml as it stands, with a data set beside its eight."""
     monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
     shutil.copy(studies.PROJECT / "runs" / "paper.yaml", tmp_path)
-    (tmp_path / "cell.yaml").write_text(yaml.safe_dump(CHANGES))
-    study = studies.load(str(tmp_path / "cell.yaml"))
-    teacher, bank, distill = cells = [Cell("teacher", "birds", TEACHER, "CAL"), Cell("bank", "birds", TEACHER, "CAL"), Cell("distill", "birds", TEACHER, "TGDA")]
-    for cell in cells:
-        notebook = f"{cell.notebook}.ipynb"
-        papermill.execute_notebook(studies.PROJECT / "notebooks" / notebook, tmp_path / notebook, cell.parameters(study), kernel_name="python3", progress_bar=False)
-        assert (study.path(cell) / "result.json").exists()
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(CHANGES))
+    study = studies.load(str(tmp_path / "job.yaml"))
+    teacher, bank, distill = jobs = [Job("teacher", "birds", TEACHER, "CAL"), Job("bank", "birds", TEACHER, "CAL"), Job("distill", "birds", TEACHER, "TGDA")]
+    for job in jobs:
+        notebook = f"{job.notebook}.ipynb"
+        papermill.execute_notebook(studies.PROJECT / "notebooks" / notebook, tmp_path / notebook, job.parameters(study), kernel_name="python3", progress_bar=False)
+        assert (study.path(job) / "result.json").exists()
 
-    trained, = tables.record(study, teacher)["rows"]
+    trained, = records.record(study, teacher)["rows"]
     assert trained["model"] == "vit_base_patch16_224.orig_in21k" and trained["parameters"] > 85e6
-    metrics = tables.rows(study, bank)
+    metrics = records.rows(study, bank)
     assert [row["strategy"] for row in metrics] == ["CAL", "TGDA"] and all(np.isfinite(row[name]) for row in metrics for name in ("ratio12", "ratio12_crop", "ratio12_drop"))
     arrays = {file.stem: np.load(file) for file in (study.path(bank) / "views").iterdir()}
     assert arrays["logits"].shape == (1, 4, 2) and arrays["maps"].shape == (1, 4, 14, 14)
     assert sum(array.nbytes for array in arrays.values()) == cost.bank_bytes(study, bank)
-    taught = [(row["student"], row["loss"]) for row in tables.rows(study, distill)]
+    taught = [(row["student"], row["loss"]) for row in records.rows(study, distill)]
     assert taught == [("lcnet_035", loss) for loss in ("kd", "dkd", "rkd", "pkt", "hint")] + [("resnet18", "kd"), ("levit_128s", "kd")]

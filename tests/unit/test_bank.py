@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from fgkd import bank, cal, cli, models, stages, training, views
-from fgkd.datasets import Split
-from fgkd.study import Cell, Model, Views
+from fgkd import cli, stages
+from fgkd.data import views
+from fgkd.distillation import bank, training
+from fgkd.models import cal, classifier
+from fgkd.data.folders import Split
+from fgkd.study import Job, Model, Views
 
 EPOCHS, N, CLASSES = 3, 17, 5
 SHAPE = {"logits": (EPOCHS, N, CLASSES)}
@@ -27,7 +30,7 @@ def images():
 
 @pytest.fixture
 def teacher():
-    model = models.build(Model("t", "test_resnet"), CLASSES, crop=32, seed=4).eval().requires_grad_(False)
+    model = classifier.build(Model("t", "test_resnet"), CLASSES, crop=32, seed=4).eval().requires_grad_(False)
     with torch.no_grad():
         model.head.bias += torch.tensor([3.0, 2.5, 2.0, 1.5, 1.0])  # R12 of a network around 0 is dominated by a few samples
     return model
@@ -38,7 +41,7 @@ def cal_teacher():
     model = Model("t", "test_resnet", options={"output_stride": 8})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        teacher = cal.CAL(models.build(model, CLASSES, crop=32, seed=4).net, CLASSES, 4)
+        teacher = cal.CAL(classifier.build(model, CLASSES, crop=32, seed=4).net, CLASSES, 4)
     return teacher.eval().requires_grad_(False)
 
 
@@ -101,7 +104,7 @@ def test_metrics_come_from_unrounded_logits(tmp_path, teacher, images):
 def test_a_batch_reads_its_own_images_logits(tmp_path, teacher, images):
     write(tmp_path / "views", teacher, images)
     found, index = read(tmp_path / "views"), torch.tensor([16, 0, 16])
-    logits = found.answer(2, index)["logits"]
+    logits = found.outputs(2, index)["logits"]
     assert logits.dtype == torch.float32 and np.array_equal(logits, found.arrays["logits"][2][[16, 0, 16]].astype(np.float32))
 
 
@@ -243,18 +246,18 @@ def test_epochs_take_the_views_in_turn(tmp_path, teacher, images):
     write(tmp_path / "views", teacher, images)
     found, index = read(tmp_path / "views"), torch.tensor([3, 1])
     for epoch in (0, 2, 3, 7):
-        assert np.array_equal(found.answer(epoch, index)["logits"], found.arrays["logits"][epoch % 3][[3, 1]])
-    assert not torch.equal(found.answer(0, index)["logits"], found.answer(1, index)["logits"])
+        assert np.array_equal(found.outputs(epoch, index)["logits"], found.arrays["logits"][epoch % 3][[3, 1]])
+    assert not torch.equal(found.outputs(0, index)["logits"], found.outputs(1, index)["logits"])
 
 
 def test_a_view_is_read_from_the_disk_once_for_all_batches_of_an_epoch(tmp_path, teacher, images):
     write(tmp_path / "views", teacher, images)
     found, first, rest = read(tmp_path / "views"), torch.arange(4), torch.arange(4, N)
-    before = found.answer(1, first)["logits"], found.answer(1, rest)["logits"]
+    before = found.outputs(1, first)["logits"], found.outputs(1, rest)["logits"]
     np.load(tmp_path / "views" / "logits.npy", mmap_mode="r+")[1] = 0
-    assert torch.equal(found.answer(1, first)["logits"], before[0])
-    assert torch.equal(found.answer(4, rest)["logits"], before[1])
-    assert found.answer(0, first)["logits"].any() and not found.answer(1, first)["logits"].any()
+    assert torch.equal(found.outputs(1, first)["logits"], before[0])
+    assert torch.equal(found.outputs(4, rest)["logits"], before[1])
+    assert found.outputs(0, first)["logits"].any() and not found.outputs(1, first)["logits"].any()
 
 
 def test_a_check_sees_other_views_other_numbers_and_another_teacher(tmp_path, cal_teacher, images):
@@ -358,13 +361,13 @@ def test_tgda_students_and_all_losses_have_the_same_losses_from_the_bank_and_onl
 
 
 def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_both(tmp_path, images):
-    teacher = cal.CAL(models.build(Model("t", "test_resnet", options={"output_stride": 8}), CLASSES, crop=32, seed=4).net, CLASSES, 4).eval()
+    teacher = cal.CAL(classifier.build(Model("t", "test_resnet", options={"output_stride": 8}), CLASSES, crop=32, seed=4).net, CLASSES, 4).eval()
     summary, rows = write(tmp_path / "views", teacher, images, augmented=True, features=True)
     names = bank.names(augmented=True, features=True)
     found = read(tmp_path / "views", {n: (EPOCHS, N) for n in names})
     assert {n: a.shape[2:] for n, a in found.arrays.items()} == {"logits": (5,), "features": (96,), "boxes": (4,), "maps": (4, 4), "crop": (5,), "drop": (5,)}
     index = torch.tensor([11, 2])
-    said, x = found.answer(1, index), images.batch(index, images.epoch(8, 1))
+    said, x = found.outputs(1, index), images.batch(index, images.epoch(8, 1))
     with torch.no_grad():
         for view, pixels in (("crop", views.crop(x, said["boxes"])), ("drop", views.drop(x, said["maps"]))):
             torch.testing.assert_close(said[view], teacher(pixels), rtol=1e-2, atol=1e-2)
@@ -381,7 +384,7 @@ def test_the_command_tells_a_bank_that_agrees_from_one_of_another_teacher_and_a_
     assert "no bank of 'tiny' lies on disk" in capsys.readouterr().out
     for teacher in ("byobnet", "resnet"):
         stages.bank(tiny, "birds", teacher, "FT")
-    folders = [tiny.path(Cell("bank", "birds", teacher, "FT")) / "views" for teacher in ("byobnet", "resnet")]
+    folders = [tiny.path(Job("bank", "birds", teacher, "FT")) / "views" for teacher in ("byobnet", "resnet")]
     assert cli.main(["bank", tiny.file]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["agrees", "agrees"]
     shutil.copy(folders[0] / "logits.npy", folders[1] / "logits.npy")

@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 
-from fgkd import bench, cli, losses, training
+from fgkd import bench, cli
+from fgkd.distillation import losses, training
 from fgkd.study import StudyError, Views
 
 CPU = torch.device("cpu")

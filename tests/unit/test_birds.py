@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fgkd import birds
+from fgkd.data import birds
 
 
 @pytest.fixture(scope="module")

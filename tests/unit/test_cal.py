@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fgkd import cal, losses, models, training, views
-from fgkd.datasets import Split
+from fgkd.data import views
+from fgkd.distillation import losses, training
+from fgkd.models import cal, classifier
+from fgkd.data.folders import Split
 from fgkd.study import Distillation, Model, Recipe, Views
 
 
@@ -35,7 +37,7 @@ def attention(*shape, seed=0):
 
 def teacher(name="test_resnet", classes=5, maps=4, **options):
     torch.manual_seed(3)
-    return cal.CAL(models.build(Model("t", name, options=options), classes, crop=64, seed=1).net, classes, maps).eval()
+    return cal.CAL(classifier.build(Model("t", name, options=options), classes, crop=64, seed=1).net, classes, maps).eval()
 
 
 def images(n=6, size=64):
@@ -90,7 +92,7 @@ def test_every_kind_of_backbone_gives_spatial_maps_in_their_place(name, options)
     size = options.get("img_size", 64)
     with torch.no_grad():
         seen = model.attend(images(2, size))
-        features, logits = model.parts(images(2, size))
+        features, logits = model.features_and_logits(images(2, size))
     assert seen.logits.shape == (2, 5) and seen.maps.shape[:2] == (2, 4) and seen.maps.shape[2] == seen.maps.shape[3]
     torch.testing.assert_close(logits, seen.logits)
     assert features.shape == (2, model.net.feature_info[-1]["num_chs"])
@@ -197,7 +199,7 @@ def test_the_larger_the_threshold_the_smaller_the_crop_and_what_is_dropped():
 def test_the_attention_of_an_image_is_drawn_alike_however_many_there_are_and_apart_from_its_crop():
     assert torch.equal(views.draw_attention(50, seed=4, epoch=1)[:7], views.draw_attention(7, seed=4, epoch=1))
     assert not torch.equal(views.draw_attention(7, seed=4, epoch=1), views.draw_attention(7, seed=4, epoch=2))
-    seen = views.draw(2000, seed=4, epoch=1, resize=100, crop=1)
+    seen = views.sample_views(2000, seed=4, epoch=1, resize=100, crop=1)
     assert abs(np.corrcoef(views.draw_attention(2000, seed=4, epoch=1)[:, 0], seen.top)[0, 1]) < 0.1
 
 
@@ -282,7 +284,7 @@ def shaken(net):
 def test_convnexts_map_has_passed_the_norm_that_its_head_applies_after_pooling():
     net = shaken(timm.create_model("test_convnext3", num_classes=5))
     norm, x = net.head.norm, images(2)
-    before = trunk(net, models.Classifier(net).normalize(x))
+    before = trunk(net, classifier.Classifier(net).normalize(x))
     places = before.permute(0, 2, 3, 1).flatten(0, 2)
     expected = norm(places[:, :, None, None]).view(2, *before.shape[2:], -1).permute(0, 3, 1, 2)
     model = cal.CAL(net, 5, 4).eval()
@@ -313,7 +315,7 @@ def test_each_place_is_normalised_where_a_networks_last_norm_follows_its_pooling
 def test_a_map_stays_as_timm_gives_it_where_the_network_itself_ends_with_its_norm_or_has_none(name, options):
     """The norms in the heads of test_vit3 and CaiT belong to what attends there, not to the map."""
     net = shaken(timm.create_model(name, num_classes=5, **options))
-    expected = trunk(net, models.Classifier(net).normalize(images(2)))
+    expected = trunk(net, classifier.Classifier(net).normalize(images(2)))
     torch.testing.assert_close(cal.CAL(net, 5, 4).eval()._map(images(2)), expected, rtol=1e-4, atol=1e-4)
 
 

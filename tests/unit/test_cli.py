@@ -7,29 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from fgkd import cli, states, tables
+from fgkd import cli, records
+from fgkd.engine import states
 from fgkd import study as studies
-from fgkd.study import Cell
+from fgkd.study import Job
 
-CELL = Cell("teacher", "birds", "resnet", "FT")
+CELL = Job("teacher", "birds", "resnet", "FT")
 ERROR = {"cell_type": "code", "outputs": [{"output_type": "stream", "text": "..."}, {"output_type": "error", "ename": "ValueError", "evalue": "no bank"}]}
 
 
-def notebook(study, cell, *cells, **meta):
+def notebook(study, job, *jobs, **meta):
     """The notebook that papermill left behind."""
-    file = study.path(cell) / f"{cell.notebook}.ipynb"
+    file = study.path(job) / f"{job.notebook}.ipynb"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"cells": list(cells), "metadata": {"papermill": meta}}))
+    file.write_text(json.dumps({"cells": list(jobs), "metadata": {"papermill": meta}}))
     return str(file)
 
 
-def result(study, cell):
+def result(study, job):
     """What a notebook that ended left: its result, and a record where a test's study computed none."""
-    for part in tables.parts(study, cell):
-        if tables.record(study, part) is None:
+    for part in records.record_jobs(study, job):
+        if records.record(study, part) is None:
             record = {"cell": part.id, "fingerprint": study.fingerprint(part), "rows": [{}], "contents": study.contents(part)}
-            tables.write_json(study.path(part) / "record.json", record | {"provenance": {"parameters": study.values(part)}})
-    tables.write_json(study.path(cell) / "result.json", {"cell": cell.id, "fingerprint": study.fingerprint(cell), "rows": 1})
+            records.write_json(study.path(part) / "record.json", record | {"provenance": {"parameters": study.values(part)}})
+    records.write_json(study.path(job) / "result.json", {"cell": job.id, "fingerprint": study.fingerprint(job), "rows": 1})
 
 
 def test_the_counts_of_smoke(tmp_path, monkeypatch, capsys):
@@ -148,7 +149,7 @@ def test_a_notebook_without_an_end_is_running_under_a_driver_and_interrupted_wit
     assert states.state(tiny, CELL)["state"] == "interrupted"
 
 
-@pytest.mark.parametrize("content", [json.dumps({"cells": [], "metadata": {"papermill": {"end_time": None}}}), '{"cells'])
+@pytest.mark.parametrize("content", [json.dumps({"cells": [], "metadata": {"papermill": {"end_time": None}}}), '{"jobs'])
 @pytest.mark.fault("a notebook cut short")
 def test_a_result_whose_notebook_was_cut_short_is_not_done(tiny, content):
     log = Path(notebook(tiny, CELL))
@@ -169,7 +170,7 @@ def test_files_that_are_being_written_are_no_state(tiny, name, content):
 
 def test_status_shows_failures_with_their_log_and_ends_with_status_1(tiny, capsys):
     log = notebook(tiny, CELL, ERROR, duration=3.0, end_time="2026-01-01T00:00:03", exception=True)
-    result(tiny, done := Cell("data", "birds"))
+    result(tiny, done := Job("data", "birds"))
     assert cli.main(["status", tiny.file]) == 1
     lines = capsys.readouterr().out.splitlines()
     position = next(i for i, line in enumerate(lines) if CELL.id in line)
@@ -213,9 +214,9 @@ def test_asking_for_the_state_does_not_keep_a_driver_out(tiny):
 
 
 def reasons(study, after):
-    """Why each cell that is not done in `after` is to run, where all cells of `study` are done: id -> reason."""
-    for cell in study.cells():
-        result(study, cell)
+    """Why each job that is not done in `after` is to run, where all jobs of `study` are done: id -> reason."""
+    for job in study.jobs():
+        result(study, job)
     return {c.id: reason for c, reason in states.left(after).items()}
 
 
@@ -233,13 +234,13 @@ def test_a_comment_in_the_study_file_runs_nothing(finished, make_study):
 
 
 def test_a_plan_groups_what_is_left_by_reason(finished, capsys):
-    for cell in finished.cells():
-        result(finished, cell)
+    for job in finished.jobs():
+        result(finished, job)
     study = finished
     (study.path(CELL) / "result.json").unlink()
     notebook(study, CELL, ERROR, end_time="now")
     for name in ("result.json", "record.json"):
-        (study.path(Cell("intro")) / name).unlink()
+        (study.path(Job("intro")) / name).unlink()
     assert cli.main(["plan", study.file]) == 0
     shown = capsys.readouterr().out
     assert "23 of 25 notebooks are done; left to run:" in shown
@@ -248,7 +249,7 @@ def test_a_plan_groups_what_is_left_by_reason(finished, capsys):
 
 def test_how_a_kernel_ended_stands_beside_the_error_and_what_it_printed(tiny, capsys):
     notebook(tiny, CELL, {"cell_type": "code", "outputs": [{"output_type": "stream", "text": ["one\ntwo\n", "10%\r50%\n", "three\n"]}]}, end_time="now")
-    tables.write_json(tiny.path(CELL) / "exit.json", {"exit_status": -9, "peak_memory_mb": 2048})
+    records.write_json(tiny.path(CELL) / "exit.json", {"exit_status": -9, "peak_memory_mb": 2048})
     found = states.state(tiny, CELL)
     assert found["error"] == "its kernel ended without an error message: it was killed, or ran out of memory (signal 9, peak memory 2,048 MB)"
     assert cli.main(["status", tiny.file]) == 1
@@ -277,6 +278,6 @@ def test_a_profile_that_is_none_is_refused(tiny, capsys):
 
 
 def test_the_command_line_and_the_engine_s_states_load_without_torch():
-    loaded = "import sys; import fgkd.cli, fgkd.states; print('torch' in sys.modules, 'timm' in sys.modules)"
+    loaded = "import sys; import fgkd.cli, fgkd.engine.states; print('torch' in sys.modules, 'timm' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "False"]

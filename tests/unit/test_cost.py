@@ -6,8 +6,10 @@ from collections import Counter
 import pytest
 import torch
 
-from fgkd import cli, cost, models, stages, tables
-from fgkd.study import PROJECT, Cell, StudyError, load
+from fgkd import cli, records, stages
+from fgkd.engine import cost
+from fgkd.models import classifier
+from fgkd.study import PROJECT, Job, StudyError, load
 
 ALL = {"strategies": ["FZ", "FT", "CAL", "TGDA"], "recipes.CAL": {"epochs": 1, "batch_size": 12, "lr": 0.01, "maps": 2},
        "losses": {"pkt": {"strategies": ["TGDA"]}}, "teachers": {"byobnet": {"model": "test_byobnet.r160_in1k", "weights": "pretext"}}}
@@ -15,17 +17,17 @@ ALL = {"strategies": ["FZ", "FT", "CAL", "TGDA"], "recipes.CAL": {"epochs": 1, "
 
 @pytest.mark.parametrize("change", [{}, {"online": True}], ids=["bank", "online"])
 def test_every_image_that_passes_through_a_network_is_counted(make_study, monkeypatch, change):
-    study, seen, normalize = make_study(ALL | {"students.small.model": "test_resnet"} | change), Counter(), models.Classifier.normalize
+    study, seen, normalize = make_study(ALL | {"students.small.model": "test_resnet"} | change), Counter(), classifier.Classifier.normalize
 
     def count(model, images):  # a network normalises each batch that it is fed, once
         seen[{"ByobNet": "test_byobnet.r160_in1k", "ResNet": "test_resnet"}[type(model.net).__name__], "train" if torch.is_grad_enabled() else "forward"] += len(images)
         return normalize(model, images)
 
-    monkeypatch.setattr(models.Classifier, "normalize", count)
+    monkeypatch.setattr(classifier.Classifier, "normalize", count)
     for recipe in ("FZ", "FT", "CAL"):
         stages.bank(study, "birds", "byobnet", recipe)
-    stages.everything(study)
-    expected = sum((cost.passes(study, cell) for cell in study.cells()), Counter())
+    stages.study_tables(study)
+    expected = sum((cost.passes(study, job) for job in study.jobs()), Counter())
     assert {k: n for k, n in expected.items() if k[1] == "train"} == {k: n for k, n in seen.items() if k[1] == "train"}
     checks = {"test_byobnet.r160_in1k": 4 + (6 if study.online else 0), "test_resnet": 2}  # FZ looks at two images twice, a further loss at two for its widths
     assert {k: n + checks[k[0]] for k, n in expected.items() if k[1] == "forward"} == {k: n for k, n in seen.items() if k[1] == "forward"}
@@ -34,22 +36,22 @@ def test_every_image_that_passes_through_a_network_is_counted(make_study, monkey
 def test_passes_by_hand(make_study):
     study = make_study(ALL)  # 24 training and 16 test images; students: 2 epochs
     b = "test_byobnet.r160_in1k"
-    cells = {("teacher", "FZ"): {(b, "forward"): 24 + 24 + 16}, ("teacher", "FT"): {(b, "train"): 48, (b, "forward"): 24 + 16},
+    jobs = {("teacher", "FZ"): {(b, "forward"): 24 + 24 + 16}, ("teacher", "FT"): {(b, "train"): 48, (b, "forward"): 24 + 16},
              ("teacher", "CAL"): {(b, "train"): 3 * 24, (b, "forward"): 24 + 9 * 16}, ("bank", "FT"): {(b, "forward"): 48}, ("bank", "CAL"): {(b, "forward"): 3 * 48},
              ("distill", "FT"): {("test_byobnet", "train"): 48, ("test_byobnet", "forward"): 16},
              ("distill", "TGDA"): {("test_byobnet", "train"): 2 * 3 * 48, ("test_byobnet", "forward"): 2 * 16}}
-    for (stage, strategy), expected in cells.items():
-        assert cost.passes(study, Cell(stage, "birds", "byobnet", strategy)) == expected, (stage, strategy)
-    assert cost.passes(study, Cell("distill", "birds", "none", "CE")) == cells["distill", "FT"]
+    for (stage, strategy), expected in jobs.items():
+        assert cost.passes(study, Job(stage, "birds", "byobnet", strategy)) == expected, (stage, strategy)
+    assert cost.passes(study, Job("distill", "birds", "none", "CE")) == jobs["distill", "FT"]
     searched = make_study(ALL | {"recipes.FT.lr": [0.1, 0.01], "recipes.CAL.lr": [0.1, 0.01], "recipes.student.lr": [0.1, 0.01, 0.001]})  # 19 to train on, 5 held out
-    assert cost.passes(searched, Cell("teacher", "birds", "byobnet", "FT")) == {(b, "train"): 2 * (24 + 2 * 19), (b, "forward"): 24 + 16 + 2 * 5}
-    assert cost.passes(searched, Cell("teacher", "birds", "byobnet", "CAL")) == {(b, "train"): 3 * (24 + 2 * 19), (b, "forward"): 24 + 9 * 16 + 8 * 2 * 5}
-    assert cost.passes(searched, Cell("distill", "birds", "byobnet", "FT")) == {("test_byobnet", "train"): 2 * (24 + 3 * 19), ("test_byobnet", "forward"): 16 + 3 * 5}
-    assert not cost.passes(study, Cell("report")) and not cost.passes(study, Cell("data", "birds"))
+    assert cost.passes(searched, Job("teacher", "birds", "byobnet", "FT")) == {(b, "train"): 2 * (24 + 2 * 19), (b, "forward"): 24 + 16 + 2 * 5}
+    assert cost.passes(searched, Job("teacher", "birds", "byobnet", "CAL")) == {(b, "train"): 3 * (24 + 2 * 19), (b, "forward"): 24 + 9 * 16 + 8 * 2 * 5}
+    assert cost.passes(searched, Job("distill", "birds", "byobnet", "FT")) == {("test_byobnet", "train"): 2 * (24 + 3 * 19), ("test_byobnet", "forward"): 16 + 3 * 5}
+    assert not cost.passes(study, Job("report")) and not cost.passes(study, Job("data", "birds"))
 
 
 def test_a_finished_study_took_the_hours_that_went_by(finished):
-    seconds = sum(r["provenance"]["seconds"] for c in finished.cells() if c.stage in tables.STAGE_TABLES.values() for r in tables.records(finished, c))
+    seconds = sum(r["provenance"]["seconds"] for c in finished.jobs() if c.stage in records.STAGE_TABLES.values() for r in records.records(finished, c))
     found = cost.estimate(finished, [])
     assert found["hours"] == pytest.approx(seconds / 3600) and found["hours_left"] == 0
     assert found["device"] == "cpu" and found["without_throughput"] == []
@@ -57,12 +59,12 @@ def test_a_finished_study_took_the_hours_that_went_by(finished):
 
 def test_hours_are_passes_over_throughputs_and_unknown_where_one_is_missing(make_study, tmp_path):
     study = make_study()
-    none = cost.estimate(study, study.cells())
+    none = cost.estimate(study, study.jobs())
     assert none["device"] is None and none["hours"] == 0 and len(none["without_throughput"]) == len(none["networks"]) == 4
     images = {row["model"]: row["train"] + row["forward"] for row in none["networks"]}
     assert cost.estimate(study, [], "50")["hours"] == pytest.approx(sum(images.values()) / 50 / 3600)
     (tmp_path / "mine.json").write_text(json.dumps({"device": "A100", "test_resnet": 10, "test_efficientnet": {"train": 5}}))
-    some = cost.estimate(study, study.cells(), str(tmp_path / "mine.json"))
+    some = cost.estimate(study, study.jobs(), str(tmp_path / "mine.json"))
     assert some["device"] == "A100" and some["hours"] == some["hours_left"] == pytest.approx(images["test_resnet"] / 10 / 3600)
     assert set(some["without_throughput"]) == set(images) - {"test_resnet"}
 
@@ -114,5 +116,5 @@ def test_a_search_at_a_fifth_of_the_epochs_takes_a_fifth_of_its_passes(make_stud
     how = {"epochs": 10, "lr": [0.1, 0.01], "batch_size": 8}
     whole = make_study({"recipes.FT": how})
     fifth = make_study({"recipes.FT": how | {"search_epochs": 2}})
-    images = [cost.passes(s, Cell("teacher", "birds", "resnet", "FT"))["test_resnet", "train"] for s in (whole, fifth)]
+    images = [cost.passes(s, Job("teacher", "birds", "resnet", "FT"))["test_resnet", "train"] for s in (whole, fifth)]
     assert images == [10 * 24 + 10 * 2 * 19, 10 * 24 + 2 * 2 * 19]

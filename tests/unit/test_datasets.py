@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgkd import birds, datasets
-from fgkd.datasets import DataError, check, decode, load
+from fgkd.data import birds, folders
+from fgkd.data.folders import DataError, check, decode, load
 from fgkd.study import DataSpec
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -320,7 +320,7 @@ def test_a_full_disk_is_said_with_the_bytes_needed_and_leaves_nothing(tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     root = split_folder(tmp_path / "root")
-    monkeypatch.setattr(datasets.os, "fsync", full)
+    monkeypatch.setattr(folders.os, "fsync", full)
     fails(["no space left", str(tmp_path / "cache"), f"{8 * 8 * 8 * 3:,} bytes"], spec(root), tmp_path / "cache")
     assert os.listdir(tmp_path / "cache") == [".lock"]
 
@@ -335,7 +335,7 @@ def stamps(cache):
 def test_a_second_load_decodes_nothing(tmp_path, monkeypatch):
     root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
     first, before = load(spec(root), cache, progress=False), stamps(cache)
-    monkeypatch.delattr(datasets, "decode")
+    monkeypatch.delattr(folders, "decode")
     second = load(spec(root), cache, progress=False)
     assert stamps(cache) == before and set(before) == {"train.npy", "test.npy", "index.json"}
     assert second.fingerprint == first.fingerprint and second.train.names == first.train.names
@@ -396,9 +396,9 @@ def test_an_interrupted_build_leaves_no_cache_and_the_next_one_succeeds(tmp_path
         raise KeyboardInterrupt
 
     root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
-    datasets.content(spec(root), cache)
+    folders.content(spec(root), cache)
     with monkeypatch.context() as patch:
-        patch.setattr(datasets.os, "replace", interrupt)
+        patch.setattr(folders.os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             load(spec(root), cache, progress=False)
     assert os.listdir(cache) == [".lock"]
@@ -408,7 +408,7 @@ def test_an_interrupted_build_leaves_no_cache_and_the_next_one_succeeds(tmp_path
 
 
 def slow_load(root, cache, builds):
-    build = datasets._build
+    build = folders._build
 
     def slow(*args):
         with builds.get_lock():
@@ -416,7 +416,7 @@ def slow_load(root, cache, builds):
         time.sleep(0.3)
         build(*args)
 
-    datasets._build = slow
+    folders._build = slow
     assert len(load(spec(root), cache, progress=False).train) == 5
 
 
@@ -457,7 +457,7 @@ def test_other_birds_have_another_fingerprint(change, tmp_path):
 
 def test_a_changed_renderer_rebuilds(tmp_path, monkeypatch):
     first = load(spec(kind="birds", resize=24), tmp_path, progress=False)
-    monkeypatch.setattr(datasets.inspect, "getsource", lambda module: "another renderer")
+    monkeypatch.setattr(folders.inspect, "getsource", lambda module: "another renderer")
     assert load(spec(kind="birds", resize=24), tmp_path, progress=False).fingerprint != first.fingerprint
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fgkd import findings, stats
+from fgkd.analysis import correlation, findings
 from fgkd.metrics import METRICS
 
 
@@ -89,7 +89,7 @@ def test_six_data_sets_have_the_interval_of_their_own_gains():
     points = pd.concat([taught([0.4 + g, 0.4 + g], dataset=d) for d, g in zip(names, gains)])
     row = findings.pay(points, alone(0.4, names), data(names)).iloc[0]
     assert row.over == "data sets"
-    assert (row.gain_low, row.gain_high) == pytest.approx(stats.mean_interval(gains, names))
+    assert (row.gain_low, row.gain_high) == pytest.approx(correlation.mean_interval(gains, names))
 
 
 def test_a_gain_of_nothing_is_found_to_pay_in_one_study_of_twenty():
@@ -130,7 +130,7 @@ def test_a_metric_that_is_undefined_leaves_the_other_gains():
 
 
 def correlated(values, metric="ratio12", student="small"):
-    """Rows as of `stats.correlations`: {(data set, strategy, loss): rho in the claimed direction}."""
+    """Rows as of `correlation.correlations`: {(data set, strategy, loss): rho in the claimed direction}."""
     return pd.DataFrame(
         [
             {"dataset": d, "student": student, "strategy": s, "loss": loss, "metric": metric, "agrees": v}

@@ -9,15 +9,17 @@ import torch
 import trainings
 from torch import nn
 
-from fgkd import losses, models, stages, training
-from fgkd.datasets import Split
+from fgkd import stages
+from fgkd.distillation import losses, training
+from fgkd.models import classifier
+from fgkd.data.folders import Split
 from fgkd.study import Model, Recipe, Views
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
 
 def test_the_tiny_study_runs_on_a_gpu_and_says_so(make_study):
-    tables = stages.everything(make_study({"device": "cuda"}))
+    tables = stages.study_tables(make_study({"device": "cuda"}))
     assert set(tables["students"].device) == {"cuda"} and tables["students"].accuracy.between(0, 1).all()
     assert (tables["teachers"].peak_memory_mb > 0).all()
 
@@ -27,7 +29,7 @@ def test_the_bank_of_a_teacher_is_the_same_on_a_gpu_but_for_bf16(make_study):
     trained = stages.teacher(cpu, "birds", "resnet", "FT")
     stages.teacher(gpu, "birds", "resnet", "FT")
     weights = (trained.folder / "model.safetensors").read_bytes()
-    (gpu.path(trained.cell) / "model.safetensors").write_bytes(weights)
+    (gpu.path(trained.job) / "model.safetensors").write_bytes(weights)
     logits = [torch.tensor(stages.bank(study, "birds", "resnet", "FT")[1].arrays["logits"].astype("float32")) for study in (cpu, gpu)]
     assert (logits[0] - logits[1]).abs().max() < 0.05 * logits[0].abs().max()
 
@@ -54,11 +56,11 @@ def test_losses_their_gradients_and_crds_memories_are_the_same_on_a_gpu():
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext3", "lcnet_035", "resnetv2_18"])
 def test_logits_are_not_rounded_to_bf16_and_are_those_of_the_last_layer_on_the_features(name):
-    model = models.build(Model("x", name), 200, crop=64, seed=0).eval().cuda()
+    model = classifier.build(Model("x", name), 200, crop=64, seed=0).eval().cuda()
     pixels = np.random.default_rng(1).integers(0, 256, (16, 3, 64, 64), dtype=np.uint8)
     images = torch.from_numpy(pixels).cuda()
     with torch.inference_mode():
-        logits, (_, again) = model(images), model.parts(images)
+        logits, (_, again) = model(images), model.features_and_logits(images)
     assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
     torch.testing.assert_close(logits, again, rtol=1e-4, atol=1e-4 * again.abs().max().item())
 
@@ -70,7 +72,7 @@ def test_a_training_goes_on_on_another_device_than_it_began_on(tmp_path, monkeyp
     split, save, saved = Split(pixels, np.arange(24) % 4, ("",) * 24), training._save, []
 
     def train(on):
-        model = models.build(Model("x", "test_byobnet"), 4, crop=32, seed=0).to(on)
+        model = classifier.build(Model("x", "test_byobnet"), 4, crop=32, seed=0).to(on)
         images = training.Images(split, Views(resize=36, crop=32), torch.device(on))
         recipe = Recipe(epochs=3, batch_size=8, optimizer="adamw", lr=0.001, weight_decay=0.05)
         objective, options = training.cross_entropy(images.labels), {"seed": 2, "checkpoint": tmp_path / "c"}

@@ -18,17 +18,17 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from fgkd import kernel
+from fgkd.engine import kernels
 from fgkd.study import PROJECT
 
 PAPERMILL = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "--cwd", ".", "in.ipynb", "out.ipynb"]
 SLEEP = "import os, time\nopen('pids.part', 'w').write(f'{os.getpid()} {os.getppid()}')\nos.rename('pids.part', 'pids')\ntime.sleep(600)"
 DRIVER = f"""
 import fcntl, os, subprocess, time
-from fgkd import kernel
+from fgkd.engine import kernels
 with open("lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with kernel.warm(dict(os.environ), (lock.fileno(),)) as (environment, group):
+    with kernels.warm(dict(os.environ), (lock.fileno(),)) as (environment, group):
         papermill = subprocess.Popen({PAPERMILL}, env=environment, process_group=group)
         open("group", "w").write(f"{{group}} {{papermill.pid}}")
         time.sleep(600)
@@ -38,7 +38,7 @@ needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="n
 
 @pytest.fixture(scope="module")
 def environment():
-    with kernel.warm(dict(os.environ)) as (environment, _):
+    with kernels.warm(dict(os.environ)) as (environment, _):
         yield environment
 
 
@@ -143,7 +143,7 @@ def test_the_socket_is_its_owners_alone_and_goes_with_the_warm_process(environme
 SLOT = """
 import sys, time
 from pathlib import Path
-from fgkd.kernel import take_gpu
+from fgkd.engine.kernels import take_gpu
 print(take_gpu(["3", "3", "5"], Path(sys.argv[1])), flush=True)
 time.sleep(60)
 """
@@ -181,7 +181,7 @@ def execute(folder, *sources, variables):
         new_notebook(cells=[new_code_cell(s) for s in sources], metadata=python3), folder / "in.ipynb"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "fgkd.execute", "in.ipynb", "out.ipynb"],
+        [sys.executable, "-m", "fgkd.engine.execute", "in.ipynb", "out.ipynb"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -212,7 +212,7 @@ def test_a_notebook_and_its_kernel_listen_on_no_port_warm_or_not(tmp_path, warm)
 @pytest.mark.fault("papermill killed")
 def test_a_kernel_that_is_a_new_python_ends_with_papermill_too(tmp_path, wait_for):
     write(tmp_path, SLEEP)
-    with kernel.warm(os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0"}) as (environment, _):
+    with kernels.warm(os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0"}) as (environment, _):
         papermill = subprocess.Popen(
             PAPERMILL, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -230,7 +230,7 @@ def test_a_kernel_that_is_a_new_python_ends_with_papermill_too(tmp_path, wait_fo
 def test_a_mistyped_fgkd_warm_is_refused():
     with (
         pytest.raises(ValueError, match="FGKD_WARM is 'no': expected 1, .* or 0"),
-        kernel.warm(os.environ | {"FGKD_WARM": "no"}),
+        kernels.warm(os.environ | {"FGKD_WARM": "no"}),
     ):
         pass
 
@@ -292,7 +292,7 @@ def test_a_slot_is_held_until_the_kernel_ends(tmp_path):
 @pytest.mark.fault("a kernel's client closes early")
 @pytest.mark.parametrize("said", [b"", b'{"arguments": ['])
 def test_a_client_that_closes_before_it_has_asked_leaves_no_process(said, wait_for):
-    with kernel.warm(os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0"}) as (environment, server):
+    with kernels.warm(os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0"}) as (environment, server):
         handlers = psutil.Process(server).children
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(f"{environment['FGKD_SOCKETS']}/socket")

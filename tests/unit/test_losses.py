@@ -11,7 +11,7 @@ from timm.task import LogitDistillationTask
 from torch import nn
 from torch.nn import functional as F
 
-from fgkd import losses
+from fgkd.distillation import losses
 
 
 class Fixed(nn.Module):

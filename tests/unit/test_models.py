@@ -7,8 +7,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from fgkd import models
-from fgkd.models import Head
+from fgkd.models import classifier
+from fgkd.models.classifier import Head
 from fgkd.study import Model, StudyError
 
 PLUGIN = """
@@ -22,7 +22,7 @@ def {name}(pretrained=False, **options):
 
 
 def build(model="test_resnet", classes=4, *, crop=32, seed=0, **values):
-    return models.build(Model("x", model, **values), classes, crop=crop, seed=seed)
+    return classifier.build(Model("x", model, **values), classes, crop=crop, seed=seed)
 
 
 def photos(n=3, size=32):
@@ -50,13 +50,13 @@ def test_a_name_that_timm_does_not_know_is_refused_with_close_ones(name, message
 
 
 def test_a_name_and_its_tag_are_known():
-    models.check_name("test_resnet"), models.check_name("test_resnet.r160_in1k")
+    classifier.check_name("test_resnet"), classifier.check_name("test_resnet.r160_in1k")
 
 
 def test_a_model_gives_logits_of_its_classes_from_raw_pixels():
     model = build(classes=5)
     assert model.training and model(photos()).shape == (3, 5)
-    assert models.parameters(model) == sum(p.numel() for p in model.net.parameters())
+    assert classifier.parameters(model) == sum(p.numel() for p in model.net.parameters())
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit3.r160_in1k"])
@@ -103,14 +103,14 @@ def test_a_head_on_features_equals_the_whole_network(name, options):
     model = build(name, crop=64, options=options).eval()
     with torch.inference_mode():
         images = photos(2, 64)
-        torch.testing.assert_close(model.parts(images)[1], model(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.features_and_logits(images)[1], model(images), rtol=1e-4, atol=1e-5)
     assert isinstance(model.head, torch.nn.Conv2d) == (name == "resnetv2_18")
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit3"])
 def test_the_heads_prefix_names_the_last_layers_weights_and_no_others(name):
     model = build(name, classes=11)
-    prefix = models.head_prefix(model)
+    prefix = classifier.head_prefix(model)
     named = {k: v for k, v in model.state_dict().items() if k.startswith(prefix)}
     assert {v.shape[0] for v in named.values()} == {11}
     assert len(named) == len(model.head.state_dict())
@@ -128,7 +128,7 @@ def test_weights_of_other_classes_load_with_the_same_features_and_a_new_head(tra
         torch.save({"state_dict": weights(model)}, file := tmp_path / "seven.pth")
     found = build(weights=str(file), classes=4).eval()
     with torch.inference_mode():
-        assert torch.equal(found.parts(photos())[0], model.parts(photos())[0])
+        assert torch.equal(found.features_and_logits(photos())[0], model.features_and_logits(photos())[0])
         assert found(photos()).shape == (3, 4)
 
 
@@ -141,7 +141,7 @@ def test_weights_without_a_head_load(trained, tmp_path):
     model, _ = trained
     save_file({k: v for k, v in weights(model).items() if not k.startswith("fc.")}, file := tmp_path / "headless.safetensors")
     with torch.inference_mode():
-        assert torch.equal(build(weights=str(file)).eval().parts(photos())[0], model.parts(photos())[0])
+        assert torch.equal(build(weights=str(file)).eval().features_and_logits(photos())[0], model.features_and_logits(photos())[0])
 
 
 @pytest.mark.parametrize("spoil, message", [
@@ -191,8 +191,8 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
 
 def test_what_save_wrote_restores_to_the_same_logits(tmp_path):
     model, other = build(seed=1).eval(), build(seed=2).eval()
-    models.save(model, tmp_path / "m.safetensors")
-    models.restore(other, tmp_path / "m.safetensors")
+    classifier.save(model, tmp_path / "m.safetensors")
+    classifier.restore(other, tmp_path / "m.safetensors")
     with torch.inference_mode():
         assert torch.equal(model(photos()), other(photos()))
     assert [f.name for f in tmp_path.iterdir()] == ["m.safetensors"]
@@ -201,37 +201,37 @@ def test_what_save_wrote_restores_to_the_same_logits(tmp_path):
 def test_restoring_all_but_the_head_keeps_the_new_head(tmp_path):
     source, model = build(classes=7, seed=1).eval(), build(classes=4, seed=2).eval()
     head = model.head.weight.clone()
-    models.save(source, tmp_path / "m.safetensors")
+    classifier.save(source, tmp_path / "m.safetensors")
     with pytest.raises(StudyError, match=r"shape of net.fc.weight is \(7, .*expected \(4, .*Delete the file"):
-        models.restore(model, tmp_path / "m.safetensors")
-    models.restore(model, tmp_path / "m.safetensors", skip=models.head_prefix(model))
-    assert torch.equal(model.head.weight, head) and torch.equal(model.parts(photos())[0], source.parts(photos())[0])
+        classifier.restore(model, tmp_path / "m.safetensors")
+    classifier.restore(model, tmp_path / "m.safetensors", skip=classifier.head_prefix(model))
+    assert torch.equal(model.head.weight, head) and torch.equal(model.features_and_logits(photos())[0], source.features_and_logits(photos())[0])
 
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda state: state.pop("net.conv1.0.weight"), "missing net.conv1.0.weight"), (lambda state: state.update(x=torch.zeros(1)), "unexpected x")])
 def test_restoring_is_strict(tmp_path, spoil, message):
-    models.save(build(), file := tmp_path / "m.safetensors")
+    classifier.save(build(), file := tmp_path / "m.safetensors")
     spoil(state := load_file(file))
     save_file(state, file)
     with pytest.raises(StudyError, match=f"m.safetensors' do not fit the model: {message}"):
-        models.restore(build(), file)
+        classifier.restore(build(), file)
 
 
 @pytest.mark.fault("a trained model cut short")
 def test_restoring_a_file_that_is_cut_short_names_it_and_the_remedy(tmp_path):
-    models.save(build(), file := tmp_path / "m.safetensors")
+    classifier.save(build(), file := tmp_path / "m.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(StudyError, match="m.safetensors' cannot be read.*Delete the file"):
-        models.restore(build(), file)
+        classifier.restore(build(), file)
 
 
 def test_a_plugin_registers_a_model_with_timm(tmp_path):
     (file := tmp_path / "mine.py").write_text(PLUGIN.format(name="fgkd_plugin_net"))
     with pytest.raises(StudyError, match="A model of your own goes into 'plugins:'"):
-        models.check_name("fgkd_plugin_net")
-    models.load_plugins((str(file),))
-    models.load_plugins((str(file),))
+        classifier.check_name("fgkd_plugin_net")
+    classifier.load_plugins((str(file),))
+    classifier.load_plugins((str(file),))
     assert build("fgkd_plugin_net", classes=6)(photos()).shape == (3, 6)
 
 
@@ -241,12 +241,12 @@ def test_a_plugin_that_fails_is_named_with_its_error_each_time(tmp_path, source,
     (file := tmp_path / "bad.py").write_text(source)
     for _ in range(2):
         with pytest.raises(StudyError, match=f"plugin '.*bad.py' failed to import: {message}"):
-            models.load_plugins((str(file),))
+            classifier.load_plugins((str(file),))
 
 
 @pytest.mark.parametrize("name, kind", [("resnet10t", "BatchNorm"), ("test_efficientnet_gn", "GroupNorm"), ("test_vit3", "LayerNorm"), ("test_nfnet", "none")])
 def test_the_kind_of_normalisation_is_that_of_most_layers(name, kind):
-    assert models.norm(timm.create_model(name)) == kind
+    assert classifier.norm(timm.create_model(name)) == kind
 
 
 @pytest.mark.parametrize("name, weights, found", [
@@ -254,7 +254,7 @@ def test_the_kind_of_normalisation_is_that_of_most_layers(name, kind):
     ("van_b3", "a.pth", "in1k"), ("test_vit3.r160_in1k", "pretext", "pretext"), ("test_vit3", "none", "none"), ("mobilenetv1_050", "a.pth", "unknown"),
     ("lcnet_035", "a.pth", "unknown")])
 def test_pretraining_is_the_end_of_the_tag(name, weights, found):
-    assert models.pretraining(Model("teacher", name, weights)) == found
+    assert classifier.pretraining(Model("teacher", name, weights)) == found
 
 
 def test_a_file_keeps_its_own_head_where_no_number_of_classes_is_given(trained):
@@ -287,7 +287,7 @@ def test_what_a_network_does_after_its_last_layer_is_done_still():
     net = timm.create_model("test_resnet", num_classes=4).eval()
     plain = net.forward
     net.forward = lambda x: 3 * plain(x).softmax(1)
-    model = models.Classifier(net).eval()
+    model = classifier.Classifier(net).eval()
     with torch.inference_mode():
         expected = 3 * plain(model.normalize(photos())).softmax(1)
         assert torch.equal(model(photos()), expected)
@@ -306,4 +306,4 @@ def test_a_copy_of_a_model_has_a_last_layer_of_its_own():
 
 def test_a_network_that_does_not_name_its_last_layer_is_refused():
     with pytest.raises(StudyError, match=r"'Linear' has no get_classifier\(\): expected timm's method"):
-        models.Classifier(torch.nn.Linear(2, 2))
+        classifier.Classifier(torch.nn.Linear(2, 2))

@@ -18,8 +18,9 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import FGVCAircraft, Flowers102, OxfordIIITPet
 
-from fgkd import cli, datasets, official, stages
-from fgkd.datasets import DataError
+from fgkd import cli, stages
+from fgkd.data import folders, official
+from fgkd.data.folders import DataError
 from fgkd.study import OFFICIAL, DataSpec, StudyError
 
 # Each archive has 18 images of 3 classes, image i of class i % 3; the first 12 are for training. A writer fills the set's folder and
@@ -48,8 +49,8 @@ def mat(file, **values):
     savemat(file, values)
 
 
-def cells(values):
-    """A MATLAB cell array of strings, a column."""
+def jobs(values):
+    """A MATLAB job array of strings, a column."""
     found = np.empty((len(values), 1), dtype=object)
     found[:, 0] = values
     return found
@@ -75,7 +76,7 @@ def cars(base):
     names = ["Ferrari FF Coupe 2012", "Acura RL Sedan 2012", "Ram C/V Cargo Van Minivan 2012"]
     files = [f"{i:05}.jpg" for i in range(18)]
     labels = [np.uint8(i % 3 + 1) for i in range(18)]
-    mat(base / "devkit/cars_meta.mat", class_names=cells(names).T)
+    mat(base / "devkit/cars_meta.mat", class_names=jobs(names).T)
     mat(base / "devkit/cars_train_annos.mat", annotations=structs(**{"bbox_x1": labels[:12], "class": labels[:12], "fname": files[:12]}))
     mat(base / "cars_test_annos_withlabels.mat", annotations=structs(**{"bbox_x1": labels[12:], "class": labels[12:], "fname": files[12:]}))
     return names, pictures(base, [f"cars_{'train' if i < 12 else 'test'}/{file}" for i, file in enumerate(files)])
@@ -83,7 +84,7 @@ def cars(base):
 
 def cars_annos(base):
     names, paths = ["Ferrari FF Coupe 2012", "Acura RL Sedan 2012", "Audi S4"], [f"car_ims/{i:06}.jpg" for i in range(18)]
-    mat(base / "cars_annos.mat", class_names=cells(names).T, annotations=structs(**{
+    mat(base / "cars_annos.mat", class_names=jobs(names).T, annotations=structs(**{
         "relative_im_path": paths, "class": [np.uint8(i % 3 + 1) for i in range(18)], "test": [np.uint8(i >= 12) for i in range(18)]}))
     return names, pictures(base, paths)
 
@@ -117,7 +118,7 @@ def dogs(base):
     names = ["n02085620-Chihuahua", "n02107683-Bernese_mountain_dog", "n02116738-African_hunting_dog"]
     files = [f"{names[i % 3]}/{names[i % 3][:9]}_{i}.jpg" for i in range(18)]
     for split, part in {"train": slice(0, 12), "test": slice(12, 18)}.items():
-        mat(base / f"{split}_list.mat", file_list=cells(files[part]), annotation_list=cells([file[:-4] for file in files[part]]),
+        mat(base / f"{split}_list.mat", file_list=jobs(files[part]), annotation_list=jobs([file[:-4] for file in files[part]]),
             labels=np.array([[i % 3 + 1] for i in range(18)][part], np.uint8))
     return names, pictures(base, [f"Images/{file}" for file in files])
 
@@ -184,7 +185,7 @@ def spec(kind, root=None, **options):
 
 
 def load(kind, root, cache, **options):
-    return datasets.load(spec(kind, root, **options), cache, progress=False)
+    return folders.load(spec(kind, root, **options), cache, progress=False)
 
 
 # reading
@@ -209,7 +210,7 @@ def test_each_image_has_its_label_in_the_cache(name, archive, tmp_path):
     labels = {path: i % 3 for i, path in enumerate(paths)}
     for split in (data.train, data.test):
         assert [labels[path] for path in split.names] == split.labels.tolist()
-        assert all((pixels == datasets.decode(root / path, 8)).all() for path, pixels in zip(split.names, split.images))
+        assert all((pixels == folders.decode(root / path, 8)).all() for path, pixels in zip(split.names, split.images))
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -340,14 +341,14 @@ def test_keys_that_mean_nothing_for_a_set_are_refused(change, message, make_stud
 def test_all_studies_share_one_cache_beside_the_images(archive, tmp_path, monkeypatch):
     kind, root, *_ = archive("cub")
     load(kind, root, tmp_path / "a")
-    monkeypatch.delattr(datasets, "decode")
+    monkeypatch.delattr(folders, "decode")
     assert len(load(kind, root, tmp_path / "b").train) == 12
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists() and (root / "cache-8" / "index.json").exists()
 
 
 def test_a_read_only_root_is_cached_in_the_study(archive, tmp_path, monkeypatch):
     kind, root, *_ = archive("cub")
-    monkeypatch.setattr(datasets.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(folders.os, "access", lambda path, mode: False)
     assert len(load(kind, root, tmp_path / "cache").train) == 12
     assert (tmp_path / "cache" / "index.json").exists() and not (root / "cache-8").exists()
 
@@ -364,7 +365,7 @@ def test_changed_inputs_rebuild_the_shared_cache(change, archive, tmp_path):
         lines(file, "1 0", *rows[1:-1], "18 1")
     second = load(kind, root, tmp_path)
     assert second.fingerprint != first.fingerprint
-    assert all((pixels == datasets.decode(root / name, 8)).all() for name, pixels in zip(second.train.names, second.train.images))
+    assert all((pixels == folders.decode(root / name, 8)).all() for name, pixels in zip(second.train.names, second.train.images))
 
 
 # preparing

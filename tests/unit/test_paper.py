@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fgkd import paper, stats
+from fgkd.analysis import correlation, paper
 from fgkd.metrics import METRICS
 
 
@@ -78,14 +78,14 @@ def study(gap, *, data_sets=8, seed=0, students={"small": "lcnet_035"}):
             for (student, loss), size in gaps.items():
                 reached = rng.normal(size=8) - size * values[list(METRICS).index("ratio12")]
                 taught += [(dataset, student, strategy, loss, *pair) for pair in zip(teachers, reached)]
-    columns = [*stats.GROUP, "teacher", "accuracy"]
+    columns = [*correlation.GROUP, "teacher", "accuracy"]
     table, metrics = (
         pd.DataFrame(taught, columns=columns).assign(seed=0, agreement=0.5),
         pd.DataFrame(metrics),
     )
     table["model"] = table.student.map(students)
-    points = stats.joined(table, metrics).assign(family="")
-    return stats.correlations(table, metrics), stats.choices(points, table), table, points
+    points = correlation.join_students_with_metrics(table, metrics).assign(family="")
+    return correlation.correlations(table, metrics), correlation.selection_outcomes(points, table), table, points
 
 
 def test_claims_hold_where_they_are_planted_and_fail_where_the_opposite_is():
@@ -107,7 +107,7 @@ def test_claims_hold_where_they_are_planted_and_fail_where_the_opposite_is():
 def test_a_registered_claim_is_corrected_for_three_and_an_exploratory_one_is_not():
     found = paper.claims(*study(5))
     registered = found[found.family == "registered"]
-    assert registered.p_holm.to_list() == stats.holm(registered.p).tolist() and set(registered.p) == {
+    assert registered.p_holm.to_list() == correlation.holm(registered.p).tolist() and set(registered.p) == {
         2 / 2**8
     }
     assert ((found.p <= 0.05) == ((found.low > 0) | (found.high < 0))).all()
@@ -137,19 +137,19 @@ def null_study(rng):
                     "family": ["", *"xxxxyyy"],
                     "ratio12": rng.normal(size=8),
                 }
-            ).assign(**dict(zip(stats.GROUP, key)))
+            ).assign(**dict(zip(correlation.GROUP, key)))
             for key, reached in zip(keys, accuracies)
         ]
     )
     rows = [
-        (*key, metric, 8, stats.spearman(size if metric == "parameters" else rng.normal(size=8), reached))
+        (*key, metric, 8, correlation.spearman(size if metric == "parameters" else rng.normal(size=8), reached))
         for key, reached in zip(keys, accuracies)
         for metric in direction
     ]
-    table = pd.DataFrame(rows, columns=[*stats.GROUP, "metric", "n", "rho"])
+    table = pd.DataFrame(rows, columns=[*correlation.GROUP, "metric", "n", "rho"])
     table = table.assign(
         abs_rho=table.rho.abs(),
-        strength=table.rho.map(stats.strength),
+        strength=table.rho.map(correlation.strength),
         agrees=table.rho * table.metric.map(direction),
     )
     choices = [
@@ -157,7 +157,7 @@ def null_study(rng):
         for key, row in zip(keys, accuracies)
         for rule, reached in zip(("R12", "SSP", "TAC", "no teacher"), row)
     ]
-    choices = pd.DataFrame(choices, columns=[*stats.GROUP, "rule", "accuracy"])
+    choices = pd.DataFrame(choices, columns=[*correlation.GROUP, "rule", "accuracy"])
     return table, choices, pd.DataFrame([{"student": "small", "model": "lcnet_035"}]), points
 
 
@@ -242,7 +242,7 @@ def test_what_could_have_been_seen_stands_beside_each_registered_claim_that_cann
     correlations = study(0, data_sets=7)[0]
     rhos = correlations[correlations.metric == "ratio12"].groupby("dataset").agrees.mean()
     assert found.detectable["R12: mean signed rho"] == pytest.approx(
-        stats.detectable(rhos.std(), 7, level=0.05 / 3)
+        correlation.detectable(rhos.std(), 7, level=0.05 / 3)
     )
     assert paper.claims(*study(5, data_sets=7)).detectable.isna().all()  # all three hold
     assert paper.claims(*study(0, data_sets=6)).detectable.isna().all()  # no difference is large enough
@@ -251,11 +251,11 @@ def test_what_could_have_been_seen_stands_beside_each_registered_claim_that_cann
 def test_four_of_five_studies_hold_a_claim_that_is_as_large_as_they_can_see():
     """All three claims at once: differences of data sets as large as `power` says for one of them."""
     rng, held = np.random.default_rng(0), []
-    size = stats.detectable(0.2, 7, level=0.05 / 3)
+    size = correlation.detectable(0.2, 7, level=0.05 / 3)
     for _ in range(300):
         differences = rng.normal(size, 0.2, 7)
-        p = stats.swap_p(differences, range(7))
-        held.append(stats.holm([p, 1, 1])[0] <= 0.05 and differences.mean() > 0)
+        p = correlation.swap_p(differences, range(7))
+        held.append(correlation.holm([p, 1, 1])[0] <= 0.05 and differences.mean() > 0)
     assert 0.73 < np.mean(held) < 0.87
 
 
@@ -327,7 +327,7 @@ def test_r12s_edge_under_attention_is_that_of_kd_students_less_that_of_the_other
             ("parameters", 0.0),
         )
     ]
-    table = pd.DataFrame(rows, columns=[*stats.GROUP, "metric", "n", "agrees"])
+    table = pd.DataFrame(rows, columns=[*correlation.GROUP, "metric", "n", "agrees"])
     table = table.assign(rho=table.agrees, abs_rho=table.agrees.abs(), strength="weak")
     _, choices, students, points = null_study(np.random.default_rng(0))
     found = paper.claims(table, choices, students, points).set_index("claim")

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from fgkd import cal, models
+from fgkd.models import cal, classifier
 from fgkd.study import PROJECT, Model
 
 # Millions of weights with 1000 classes, the last feature map at 224 px, the pooled features, and the normalisation.  Counts are those of timm's
@@ -40,7 +40,7 @@ TINY = ["test_resnet", "test_byobnet", "test_efficientnet", "test_convnext3", "t
 
 
 def build(name, crop=224):
-    return models.build(Model("x", name, options={"distilled": False} if name.startswith("levit") else {}), 1000, crop=crop, seed=0).eval()
+    return classifier.build(Model("x", name, options={"distilled": False} if name.startswith("levit") else {}), 1000, crop=crop, seed=0).eval()
 
 
 @functools.cache
@@ -53,12 +53,12 @@ def shape_of(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_a_network_has_its_published_number_of_weights(name):
     published = PAPER[name][0]
-    assert f"{models.parameters(shape_of(name)) / 1e6:.{len(published.partition('.')[2])}f}" == published
+    assert f"{classifier.parameters(shape_of(name)) / 1e6:.{len(published.partition('.')[2])}f}" == published
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_a_name_is_known_with_its_tag_and_the_input_that_it_was_trained_on(name):
-    models.check_name(name)
+    classifier.check_name(name)
     config = timm.get_pretrained_cfg(name)
     assert (config.mean, config.std) == NORMALISATION[PAPER[name][3]] and config.input_size == (3, 224, 224)
     assert config.num_classes == NATIVE_CLASSES.get(name, 1000)
@@ -67,7 +67,7 @@ def test_a_name_is_known_with_its_tag_and_the_input_that_it_was_trained_on(name)
 @pytest.mark.parametrize("name", PAPER)
 def test_a_network_gives_pooled_features_and_logits(name):
     model = shape_of(name)
-    features, logits = model.parts(torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device="meta"))
+    features, logits = model.features_and_logits(torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device="meta"))
     assert features.shape == (2, PAPER[name][2]) and logits.shape == (2, 1000)
 
 
@@ -92,7 +92,7 @@ def test_a_network_with_weights_gives_finite_logits(name, crop):
 def attentive(name, classes=200):
     """A CAL teacher of the network, without memory for its weights."""
     with torch.device("meta"):
-        return cal.CAL(models.build(Model("x", name), classes, crop=224, seed=0).net, classes, 32)
+        return cal.CAL(classifier.build(Model("x", name), classes, crop=224, seed=0).net, classes, 32)
 
 
 @pytest.mark.parametrize("name", [*TEACHERS, *LOCAL])
@@ -101,7 +101,7 @@ def test_every_weight_of_a_cal_teacher_receives_a_gradient(name):
     if name in LOCAL:
         if not REALDATA.is_dir():
             pytest.skip("the pretrained networks are not beside this checkout")
-        models.load_plugins((str(REALDATA / "models.py"),))
+        classifier.load_plugins((str(REALDATA / "models.py"),))
     model = attentive(name)
     seen = model.attend(torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device="meta"))
     (seen.logits.sum() + seen.effects.sum()).backward()
@@ -110,8 +110,8 @@ def test_every_weight_of_a_cal_teacher_receives_a_gradient(name):
 
 def test_vgg_19_has_the_paper_s_23_million_weights_under_cal():
     model = attentive("vgg19_bn.tv_in1k")
-    assert f"{models.parameters(model.net) / 1e6:.2f}" == "20.04"
-    assert f"{models.parameters(model) / 1e6:.2f}" == "23.33"
+    assert f"{classifier.parameters(model.net) / 1e6:.2f}" == "20.04"
+    assert f"{classifier.parameters(model) / 1e6:.2f}" == "23.33"
 
 
 @pytest.mark.parametrize("name", TEACHERS)

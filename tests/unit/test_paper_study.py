@@ -9,7 +9,9 @@ import timm
 import torch
 from timm.layers import DropPath
 
-from fgkd import cli, models, paper
+from fgkd import cli
+from fgkd.analysis import paper
+from fgkd.models import classifier
 from fgkd import study as studies
 
 FILES = ["paper", "paper-fast"]
@@ -44,7 +46,7 @@ def test_it_is_the_paper_s_1216_runs_in_128_groups_of_8(name, capsys):
 def test_its_networks_are_known_and_its_data_sets_and_teachers_are_those_of_the_published_tables(name):
     study = load(name)
     for model in (*study.teachers.values(), *study.students.values()):
-        models.check_name(model.model)
+        classifier.check_name(model.model)
         assert model.key == model.model.partition(".")[0]
     assert list(study.teachers) == paper.published("cal_teacher_accuracy").teacher.tolist()
     assert list(study.datasets) == paper.published("correlation_by_dataset").dataset.drop(8).tolist()

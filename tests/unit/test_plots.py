@@ -5,7 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fgkd import metrics, plots, stats
+from fgkd import metrics
+from fgkd.analysis import correlation
+from fgkd.report import plots
 
 TEACHERS = ["vgg19_bn", "resnet101", "resnetv2_101", "van_b3", "convnext_base", "vit_base_patch16_224", "swin_base_patch4_window7_224", "resnetv2_101x3_bit"]
 
@@ -18,7 +20,7 @@ def style():
 
 
 def points(strategies=("FT", "TGDA"), *, seed=0, teachers=TEACHERS):
-    """Points as of `stats.joined`."""
+    """Points as of `correlation.join_students_with_metrics`."""
     rng = np.random.default_rng(seed)
     frames = [pd.DataFrame({"dataset": "birds", "student": "small", "strategy": s, "loss": "kd", "teacher": teachers, "accuracy": rng.random(len(teachers))}) for s in strategies]
     table = pd.concat(frames, ignore_index=True)
@@ -31,7 +33,7 @@ def points(strategies=("FT", "TGDA"), *, seed=0, teachers=TEACHERS):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(seed):
-    figure = plots.against(points(seed=seed), ["ratio12", "ssp", "tac"], TEACHERS)
+    figure = plots.metric_scatter(points(seed=seed), ["ratio12", "ssp", "tac"], TEACHERS)
     figure.draw_without_rendering()
     for axis in figure.axes:
         boxes = [t.get_window_extent() for t in axis.texts]
@@ -44,7 +46,7 @@ def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(seed):
 
 def test_a_name_lies_beside_its_own_point_also_at_another_resolution(tmp_path):
     table = points(("FT",), teachers=TEACHERS[:3]).assign(accuracy=[0.1, 0.5, 0.9])
-    figure = plots.against(table, ["ratio12"], TEACHERS)
+    figure = plots.metric_scatter(table, ["ratio12"], TEACHERS)
     figure.set_dpi(150)
     figure.draw_without_rendering()
     axis = figure.axes[0]
@@ -56,16 +58,16 @@ def test_a_name_lies_beside_its_own_point_also_at_another_resolution(tmp_path):
 
 def test_the_line_is_that_of_least_squares_and_rho_stands_above_it():
     table = points(("FT",))
-    axis = plots.against(table, ["ratio12"], TEACHERS).axes[0]
+    axis = plots.metric_scatter(table, ["ratio12"], TEACHERS).axes[0]
     x, y = axis.lines[0].get_data()
     assert np.polyfit(x, y, 1) == pytest.approx(np.polyfit(table.ratio12, 100 * table.accuracy, 1))
-    assert f"rho {stats.spearman(table.ratio12, table.accuracy):+.2f}" in axis.get_title() and "n = 8" in axis.get_title()
+    assert f"rho {correlation.spearman(table.ratio12, table.accuracy):+.2f}" in axis.get_title() and "n = 8" in axis.get_title()
 
 
 def test_a_teacher_without_the_metric_has_no_name_and_two_have_no_line():
     table = points(("FT",), teachers=TEACHERS[:3])
     table.loc[1, "leep"] = np.nan
-    axis = plots.against(table, ["leep"], TEACHERS).axes[0]
+    axis = plots.metric_scatter(table, ["leep"], TEACHERS).axes[0]
     assert [t.get_text() for t in axis.texts] == [TEACHERS[0], TEACHERS[2]] and not axis.lines
 
 
@@ -88,7 +90,7 @@ def test_capacity_is_a_mean_over_groups():
 def test_regret_has_a_dot_a_group_and_their_mean():
     table = points(("FT", "TGDA", "CAL"))
     students = table.assign(seed=0)
-    choices = stats.choices(table, students)
+    choices = correlation.selection_outcomes(table, students)
     axis = plots.regret(choices, ["R12", "random"]).axes[0]
     lost = 100 * choices[choices.rule == "R12"].regret
     assert sorted(axis.collections[0].get_offsets()[:, 0]) == pytest.approx(sorted(lost)) and len(lost) == 3
@@ -128,8 +130,8 @@ def test_progress_has_a_mark_a_teacher_and_data_set_and_the_mean_rho_above():
 def test_a_rule_that_sees_students_says_how_much_of_their_training_it_takes():
     table = points(("FT", "TGDA"))
     students = table.assign(seed=0)
-    bars = plots.picks(stats.picks(table, students)).axes[0]
-    dots = plots.regret(stats.choices(table, students), ["R12", "pilot", "random"]).axes[0]
+    bars = plots.selection_chart(correlation.selection_summary(table, students)).axes[0]
+    dots = plots.regret(correlation.selection_outcomes(table, students), ["R12", "pilot", "random"]).axes[0]
     marked = "pilot, after 10% of all trainings"
     assert [t.get_text() for t in dots.get_yticklabels()] == ["R12", marked, "random"]
     colours = {t.get_text(): bar.get_facecolor() for t, bar in zip(bars.get_yticklabels(), bars.patches)}
@@ -146,7 +148,7 @@ def test_reliability_by_hand():
 def test_the_most_confused_pair_is_on_top_whichever_was_taken_for_the_other():
     labels = np.array([0, 0, 1, 1, 2, 2])
     says = lambda *named: np.eye(3)[list(named)]  # noqa: E731
-    axis = plots.confused({"teacher": says(1, 0, 0, 1, 2, 2), "student": says(1, 1, 1, 1, 1, 2)}, labels, ("gull", "tern", "skua"), pairs=2).axes[0]
+    axis = plots.confused_pairs({"teacher": says(1, 0, 0, 1, 2, 2), "student": says(1, 1, 1, 1, 1, 2)}, labels, ("gull", "tern", "skua"), pairs=2).axes[0]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["gull\ntern", "tern\nskua"]
     assert [np.asarray(c.get_offsets()).tolist() for c in axis.collections] == [[[50, 0], [0, 1]], [[50, 0], [25, 1]]]
 
@@ -156,7 +158,7 @@ def test_many_groups_become_a_panel_a_metric(data_sets, panels):
     """Four groups a data set: with 16 one heat map and its colour bar, with 20 three and theirs."""
     rows = [{"dataset": f"d{d}", "student": s, "strategy": strategy, "loss": "kd", "metric": m, "agrees": (d + len(s)) / 10}
             for d in range(data_sets) for s in ("a", "bcd") for strategy in ("FT", "TGDA") for m in ("ratio12", "ssp", "tac")]
-    axes = plots.heat(pd.DataFrame(rows)).axes
+    axes = plots.rho_heatmap(pd.DataFrame(rows)).axes
     assert len(axes) == panels
     if panels == 4:
         assert [t.get_text() for t in axes[0].texts] == [f"{(d + 2) / 10:+.2f}" for d in range(5) for _ in range(2)]
@@ -172,7 +174,7 @@ def test_many_groups_become_a_panel_a_metric(data_sets, panels):
     ],
 )
 def test_numbers_below_an_axis_do_not_touch(ssp):
-    axis = plots.against(
+    axis = plots.metric_scatter(
         points(("FT",), teachers=TEACHERS[:4]).assign(ssp=ssp), ["ratio12", "ssp", "tac"], TEACHERS[:4]
     ).axes[1]
     axis.figure.draw_without_rendering()
@@ -187,7 +189,7 @@ def test_four_teachers_are_never_called_strong(number):
     table = points(("FT",), teachers=TEACHERS[:number]).assign(
         ratio12=range(number), accuracy=np.arange(number) / 10
     )
-    title = plots.against(table, ["ratio12"], TEACHERS).axes[0].get_title()
+    title = plots.metric_scatter(table, ["ratio12"], TEACHERS).axes[0].get_title()
     assert ("strong" in title) == (number > 4) and f"(n = {number})" in title
 
 
@@ -218,7 +220,7 @@ def test_a_teacher_whose_r12_has_no_meaning_is_hollow_there_and_filled_elsewhere
     table = points(("FT", "TGDA"), teachers=["a", "b", "c"]).assign(
         ratio12_nonpositive=[0, 0.011, 0.01, 0, 0, 0], parameters=[1e6, 2e6, 3e6] * 2
     )
-    figure = plots.against(table, ["ratio12", "ssp"], ["a", "b", "c"])
+    figure = plots.metric_scatter(table, ["ratio12", "ssp"], ["a", "b", "c"])
     assert [[hollow(c) for c in axis.collections] for axis in figure.axes] == [[False, True, False]] + [
         [False] * 3
     ] * 3
@@ -233,7 +235,7 @@ def test_a_teacher_whose_r12_has_no_meaning_is_hollow_there_and_filled_elsewhere
     ]
     for drawn in (figure, order, size):
         assert "more than 1% of this teacher's samples" in drawn.get_supxlabel()
-    assert not plots.against(table, ["ssp"], ["a", "b", "c"]).get_supxlabel()
+    assert not plots.metric_scatter(table, ["ssp"], ["a", "b", "c"]).get_supxlabel()
 
 
 @pytest.mark.parametrize("number", [3, 8, 12])

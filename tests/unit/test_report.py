@@ -9,7 +9,8 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from fgkd import report, tables
+from fgkd import records
+from fgkd.report import pages
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 HARM = "<script>alert(1)</script>"
@@ -41,7 +42,7 @@ def render(tmp_path):
     """Cells -> the parsed page."""
 
     def rendered(*cells, **options):
-        report.page(save(tmp_path / "run.ipynb", *cells), tmp_path / "run.html", **options)
+        pages.page(save(tmp_path / "run.ipynb", *cells), tmp_path / "run.html", **options)
         return BeautifulSoup((tmp_path / "run.html").read_text(encoding="utf-8"), "html.parser")
 
     return rendered
@@ -57,10 +58,10 @@ def build(tmp_path):
     bad = save(tmp_path / "bad.ipynb", new_markdown_cell("# Why?"), new_code_cell("f()", outputs=[error]))
     (tmp_path / "torn.ipynb").write_text('{"cells": [')
     entries = [
-        report.Entry("Teachers", f"resnet101 {HARM}", good, "teachers/a b.html", "done", "TAC 81.2 %"),
-        report.Entry("Teachers", "vgg19_bn", bad, "teachers/vgg.html", "failed"),
-        report.Entry("Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting", row="birds · FT"),
-        report.Entry("Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed", row="birds · FT"),
+        pages.Entry("Teachers", f"resnet101 {HARM}", good, "teachers/a b.html", "done", "TAC 81.2 %"),
+        pages.Entry("Teachers", "vgg19_bn", bad, "teachers/vgg.html", "failed"),
+        pages.Entry("Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting", row="birds · FT"),
+        pages.Entry("Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed", row="birds · FT"),
     ]
     table = pd.DataFrame({"metric": ["R12", HARM], "rho": [-0.41, None]})
 
@@ -76,7 +77,7 @@ def build(tmp_path):
             facts={"torch": f"2.15.0 {HARM}"},
             missing=["birds FZ", "birds FT"],
         )
-        return report.site(tmp_path / "site", **(options | changes))
+        return pages.site(tmp_path / "site", **(options | changes))
 
     return built
 
@@ -205,9 +206,9 @@ def test_local_pictures_are_embedded_and_links_lead_home(render, tmp_path):
 
 def test_every_link_of_a_site_leads_to_a_file_of_it(build):
     index = build()
-    pages = list(index.parent.rglob("*.html"))
-    assert len(pages) == 3
-    for path in pages:
+    written = list(index.parent.rglob("*.html"))
+    assert len(written) == 3
+    for path in written:
         for tag in parse(path)(lambda tag: tag.has_attr("href") or tag.has_attr("src")):
             address = tag.get("href") or tag["src"]
             if not address.startswith(("#", "data:")):
@@ -252,11 +253,11 @@ def test_a_fresh_page_is_not_rendered_again(build, tmp_path):
 def test_an_entry_that_cannot_be_shown_is_refused(field, value, tmp_path):
     good = dict(section="Data", title="birds", notebook=tmp_path / "a.ipynb", href="a.html", state="done")
     with pytest.raises(ValueError, match=re.escape(repr(value))):
-        report.Entry(**(good | {field: value}))
+        pages.Entry(**(good | {field: value}))
 
 
 def test_what_would_overwrite_is_refused(build, tmp_path):
-    twice = [report.Entry("Data", name, tmp_path / "good.ipynb", "a.html", "done") for name in "ab"]
+    twice = [pages.Entry("Data", name, tmp_path / "good.ipynb", "a.html", "done") for name in "ab"]
     with pytest.raises(ValueError, match="share a page: a.html"):
         build(entries=twice)
     with pytest.raises(ValueError, match="no file name"):
@@ -264,16 +265,16 @@ def test_what_would_overwrite_is_refused(build, tmp_path):
 
 
 def test_a_study_in_which_only_the_baseline_was_trained_has_a_report(finished):
-    for cell in finished.cells():
+    for cell in finished.jobs():
         if cell.stage == "distill" and cell.strategy != "CE":
-            for part in tables.parts(finished, cell):
+            for part in records.record_jobs(finished, cell):
                 (finished.path(part) / "record.json").unlink()
-    index = report.build(finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.cells()})
+    index = pages.build(finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.jobs()})
     assert "<h2" in index.read_text() and not (finished.folder / "report" / "tables" / "claims.csv").exists()
 
 
 def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alone(finished):
-    index = report.build(finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.cells()}).read_text()
+    index = pages.build(finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.jobs()}).read_text()
     assert 'src="figures/against.svg"' in index and "rho in the claimed direction" in index
     assert "The same for all: teachers 3" in index, re.findall("Every metric[^<]*", index)
     written = finished.folder / "report" / "tables"
@@ -288,15 +289,15 @@ def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alo
 
 
 def states(study):
-    return {c: {"state": "done", "seconds": None, "error": None} for c in study.cells()}
+    return {c: {"state": "done", "seconds": None, "error": None} for c in study.jobs()}
 
 
 def test_a_study_of_two_teachers_one_strategy_and_no_baseline_says_what_it_cannot_say(finished, make_study):
     changes = {"teachers.efficientnet": ..., "strategies": ["FT"], "recipes.FZ": ..., "baseline": False}
     small = make_study(changes)
-    assert not tables.missing(small)
+    assert not records.missing(small)
     index = (
-        BeautifulSoup(report.build(small, states(small)).read_text(), "html.parser")
+        BeautifulSoup(pages.build(small, states(small)).read_text(), "html.parser")
         .find(class_="answer")
         .text
     )
@@ -310,23 +311,23 @@ def test_a_study_of_two_teachers_one_strategy_and_no_baseline_says_what_it_canno
 def test_what_the_study_says_of_a_data_set_is_a_note_of_its_report(finished, make_study):
     said = "drawn, so that no network has seen them"
     noted = make_study({"datasets.birds.note": said})
-    assert report.notes(noted)[0] == f"birds: {said}" and said not in " ".join(report.notes(finished))
-    assert said in report.build(noted, states(noted)).read_text()
+    assert pages.notes(noted)[0] == f"birds: {said}" and said not in " ".join(pages.notes(finished))
+    assert said in pages.build(noted, states(noted)).read_text()
 
 
 def test_losses_of_other_temperatures_are_a_table_beside_kd(finished, make_study):
     """The records of a loss of the same name, T and beta may come from elsewhere: here KD's own, copied."""
     both = make_study({"losses": {"soft": {"loss": "kd", "temperature": 4, "beta": 1}}})
-    for cell in both.cells():
-        for part in tables.parts(both, cell) if cell.stage == "distill" and cell.strategy != "CE" else ():
+    for cell in both.jobs():
+        for part in records.record_jobs(both, cell) if cell.stage == "distill" and cell.strategy != "CE" else ():
             if part.loss == "soft":
-                kd = tables.read_json(both.path(part).parent / "kd" / "record.json")
+                kd = records.read_json(both.path(part).parent / "kd" / "record.json")
                 own = kd | {
                     "fingerprint": both.fingerprint(part),
                     "rows": [r | {"loss": "soft"} for r in kd["rows"]],
                 }
-                tables.write_json(both.path(part) / "record.json", own)
-    index = report.build(both, states(both)).read_text()
+                records.write_json(both.path(part) / "record.json", own)
+    index = pages.build(both, states(both)).read_text()
     assert "whether the answer depends on T and beta: R12 agrees by" in index
     found = pd.read_csv(both.folder / "report" / "tables" / "temperatures.csv")
     assert found.loss.to_list() == ["soft"] * 3 and set(found.temperature) == {4}

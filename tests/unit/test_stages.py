@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgkd import metrics, stages, tables, training, transfer
-from fgkd.study import PRETEXT, Cell, StudyError
+from fgkd import metrics, records, stages
+from fgkd.distillation import training
+from fgkd.metrics import transfer
+from fgkd.study import PRETEXT, Job, StudyError
 
 TIMES = ["seconds", "peak_memory_mb", "commit"]
 PLUGIN = """
@@ -34,16 +36,16 @@ def weights(run, loss="kd"):
 
 def test_a_second_call_computes_and_writes_nothing(finished):
     before = stamps(finished)
-    stages.everything(finished)
+    stages.study_tables(finished)
     stages.load_teacher(finished, "birds", "byobnet", "FZ")
     assert stamps(finished) == before
 
 
 def test_the_same_study_in_another_folder_gives_the_same_tables(finished_folder, make_study, monkeypatch, tmp_path):
     study = make_study({"name": "elsewhere"})
-    here = stages.everything(study)
+    here = stages.study_tables(study)
     monkeypatch.setenv("FGKD_RUNS", str(finished_folder))
-    there = tables.collect(dataclasses.replace(study, name="tiny"))
+    there = records.collect(dataclasses.replace(study, name="tiny"))
     assert here.keys() == there.keys() and len(here) == 7
     for name, frame in here.items():
         pd.testing.assert_frame_equal(frame.drop(columns=TIMES, errors="ignore"), there[name].drop(columns=TIMES, errors="ignore"), check_exact=True)
@@ -52,7 +54,7 @@ def test_the_same_study_in_another_folder_gives_the_same_tables(finished_folder,
 def test_calling_the_last_stage_computes_what_it_needs_and_no_more(make_study):
     study = make_study({"recipes.FT.epochs": 1})
     run = stages.distill(study, "birds", "byobnet", "FT")
-    done = {c.id for c in study.cells() if tables.complete(study, c)}
+    done = {c.id for c in study.jobs() if records.is_complete(study, c)}
     assert done == {"data/birds", "data/pretext", "teacher/pretext/pretext/byobnet", "teacher/birds/FT/byobnet", "bank/birds/FT/byobnet", "distill/birds/FT/byobnet"}
     assert run.logits()["small", "kd"].shape == (16, 4) and len(run.table("history")) == 2
 
@@ -75,8 +77,8 @@ def test_a_loaded_teacher_is_frozen_and_gives_the_logits_of_its_row(finished):
 
 
 def test_a_pretext_teacher_starts_from_its_pretext_backbone(finished):
-    before = load_file(finished.path(Cell("teacher", "pretext", "byobnet", "pretext")) / "model.safetensors")
-    after = load_file(finished.path(Cell("teacher", "birds", "byobnet", "FZ")) / "model.safetensors")
+    before = load_file(finished.path(Job("teacher", "pretext", "byobnet", "pretext")) / "model.safetensors")
+    after = load_file(finished.path(Job("teacher", "birds", "byobnet", "FZ")) / "model.safetensors")
     differ = {k for k in before if before[k].shape != after[k].shape or not torch.equal(before[k], after[k])}
     assert differ == {"net.head.fc.weight", "net.head.fc.bias"}
 
@@ -96,7 +98,7 @@ def test_a_further_seed_gives_what_a_study_of_that_seed_alone_gives(make_study):
     states = [weights(run) for run in runs]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0]) and not torch.equal(*(states[i]["net.head.fc.weight"] for i in (0, 2)))
     assert runs[0].rows.equals(runs[1].rows) and [run.students["small", "kd"].record["provenance"]["seed"] for run in runs] == [1, 1, 0]
-    done = {c.place for c in both.cells() if c.seed == 1 and tables.complete(both, c)}
+    done = {c.place for c in both.jobs() if c.seed == 1 and records.is_complete(both, c)}
     assert done == {"teacher/pretext/pretext/byobnet", "teacher/birds/FT/byobnet", "bank/birds/FT/byobnet", "distill/birds/FT/byobnet"}
 
 
@@ -110,7 +112,7 @@ def test_teachers_and_students_see_different_crops(finished):
 @pytest.mark.parametrize("file", ["model.safetensors", "test.npy", "record.json"])
 @pytest.mark.fault("a teacher's file deleted")
 def test_a_teacher_that_lost_a_file_is_trained_again_to_the_same_weights(finished, file):
-    folder = finished.path(Cell("teacher", "birds", "resnet", "FT"))
+    folder = finished.path(Job("teacher", "birds", "resnet", "FT"))
     before = load_file(folder / "model.safetensors")
     (folder / file).unlink()
     stages.teacher(finished, "birds", "resnet", "FT")
@@ -119,7 +121,7 @@ def test_a_teacher_that_lost_a_file_is_trained_again_to_the_same_weights(finishe
 
 
 def test_a_teachers_spoilt_weights_are_an_error_that_names_the_file_and_the_remedy(finished):
-    file = finished.path(Cell("teacher", "birds", "resnet", "FT")) / "model.safetensors"
+    file = finished.path(Job("teacher", "birds", "resnet", "FT")) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(StudyError, match="model.safetensors' cannot be read.*Delete the file to train it anew"):
         stages.load_teacher(finished, "birds", "resnet", "FT")
@@ -142,7 +144,7 @@ def test_a_student_that_lost_its_logits_keeps_its_row_and_one_that_lost_its_reco
 @pytest.mark.parametrize("spoil", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-1])], ids=["lost", "cut short"])
 @pytest.mark.fault("a bank spoilt before its students")
 def test_a_bank_that_is_not_whole_is_written_again(finished, spoil):
-    file = finished.path(Cell("bank", "birds", "resnet", "FT")) / "views" / "logits.npy"
+    file = finished.path(Job("bank", "birds", "resnet", "FT")) / "views" / "logits.npy"
     before = file.read_bytes()
     spoil(file)
     assert stages.bank(finished, "birds", "resnet", "FT")[1] is not None
@@ -154,7 +156,7 @@ def test_a_changed_value_is_computed_anew_and_its_neighbours_are_not(finished, m
     study = make_study({"students.small.recipe": {"lr": 0.5}})
     stages.distill(study, "birds", "resnet", "FT")
     touched = {f.parent for f, stamp in stamps(study).items() if before.get(f) != stamp}
-    assert touched == {study.path(Cell("distill", "birds", "resnet", "FT")) / "students" / "small" / "kd"}
+    assert touched == {study.path(Job("distill", "birds", "resnet", "FT")) / "students" / "small" / "kd"}
 
 
 @pytest.mark.fault("a teacher killed")
@@ -173,10 +175,10 @@ def test_a_killed_teacher_goes_on_from_its_checkpoint_to_the_same_weights(make_s
     monkeypatch.setattr(training.Images, "epoch", killed)
     with pytest.raises(KeyboardInterrupt):
         stages.teacher(broken, "birds", "resnet", "FT")
-    assert tables.record(broken, Cell("teacher", "birds", "resnet", "FT")) is None
+    assert records.record(broken, Job("teacher", "birds", "resnet", "FT")) is None
     folder = stages.teacher(broken, "birds", "resnet", "FT").folder
     assert drawn == [0, 1, 2, 2, 3] and not list(folder.glob("checkpoint-*"))
-    files = [study.path(Cell("teacher", "birds", "resnet", "FT")) / "model.safetensors" for study in (whole, broken)]
+    files = [study.path(Job("teacher", "birds", "resnet", "FT")) / "model.safetensors" for study in (whole, broken)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -197,7 +199,7 @@ def test_the_best_rate_on_held_out_images_trains_the_teacher_as_if_it_had_been_g
     table, row, weights = searched(study, recipe)
     assert list(table.lr) == [1e-9, 0.1, 0.02] and table.validation_accuracy.mul(8).to_list() == list(table.validation_accuracy.mul(8).round())
     best = table[table.validation_accuracy == table.validation_accuracy.max()]
-    assert row.lr == best.lr.min() and not list(study.path(Cell("teacher", "birds", "resnet", recipe)).glob("checkpoint-*"))
+    assert row.lr == best.lr.min() and not list(study.path(Job("teacher", "birds", "resnet", recipe)).glob("checkpoint-*"))
     given = stages.teacher(make_study(values | {f"recipes.{recipe}.lr": float(row.lr)}, "given"), "birds", "resnet", recipe)
     assert same(load_file(given.folder / "model.safetensors"), weights) and given.rows.lr.item() == row.lr and "search" not in given.record
 
@@ -230,7 +232,7 @@ def test_a_search_never_looks_at_the_test_split(make_study, monkeypatch, recipe)
     table, row, weights = searched(spoilt, recipe)
     pd.testing.assert_frame_equal(table, expected[0], check_exact=True)
     assert row.lr == expected[1].lr and same(weights, expected[2])
-    assert not np.array_equal(*(np.load(s.path(Cell("teacher", "birds", "resnet", recipe)) / "test.npy") for s in (honest, spoilt)))
+    assert not np.array_equal(*(np.load(s.path(Job("teacher", "birds", "resnet", recipe)) / "test.npy") for s in (honest, spoilt)))
 
 
 def test_held_out_images_have_no_part_in_a_candidates_training(make_study, monkeypatch):
@@ -323,15 +325,15 @@ def test_two_processes_at_once_compute_once(tiny, tmp_path, monkeypatch):
     assert len((tmp_path / "log").read_text().split()) == 1
 
 
-@pytest.mark.fault("a stale lock of a cell")
+@pytest.mark.fault("a stale lock of a job")
 def test_the_lock_of_a_process_that_died_does_not_last(tiny, in_child):
-    cell = Cell("data", "birds")
+    job = Job("data", "birds")
 
     def die():
-        with stages._locked(tiny.path(cell)):
+        with stages._locked(tiny.path(job)):
             os._exit(7)
 
-    tiny.path(cell).mkdir(parents=True)
+    tiny.path(job).mkdir(parents=True)
     assert in_child(die) == 7
     stages.data(tiny, "birds")
 
@@ -343,8 +345,8 @@ def test_a_plugins_model_can_be_a_student_without_a_teacher(make_study, tmp_path
 
 
 def test_the_conclusion_writes_every_table_and_its_own_record(finished):
-    frames = tables.collect(finished)
-    run = stages.conclude(finished, "report", frames)
+    frames = records.collect(finished)
+    run = stages.write_study_tables(finished, "report", frames)
     assert dict(zip(run.rows.table, run.rows.rows)) == {name: len(frame) for name, frame in frames.items()}
     for name, frame in frames.items():
         assert len(pd.read_csv(finished.folder / "tables" / f"{name}.csv")) == len(frame)
@@ -352,7 +354,7 @@ def test_the_conclusion_writes_every_table_and_its_own_record(finished):
 
 def test_concluding_twice_writes_the_same_bytes(finished):
     before = {f.name: f.read_bytes() for f in (finished.folder / "tables").iterdir()}
-    stages.conclude(finished, "correlation", tables.collect(finished))
+    stages.write_study_tables(finished, "correlation", records.collect(finished))
     assert before == {f.name: f.read_bytes() for f in (finished.folder / "tables").iterdir()} and len(before) == 7
 
 
@@ -367,7 +369,7 @@ def test_transfer_is_measured_on_the_pretrained_network_before_the_teachers_trai
     train = stages.data(finished, "birds").train
     pixels = torch.from_numpy(np.array(train.images)).permute(0, 3, 1, 2)[:, :, 2:34, 2:34]
     with torch.no_grad():
-        features, logits = pretext.parts(pixels)
+        features, logits = pretext.features_and_logits(pixels)
     row = stages.teacher(finished, "birds", "byobnet", "FT").rows.iloc[0]
     assert row.logme == pytest.approx(transfer.logme(features, train.labels), abs=1e-4)
     assert row.leep == pytest.approx(transfer.leep(logits.softmax(1), train.labels), abs=1e-4)
@@ -383,7 +385,7 @@ def test_metrics_on_test_images_are_those_of_the_stored_logits(finished):
     row = table[(table.teacher == "resnet") & (table.recipe == "FT")].iloc[0]
     run = stages.teacher(finished, "birds", "resnet", "FT")
     assert row.ratio12_median == metrics.summarize(run.logits())["ratio12_median"] and row.train_accuracy == run.rows.tac[0]
-    assert set(tables.per_strategy(table.assign(recipe="CAL")).strategy) == {"CAL", "TGDA"}
+    assert set(records.per_strategy(table.assign(recipe="CAL")).strategy) == {"CAL", "TGDA"}
 
 
 @pytest.mark.fault("a distillation of several students killed")

@@ -9,13 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fgkd import cli, datasets, stages, states, tables, training
+from fgkd import cli, records, stages
+from fgkd.data import folders
+from fgkd.distillation import training
+from fgkd.engine import states
 from fgkd import study as studies
-from fgkd.study import Cell, StudyError
+from fgkd.study import Job, StudyError
 
 PHOTOS = {"datasets": {"garden": {"kind": "folder", "root": "photos"}}, "pretext": ..., "strategies": ["FT"], "recipes.FT.epochs": 1,
           "recipes.student.epochs": 1, "teachers": {"resnet": {"model": "test_resnet"}, "efficientnet": {"model": "test_efficientnet"}}}
-DISTILL = Cell("distill", "birds", "resnet", "FT")
+DISTILL = Job("distill", "birds", "resnet", "FT")
 
 
 @pytest.fixture(autouse=True)
@@ -35,18 +38,18 @@ def photograph(folder):
 
 
 def finish(study):
-    """Run all cells and mark them as ended, as their notebooks do."""
-    frames = stages.everything(study)
+    """Run all jobs and mark them as ended, as their notebooks do."""
+    frames = stages.study_tables(study)
     for stage in ("intro", "correlation", "report"):
-        stages.conclude(study, stage, frames if stage == "correlation" else {})
-    for cell in study.cells():
-        tables.finish(study, cell)
+        stages.write_study_tables(study, stage, frames if stage == "correlation" else {})
+    for job in study.jobs():
+        records.mark_done(study, job)
 
 
 def anew(study):
     """The study as another process reads it, and what is left of it."""
     study = studies.load(study.file)
-    datasets.look(study)
+    folders.look(study)
     return {c.id: reason for c, reason in states.left(study).items()}
 
 
@@ -65,7 +68,7 @@ def test_photos_that_changed_make_their_cells_stale_and_are_counted(garden, tmp_
     Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "train" / "rose" / "new.png")
     found = anew(garden)
     assert found.pop("data/garden") == "of 13 photos 2 are new, moved or changed, and 1 of before are gone"
-    assert set(found.values()) == {"what it reads is made anew"} and len(found) == len(garden.cells()) - 1
+    assert set(found.values()) == {"what it reads is made anew"} and len(found) == len(garden.jobs()) - 1
 
 
 def test_photos_that_swapped_their_classes_make_their_cells_stale(garden, tmp_path):
@@ -84,23 +87,23 @@ def test_a_copy_of_the_photos_in_another_folder_is_the_same_study(garden, make_s
 
 
 def test_a_study_without_its_photos_is_done_by_its_records(garden, tmp_path):
-    before = tables.collect(garden)
+    before = records.collect(garden)
     shutil.rmtree(tmp_path / "photos")
     for file in garden.folder.rglob("*"):
         if file.is_file() and file.name not in ("record.json", "result.json"):
             file.unlink()
     assert anew(garden) == {}
-    assert all(frame.equals(before[name]) for name, frame in tables.collect(studies.load(garden.file)).items())
-    distill = Cell("distill", "garden", "resnet", "FT")
-    (garden.path(garden.students_of(distill)[0]) / "record.json").unlink()
+    assert all(frame.equals(before[name]) for name, frame in records.collect(studies.load(garden.file)).items())
+    distill = Job("distill", "garden", "resnet", "FT")
+    (garden.path(garden.student_jobs(distill)[0]) / "record.json").unlink()
     assert list(anew(garden)) == ["teacher/garden/FT/resnet", "bank/garden/FT/resnet", "distill/garden/FT/resnet"]
-    (garden.path(Cell("report")) / "result.json").unlink()
+    (garden.path(Job("report")) / "result.json").unlink()
     with pytest.raises(StudyError, match="garden: root '.*photos' is not a folder.*3 of the 4 notebooks that are left need these photos"):
         cli._left_of(studies.load(garden.file))
 
 
 def test_the_photos_are_read_once(garden, monkeypatch):
-    monkeypatch.setattr(datasets, "_digest", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(folders, "_digest", lambda path: pytest.fail(f"{path} is read again"))
     assert anew(garden) == {}
 
 
@@ -113,7 +116,7 @@ def test_a_new_student_or_loss_runs_itself_and_the_banks_that_it_reads(finished,
         study = make_study(change)
         left = {c.id: reason for c, reason in states.left(study).items()}
         where = "FT" if "losses" in change else ""
-        banks = {c.id for c in study.cells() if c.stage == "bank" and where in c.id}
+        banks = {c.id for c in study.jobs() if c.stage == "bank" and where in c.id}
         assert {k for k, reason in left.items() if "its views, deleted after their last student, are needed" in reason} == banks
         assert left["distill/birds/FT/resnet"] == words and not any(k.startswith(("data", "teacher")) for k in left)
     before = {f: f.stat().st_mtime_ns for f in finished.folder.rglob("record.json") if "students" in str(f)}
@@ -143,14 +146,14 @@ def test_names_that_look_alike_share_no_folder(make_study):
 def test_a_weights_file_with_another_time_is_the_same(make_study, tmp_path):
     (file := tmp_path / "a.safetensors").write_bytes(b"one")
     study = make_study({"teachers.resnet.weights": "a.safetensors"})
-    before = [study.fingerprint(c) for c in study.cells()]
+    before = [study.fingerprint(c) for c in study.jobs()]
     os.utime(file, (1, 1))
-    assert before == [study.fingerprint(c) for c in study.cells()]
+    assert before == [study.fingerprint(c) for c in study.jobs()]
 
 
 def test_data_are_loaded_once_a_process(tiny, monkeypatch):
-    loads, load = [], datasets.load
-    monkeypatch.setattr(datasets, "load", lambda *given: (loads.append(given), load(*given))[1])
+    loads, load = [], folders.load
+    monkeypatch.setattr(folders, "load", lambda *given: (loads.append(given), load(*given))[1])
     stages.bank(tiny, "birds", "resnet", "FT")
     stages.distill(tiny, "birds", "resnet", "FT")
     assert len(loads) == 1
@@ -160,9 +163,9 @@ def test_data_are_loaded_once_a_process(tiny, monkeypatch):
 def test_stages_that_compute_on_no_device_run_where_the_studys_gpu_is_absent(make_study):
     study = make_study({"device": "cuda"})
     stages.data(study, "birds")
-    stages.conclude(study, "intro", {})
-    stages.conclude(study, "correlation", {})
-    assert tables.record(study, Cell("data", "birds"))["provenance"]["device"] == "cpu"
+    stages.write_study_tables(study, "intro", {})
+    stages.write_study_tables(study, "correlation", {})
+    assert records.record(study, Job("data", "birds"))["provenance"]["device"] == "cpu"
     with pytest.raises(StudyError, match="device is 'cuda', but PyTorch sees no GPU"):
         stages.teacher(study, "birds", "resnet", "FT")
 
@@ -189,9 +192,9 @@ def test_an_online_study_has_the_banks_metrics_and_stores_a_few_views(make_study
     (run, bank), (other, few) = (stages.bank(study, "birds", "resnet", "FT") for study in (stored, online))
     assert run.rows.equals(other.rows) and bank.arrays["logits"].shape[0] == 2
     assert few.arrays["logits"].shape == (1, 24, 4) and np.array_equal(few.arrays["logits"][0], bank.arrays["logits"][0])
-    frames = stages.everything(online)
+    frames = stages.study_tables(online)
     assert len(frames["metrics"]) == 6 and not frames["correlations"].empty
-    assert Cell("bank", "birds", "resnet", "FT") in online.cells() and online.before(DISTILL) == (Cell("teacher", "birds", "resnet", "FT"),)
+    assert Job("bank", "birds", "resnet", "FT") in online.jobs() and online.before(DISTILL) == (Job("teacher", "birds", "resnet", "FT"),)
 
 
 def test_students_see_no_more_views_than_they_ask_for_and_share_them(make_study, monkeypatch):

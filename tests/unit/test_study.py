@@ -8,17 +8,17 @@ import pytest
 import yaml
 
 from fgkd import study as studies
-from fgkd.study import Cell, StudyError
+from fgkd.study import Job, StudyError
 
 
 def changed(before, after):
-    """Ids of the cells that a change makes stale."""
-    assert before.cells() == after.cells()
-    return {c.id for c in before.cells() if before.fingerprint(c) != after.fingerprint(c)}
+    """Ids of the jobs that a change makes stale."""
+    assert before.jobs() == after.jobs()
+    return {c.id for c in before.jobs() if before.fingerprint(c) != after.fingerprint(c)}
 
 
 def ids(study, *stages, having=""):
-    return {c.id for c in study.cells() if c.stage in stages and having in c.id}
+    return {c.id for c in study.jobs() if c.stage in stages and having in c.id}
 
 
 def ends(study):
@@ -43,33 +43,33 @@ def test_a_study_in_the_working_folders_runs_comes_first(write_study, tmp_path, 
 
 
 def test_the_cells_of_smoke():
-    cells = smoke().cells()
-    counts = {stage: sum(c.stage == stage for c in cells) for stage in studies.STAGES}
+    jobs = smoke().jobs()
+    counts = {stage: sum(c.stage == stage for c in jobs) for stage in studies.STAGES}
     assert counts == {"intro": 1, "data": 2, "teacher": 12, "bank": 9, "distill": 13, "correlation": 1, "report": 1}
-    assert {c.teacher for c in cells if c.strategy == "CE"} == {"none"}
+    assert {c.teacher for c in jobs if c.strategy == "CE"} == {"none"}
 
 
 @pytest.mark.parametrize("which", ["smoke", "tiny"])
 def test_cells_are_unique_and_after_what_they_read(which, tiny):
     study = {"smoke": smoke(), "tiny": tiny}[which]
-    cells = study.cells()
-    assert len({c.id for c in cells}) == len(cells) == len({study.path(c) for c in cells})
-    for position, cell in enumerate(cells):
-        assert set(study.before(cell)) <= set(cells[:position])
-        assert {c for c in study.inputs(cell) if c.stage != "student"} <= set(cells[:position])
+    jobs = study.jobs()
+    assert len({c.id for c in jobs}) == len(jobs) == len({study.path(c) for c in jobs})
+    for position, job in enumerate(jobs):
+        assert set(study.before(job)) <= set(jobs[:position])
+        assert {c for c in study.inputs(job) if c.stage != "student"} <= set(jobs[:position])
 
 
 def test_only_teachers_with_pretext_weights_read_a_pretext_training(tiny):
-    assert Cell("teacher", "pretext", "byobnet", "pretext") in tiny.inputs(Cell("teacher", "birds", "byobnet", "FT"))
-    assert tiny.inputs(Cell("teacher", "birds", "resnet", "FT")) == (Cell("data", "birds"),)
-    assert sum(c.dataset == "pretext" and c.stage == "teacher" for c in tiny.cells()) == 1
+    assert Job("teacher", "pretext", "byobnet", "pretext") in tiny.inputs(Job("teacher", "birds", "byobnet", "FT"))
+    assert tiny.inputs(Job("teacher", "birds", "resnet", "FT")) == (Job("data", "birds"),)
+    assert sum(c.dataset == "pretext" and c.stage == "teacher" for c in tiny.jobs()) == 1
 
 
 def test_what_papermill_is_handed(tiny):
-    assert Cell("teacher", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "recipe": "FZ"}
-    assert Cell("bank", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "recipe": "FZ"}
-    assert Cell("distill", "birds", "resnet", "TGDA").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "strategy": "TGDA"}
-    assert Cell("report").parameters(tiny) == {"study": tiny.file}
+    assert Job("teacher", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "recipe": "FZ"}
+    assert Job("bank", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "recipe": "FZ"}
+    assert Job("distill", "birds", "resnet", "TGDA").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "strategy": "TGDA"}
+    assert Job("report").parameters(tiny) == {"study": tiny.file}
 
 
 def test_a_comment_or_another_order_of_keys_changes_nothing(tiny):
@@ -110,7 +110,7 @@ def test_a_pretext_value_reaches_only_the_teachers_that_start_from_it(tiny, make
     ({"recipes.student.epochs": 3}, lambda s: ids(s, "bank", "distill") | ends(s)),
     ({"seed": 1}, lambda s: ids(s, "intro", "teacher", "bank", "distill") | ends(s)),
     ({"views.crop": 30}, lambda s: ids(s, "intro", "teacher", "bank", "distill") | ends(s)),
-    ({"datasets.birds.train": 7}, lambda s: {c.id for c in s.cells() if "birds" in c.id} | ids(s, "intro") | ends(s)),
+    ({"datasets.birds.train": 7}, lambda s: {c.id for c in s.jobs() if "birds" in c.id} | ids(s, "intro") | ends(s)),
     ({"question": "Why?"}, lambda s: set()), ({"device": "cuda"}, lambda s: set()), ({"device": "auto", "threads": 4}, lambda s: set()), ({"compile": True}, lambda s: set()),
     ({"recipes.FT.momentum": 0.5}, lambda s: ids(s, "teacher", "bank", "distill", having="/FT/") | ends(s)),
     ({"recipes.student.momentum": 0.5}, lambda s: set()), ({"recipes.FT.maps": 5}, lambda s: set()), ({"recipes.student.views": 2}, lambda s: set()),
@@ -127,9 +127,9 @@ def test_a_change_makes_stale_what_depends_on_it(tiny, make_study, change, stale
 def test_an_exchanged_weights_file_makes_stale_what_starts_from_it(make_study, tmp_path, key):
     (tmp_path / "a.safetensors").write_bytes(b"one")
     before = make_study({key: "a.safetensors"})
-    prints = {c.id: before.fingerprint(c) for c in before.cells()}
+    prints = {c.id: before.fingerprint(c) for c in before.jobs()}
     (tmp_path / "a.safetensors").write_bytes(b"other")
-    stale = {c.id for c in before.cells() if before.fingerprint(c) != prints[c.id]}
+    stale = {c.id for c in before.jobs() if before.fingerprint(c) != prints[c.id]}
     expected = ids(before, "teacher", "bank", "distill", having="resnet") if "teachers" in key else ids(before, "distill")
     assert stale == expected | ends(before)
 
@@ -139,11 +139,11 @@ def test_another_folder_for_the_weights_changes_nothing(make_study, tmp_path, mo
     changes = {"teachers.resnet.weights": "$MINE/a.safetensors", "students.small.weights": "$MINE/a.safetensors"}
     monkeypatch.setenv("MINE", str(tmp_path))
     before = make_study(changes)
-    prints = [before.fingerprint(c) for c in before.cells()]
+    prints = [before.fingerprint(c) for c in before.jobs()]
     monkeypatch.setenv("MINE", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "a.safetensors").rename(tmp_path / "elsewhere" / "a.safetensors")
-    assert [c for c, old in zip(before.cells(), prints) if make_study(changes).fingerprint(c) != old] == []
+    assert [c for c, old in zip(before.jobs(), prints) if make_study(changes).fingerprint(c) != old] == []
 
 
 @pytest.mark.parametrize("weights, message", [
@@ -151,7 +151,7 @@ def test_another_folder_for_the_weights_changes_nothing(make_study, tmp_path, mo
     ("$UNSET_FOLDER/a.pth", r"weights '/.*/\$UNSET_FOLDER/a.pth' of 'resnet' do not exist: a variable in it is not set: export it")])
 def test_a_study_loads_without_a_weights_file_and_its_check_names_it(make_study, weights, message):
     study = make_study({"teachers.resnet.weights": weights})
-    assert len(study.cells()) == len({study.fingerprint(c) for c in study.cells()})
+    assert len(study.jobs()) == len({study.fingerprint(c) for c in study.jobs()})
     studies.check_weights(study.teacher("byobnet"))
     with pytest.raises(StudyError, match=message):
         studies.check_weights(study.teacher("resnet"))
@@ -182,9 +182,9 @@ def test_a_base_that_cannot_be_followed_is_refused(write_study, tmp_path, text, 
 def test_an_edited_plugin_makes_the_trainings_stale(make_study, tmp_path):
     (tmp_path / "mine.py").write_text("@register_model\ndef net(): return 1\n")
     study = make_study({"plugins": ["mine.py"], "teachers.resnet.model": "net"})
-    before = {c: study.fingerprint(c) for c in study.cells()}
+    before = {c: study.fingerprint(c) for c in study.jobs()}
     (tmp_path / "mine.py").write_text("@register_model\ndef net(): return 2\n")
-    stale = {c.id for c in study.cells() if study.fingerprint(c) != before[c]}
+    stale = {c.id for c in study.jobs() if study.fingerprint(c) != before[c]}
     assert stale == ids(study, "teacher", "bank", "distill", having="resnet") | ends(study)
 
 
@@ -199,28 +199,28 @@ def test_seeds_of_two_uses_differ_and_follow_the_studys(tiny, make_study):
 def test_every_seed_repeats_the_matrix_from_pretext_on_and_shares_the_images(tiny, make_study):
     study = make_study({"seed": [0, 3]})
     shared, repeated = ids(tiny, "data", "intro") | ends(tiny), ids(tiny, "teacher", "bank", "distill")
-    assert {c.id for c in study.cells()} == shared | repeated | {f"{name}/seed-3" for name in repeated}
-    for cell in study.cells():
-        read = {study.seed_of(c) for c in study.before(cell) if c.stage in ("teacher", "bank")}
-        assert read <= (set(study.seeds) if cell.stage == "correlation" else {study.seed_of(cell)})
+    assert {c.id for c in study.jobs()} == shared | repeated | {f"{name}/seed-3" for name in repeated}
+    for job in study.jobs():
+        read = {study.seed_of(c) for c in study.before(job) if c.stage in ("teacher", "bank")}
+        assert read <= (set(study.seeds) if job.stage == "correlation" else {study.seed_of(job)})
 
 
 def test_a_further_seed_leaves_what_the_first_computed_and_another_first_one_does_not(tiny, make_study):
     study, swapped = make_study({"seed": [0, 3]}), make_study({"seed": [3, 0]})
     for other, stale in ((study, ends(tiny)), (swapped, ids(tiny, "intro", "teacher", "bank", "distill") | ends(tiny))):
-        assert {c.id for c in tiny.cells() if tiny.fingerprint(c) != other.fingerprint(c)} == stale
+        assert {c.id for c in tiny.jobs() if tiny.fingerprint(c) != other.fingerprint(c)} == stale
 
 
 def test_a_cells_fingerprint_and_seed_are_its_own_whichever_seed_is_in_force(make_study):
     study = make_study({"seed": [0, 3]})
-    for cell in study.cells():
-        assert study.fingerprint(cell) == study.at(3).fingerprint(cell) and study.seed_of(cell) == study.at(3).seed_of(cell)
+    for job in study.jobs():
+        assert study.fingerprint(job) == study.at(3).fingerprint(job) and study.seed_of(job) == study.at(3).seed_of(job)
     assert (study.seed, study.at(3).seed, study.at(-1).seed, study.at(3).at(-1).seed) == (0, 3, 0, 0)
     assert study.at(3).seed_for("order") == make_study({"seed": 3}).seed_for("order") != study.seed_for("order")
-    cell = study.at(3).cell("bank", "birds", "resnet", "FT")
-    assert cell.id == "bank/birds/FT/resnet/seed-3" and cell in study.cells() and study.cell("bank", "birds", "resnet", "FT").id == cell.place
-    assert cell.parameters(study) == {"study": study.file, "dataset": "birds", "teacher": "resnet", "recipe": "FT", "seed": 3}
-    assert "seed" not in study.cell("bank", "birds", "resnet", "FT").parameters(study)
+    job = study.at(3).job("bank", "birds", "resnet", "FT")
+    assert job.id == "bank/birds/FT/resnet/seed-3" and job in study.jobs() and study.job("bank", "birds", "resnet", "FT").id == job.place
+    assert job.parameters(study) == {"study": study.file, "dataset": "birds", "teacher": "resnet", "recipe": "FT", "seed": 3}
+    assert "seed" not in study.job("bank", "birds", "resnet", "FT").parameters(study)
 
 
 def test_a_models_own_values_replace_the_recipes(make_study):
@@ -260,12 +260,12 @@ def test_a_list_of_rates_is_one_to_choose_from_in_a_recipe_or_a_models_own(make_
 
 def test_a_name_written_as_a_number_is_a_name(make_study):
     study = make_study({"datasets": {2011: {"species": 3}}, "teachers": {1: {"model": "test_resnet"}}, "name": 7})
-    assert study.name == "7" and Cell("teacher", "2011", "1", "FT") in study.cells()
+    assert study.name == "7" and Job("teacher", "2011", "1", "FT") in study.jobs()
 
 
 def test_results_lie_in_fgkd_runs_or_beside_the_file(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("FGKD_RUNS", "/somewhere")
-    assert tiny.path(Cell("bank", "birds", "resnet", "FT")) == Path("/somewhere/tiny/bank/birds/FT/resnet")
+    assert tiny.path(Job("bank", "birds", "resnet", "FT")) == Path("/somewhere/tiny/bank/birds/FT/resnet")
     for unset in ("", None):
         monkeypatch.setenv("FGKD_RUNS", "") if unset == "" else monkeypatch.delenv("FGKD_RUNS")
         assert tiny.folder == tmp_path / "tiny"
@@ -414,7 +414,7 @@ def test_an_unknown_study_is_refused_with_those_there_are(name, message):
     (lambda s: s.data("bird"), "data set 'bird' is not in the study.*'birds'"),
     (lambda s: s.at(2), "seed 2 is not in the study: expected one of 0, or -1 for the first"),
     (lambda s: s.recipe("CAL", s.teacher("resnet")), "recipe 'CAL' is not in the study"),
-    (lambda s: s.inputs(Cell("banks")), "stage 'banks' is unknown: expected one of intro")])
+    (lambda s: s.inputs(Job("banks")), "stage 'banks' is unknown: expected one of intro")])
 def test_asking_for_what_is_not_in_a_study_names_what_is(tiny, ask, message):
     with pytest.raises(StudyError, match=message):
         ask(tiny)
@@ -440,23 +440,23 @@ def test_parameters_of_other_names_or_types_are_refused(namespace, message):
 def test_tgda_students_read_the_bank_of_the_cal_teacher_and_only_that_bank_holds_crops(make_study):
     study = make_study({"strategies": ["FT", "CAL", "TGDA"], "recipes.CAL": {"epochs": 1}})
     for strategy in ("CAL", "TGDA"):
-        assert study.before(Cell("distill", "birds", "resnet", strategy)) == (Cell("bank", "birds", "resnet", "CAL"),)
-    assert study.inputs(Cell("bank", "birds", "resnet", "CAL")) == (Cell("teacher", "birds", "resnet", "CAL"),)
-    assert {c.strategy for c in study.cells() if c.stage in ("teacher", "bank")} == {"pretext", "FT", "CAL"}
-    assert study.readers("CAL") == ("CAL", "TGDA") and study.banked("CAL")["augmented"] and not study.banked("FT")["augmented"]
-    assert not make_study({"strategies": ["CAL"], "recipes.CAL": {"epochs": 1}}).banked("CAL")["augmented"]
+        assert study.before(Job("distill", "birds", "resnet", strategy)) == (Job("bank", "birds", "resnet", "CAL"),)
+    assert study.inputs(Job("bank", "birds", "resnet", "CAL")) == (Job("teacher", "birds", "resnet", "CAL"),)
+    assert {c.strategy for c in study.jobs() if c.stage in ("teacher", "bank")} == {"pretext", "FT", "CAL"}
+    assert study.strategies_using("CAL") == ("CAL", "TGDA") and study.bank_contents("CAL")["augmented"] and not study.bank_contents("FT")["augmented"]
+    assert not make_study({"strategies": ["CAL"], "recipes.CAL": {"epochs": 1}}).bank_contents("CAL")["augmented"]
 
 
 def test_a_further_loss_is_trained_where_it_is_asked_for_and_stores_features_only_there(make_study):
     study = make_study({"losses": {"dkd": None, "near": {"loss": "hint", "on": "features", "strategies": ["FT"]}}})
     assert list(study.losses_of("small", "FZ")) == ["kd", "dkd"] and list(study.losses_of("small", "FT")) == ["kd", "dkd", "near"]
     assert list(study.losses_of("small", "CE")) == ["ce"]
-    assert study.banked("FT")["features"] and not study.banked("FZ")["features"]
+    assert study.bank_contents("FT")["features"] and not study.bank_contents("FZ")["features"]
     assert study.losses["dkd"].options == {"alpha": 1.0, "beta": 0.5, "temperature": 1.0} and study.losses["near"].loss == "hint"
 
 
 def test_a_further_losss_options_are_those_of_its_function():
-    from fgkd import losses
+    from fgkd.distillation import losses
 
     for name, options in studies.LOSSES.items():
         function = losses.CRD if name == "crd" else getattr(losses, name)
@@ -465,8 +465,8 @@ def test_a_further_losss_options_are_those_of_its_function():
 
 def test_another_weight_of_a_loss_makes_its_students_stale_and_no_teacher(make_study):
     one, two = (make_study({"losses": {"pkt": {"strategies": ["FT"], "weight": weight}}}) for weight in (1.0, 2.0))
-    assert {c.strategy for c in one.cells() if c.stage in ("teacher", "bank", "distill") and one.fingerprint(c) != two.fingerprint(c)} == {"FT"}
-    assert {c.stage for c in one.cells() if one.fingerprint(c) != two.fingerprint(c)} == {"distill", "correlation", "report"}
+    assert {c.strategy for c in one.jobs() if c.stage in ("teacher", "bank", "distill") and one.fingerprint(c) != two.fingerprint(c)} == {"FT"}
+    assert {c.stage for c in one.jobs() if one.fingerprint(c) != two.fingerprint(c)} == {"distill", "correlation", "report"}
 
 
 def test_words_for_readers_are_read_and_empty_where_they_are_not_given(make_study, tiny):
@@ -495,7 +495,7 @@ def test_resources_that_cannot_be_are_named(make_study, change, message):
 
 
 @pytest.mark.parametrize(
-    "cell",
+    "job",
     [
         ("teacher", "birds", "resnet", "FT"),
         ("teacher", "pretext", "byobnet", "pretext"),
@@ -504,19 +504,19 @@ def test_resources_that_cannot_be_are_named(make_study, change, message):
         ("distill", "birds", "none", "CE"),
     ],
 )
-def test_a_cell_of_what_the_study_has_is_made(tiny, cell):
-    assert tiny.cell(*cell) == studies.Cell(*cell)
+def test_a_cell_of_what_the_study_has_is_made(tiny, job):
+    assert tiny.job(*job) == studies.Job(*job)
 
 
 def test_a_teacher_may_be_trained_by_a_recipe_that_no_strategy_uses_and_has_no_bank_then(make_study):
     study = make_study({"strategies": ["FZ"]})
-    assert study.cell("teacher", "birds", "resnet", "FT").strategy == "FT"
+    assert study.job("teacher", "birds", "resnet", "FT").strategy == "FT"
     with pytest.raises(studies.StudyError, match="recipe 'FT' is not in the study.*: expected one of FZ"):
-        study.cell("bank", "birds", "resnet", "FT")
+        study.job("bank", "birds", "resnet", "FT")
 
 
 @pytest.mark.parametrize(
-    "cell, message",
+    "job, message",
     [
         (
             ("distill", "birds", "resnet", "TGDA"),
@@ -553,11 +553,11 @@ def test_a_teacher_may_be_trained_by_a_recipe_that_no_strategy_uses_and_has_no_b
         ),
     ],
 )
-def test_a_cell_of_what_the_study_lacks_is_refused_by_name(tiny, cell, message):
+def test_a_cell_of_what_the_study_lacks_is_refused_by_name(tiny, job, message):
     with pytest.raises(studies.StudyError, match=message):
-        tiny.cell(*cell)
+        tiny.job(*job)
 
 
 def test_without_a_baseline_the_study_has_no_strategy_ce(make_study):
     with pytest.raises(studies.StudyError, match="strategy 'CE' is not in the study: expected one of FZ, FT"):
-        make_study({"baseline": False}).cell("distill", "birds", "none", "CE")
+        make_study({"baseline": False}).job("distill", "birds", "none", "CE")

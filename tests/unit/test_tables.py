@@ -10,26 +10,28 @@ import pandas as pd
 import pytest
 import torch
 
-from fgkd import models, stages, stats, tables
+from fgkd import records, stages
+from fgkd.analysis import correlation
+from fgkd.models import classifier
 from fgkd.metrics import METRICS
-from fgkd.study import Cell
+from fgkd.study import Job
 
-BANK = Cell("bank", "birds", "resnet", "FT")
+BANK = Job("bank", "birds", "resnet", "FT")
 WRITERS = {
-    "bytes": lambda f: tables.write_bytes(f, b"new"), "array": lambda f: tables.write_array(f, np.zeros(3)), "json": lambda f: tables.write_json(f, {}),
-    "table": lambda f: tables.write_table(pd.DataFrame({"a": [1]}), f), "weights": lambda f: models.save(torch.nn.Linear(2, 2), f)}
+    "bytes": lambda f: records.write_bytes(f, b"new"), "array": lambda f: records.write_array(f, np.zeros(3)), "json": lambda f: records.write_json(f, {}),
+    "table": lambda f: records.write_table(pd.DataFrame({"a": [1]}), f), "weights": lambda f: classifier.save(torch.nn.Linear(2, 2), f)}
 WRITERS = [pytest.param(write, id=name) for name, write in WRITERS.items()]
 full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
 
 
 def test_a_file_is_written_with_its_folders_and_nothing_beside_it(tmp_path):
-    tables.write_bytes(tmp_path / "a" / "b" / "file.txt", b"one")
-    tables.write_bytes(tmp_path / "a" / "b" / "file.txt", b"two")
+    records.write_bytes(tmp_path / "a" / "b" / "file.txt", b"one")
+    records.write_bytes(tmp_path / "a" / "b" / "file.txt", b"two")
     assert [f.read_text() for f in (tmp_path / "a" / "b").iterdir()] == ["two"]
 
 
 def test_an_array_reads_back(tmp_path):
-    tables.write_array(tmp_path / "a.npy", array := np.arange(6.0).reshape(2, 3))
+    records.write_array(tmp_path / "a.npy", array := np.arange(6.0).reshape(2, 3))
     assert np.array_equal(np.load(tmp_path / "a.npy"), array)
 
 
@@ -57,71 +59,71 @@ def test_a_failure_at_the_last_step_leaves_the_old_file(tmp_path, monkeypatch, w
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "a").write_text("a file")
     with pytest.raises(OSError, match="could not write '.*a/b/file.txt'"):
-        tables.write_bytes(tmp_path / "a" / "b" / "file.txt", b"x")
+        records.write_bytes(tmp_path / "a" / "b" / "file.txt", b"x")
 
 
 def test_values_of_numpy_and_paths_become_json(tmp_path):
     value = {"a": np.float64(0.1), "b": np.int64(3), "c": Path("x"), "d": (1, 2), "e": None, "f": float("inf")}
-    tables.write_json(tmp_path / "v.json", value)
-    assert tables.read_json(tmp_path / "v.json") == {"a": 0.1, "b": 3, "c": "x", "d": [1, 2], "e": None, "f": float("inf")}
+    records.write_json(tmp_path / "v.json", value)
+    assert records.read_json(tmp_path / "v.json") == {"a": 0.1, "b": 3, "c": "x", "d": [1, 2], "e": None, "f": float("inf")}
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"\x00\xff\xfe"])
 def test_json_that_is_absent_or_not_whole_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "v.json").write_bytes(content)
-    assert tables.read_json(tmp_path / "v.json") is None
+    assert records.read_json(tmp_path / "v.json") is None
 
 
 def test_a_table_has_ten_digits_and_the_same_bytes_each_time(tmp_path):
     frame = pd.DataFrame({"x": [1 / 3, 1e-12, 2.0, float("nan"), 0.1 + 0.2], "n": [1, 2, 3, 4, 5], "s": ["a", "b,c", "", None, "e"]})
-    tables.write_table(frame, tmp_path / "t.csv")
+    records.write_table(frame, tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text() == 'x,n,s\n0.3333333333,1,a\n1e-12,2,"b,c"\n2,3,\n,4,\n0.3,5,e\n'
 
 
 def test_a_record_counts_only_for_the_values_it_was_made_with(finished, make_study):
-    assert tables.record(finished, BANK)["cell"] == BANK.id
-    assert tables.record(make_study({"question": "Another?"}), BANK)
-    assert tables.record(make_study({"recipes.FT.lr": 0.5}), BANK) is None
-    assert tables.record(make_study({"recipes.FZ.lr": 0.5}), BANK)
+    assert records.record(finished, BANK)["cell"] == BANK.id
+    assert records.record(make_study({"question": "Another?"}), BANK)
+    assert records.record(make_study({"recipes.FT.lr": 0.5}), BANK) is None
+    assert records.record(make_study({"recipes.FZ.lr": 0.5}), BANK)
 
 
 @pytest.mark.fault("a record cut short")
 def test_a_record_that_was_cut_short_counts_as_none(finished):
     file = finished.path(BANK) / "record.json"
     file.write_text(file.read_text()[:-20])
-    assert tables.record(finished, BANK) is None
+    assert records.record(finished, BANK) is None
 
 
 def test_finishing_writes_a_result_of_the_records_fingerprint(finished):
-    tables.finish(finished, BANK)
+    records.mark_done(finished, BANK)
     assert json.loads((finished.path(BANK) / "result.json").read_text()) == {"cell": BANK.id, "fingerprint": finished.fingerprint(BANK), "rows": 1}
 
 
 def test_finishing_what_computed_nothing_is_an_error(tiny):
     with pytest.raises(RuntimeError, match="bank/birds/FT/resnet computed nothing"):
-        tables.finish(tiny, BANK)
+        records.mark_done(tiny, BANK)
     assert not tiny.path(BANK).exists()
 
 
 def test_provenance_says_what_a_result_came_from(finished):
-    found = tables.record(finished, BANK)["provenance"]
-    assert set(tables.PROVENANCE) <= set(found) and found["run"] == BANK.id and found["device"] == "cpu"
+    found = records.record(finished, BANK)["provenance"]
+    assert set(records.PROVENANCE) <= set(found) and found["run"] == BANK.id and found["device"] == "cpu"
     assert found["parameters"] == json.loads(json.dumps(finished.values(BANK)))
     assert found["packages"]["torch"] and found["peak_memory_mb"] > 0 and found["seconds"] >= 0
 
 
 def test_a_finished_study_fills_every_table(finished):
-    frames = tables.collect(finished)
+    frames = records.collect(finished)
     rows = {"data": 2, "teachers": 7, "metrics": 6, "students": 7, "correlations": 2 * len(METRICS), "headline": len(METRICS), "epochs": 12}
     assert {name: len(frame) for name, frame in frames.items()} == rows
-    assert tables.missing(finished) == []
+    assert records.missing(finished) == []
     for name in ("teachers", "metrics", "students"):
-        assert frames[name][tables.PROVENANCE].notna().all(axis=None)
-    measured = stats.joined(frames["students"], tables.with_tac(frames["metrics"], frames["teachers"]))
+        assert frames[name][records.PROVENANCE].notna().all(axis=None)
+    measured = correlation.join_students_with_metrics(frames["students"], records.with_tac(frames["metrics"], frames["teachers"]))
     pretrained = measured.teacher.map(lambda t: finished.teacher(t).weights != "none")
-    assert set(pretrained) == {True, False} and measured[[m for m in METRICS if m not in tables.TRANSFER]].notna().all(axis=None)
-    assert all((measured[name].notna() == pretrained).all() for name in tables.TRANSFER)
+    assert set(pretrained) == {True, False} and measured[[m for m in METRICS if m not in records.TRANSFER]].notna().all(axis=None)
+    assert all((measured[name].notna() == pretrained).all() for name in records.TRANSFER)
     assert set(frames["correlations"].n) == {3}
     assert frames["students"][frames["students"].strategy == "CE"].teacher.to_list() == ["none"]
 
@@ -129,85 +131,85 @@ def test_a_finished_study_fills_every_table(finished):
 @pytest.mark.parametrize("epochs, read", [(1, 0), (6, 0), (10, 0), (11, 1), (40, 3)])
 def test_a_pilot_is_read_after_a_tenth_of_the_epochs_rounded_up(finished, epochs, read):
     """From the record alone, as no training looks at a pilot."""
-    part = tables.parts(finished, Cell("distill", "birds", "resnet", "FT"))[0]
+    part = records.record_jobs(finished, Job("distill", "birds", "resnet", "FT"))[0]
     file = finished.path(part) / "record.json"
-    record = tables.read_json(file)
+    record = records.read_json(file)
     history = [{"epoch": e, "train_accuracy": e / 100} for e in range(epochs)]
-    tables.write_json(file, record | {"history": history})
-    students = tables.collect(finished)["students"].set_index(["strategy", "teacher"])
+    records.write_json(file, record | {"history": history})
+    students = records.collect(finished)["students"].set_index(["strategy", "teacher"])
     assert students.loc[("FT", "resnet"), ["pilot", "pilot_cost"]].to_list() == [
         read / 100,
         (read + 1) / epochs,
     ]
-    tables.write_json(file, {k: v for k, v in record.items() if k != "history"})
-    students = tables.collect(finished)["students"].set_index(["strategy", "teacher"])
+    records.write_json(file, {k: v for k, v in record.items() if k != "history"})
+    students = records.collect(finished)["students"].set_index(["strategy", "teacher"])
     assert students.pilot.isna().to_list() == [key == ("FT", "resnet") for key in students.index]
 
 
 def test_a_banks_row_is_the_mean_of_its_epochs(finished):
-    frames = tables.collect(finished)
+    frames = records.collect(finished)
     keys = ["dataset", "strategy", "teacher"]
-    means = tables.per_strategy(frames["epochs"]).query("strategy in ['FZ', 'FT']").groupby(keys).ratio13.mean()
+    means = records.per_strategy(frames["epochs"]).query("strategy in ['FZ', 'FT']").groupby(keys).ratio13.mean()
     pd.testing.assert_series_equal(frames["metrics"].set_index(keys).ratio13.sort_index(), means.sort_index(), rtol=1e-9)
 
 
 def test_points_say_what_each_teacher_is_by_its_record_and_by_the_studys_words(finished, make_study):
-    points = tables.points(tables.collect(make_study({"teachers.resnet.family": "plain"})))
+    points = records.points(records.collect(make_study({"teachers.resnet.family": "plain"})))
     assert dict(zip(points.teacher, points.family)) == {"byobnet": "", "resnet": "plain", "efficientnet": ""}
     assert (
         set(points.norm) == {"BatchNorm"}
         and dict(zip(points.teacher, points.pretraining))["byobnet"] == "pretext"
     )
-    frames = tables.collect(finished)
-    bare = stats.joined(frames["students"], tables.with_tac(frames["metrics"], frames["teachers"]))
+    frames = records.collect(finished)
+    bare = correlation.join_students_with_metrics(frames["students"], records.with_tac(frames["metrics"], frames["teachers"]))
     pd.testing.assert_frame_equal(points[bare.columns], bare)
 
 
 def test_tac_is_that_of_the_strategys_own_teacher(finished):
-    frames = tables.collect(finished)
-    found = tables.with_tac(frames["metrics"], frames["teachers"]).set_index(["strategy", "teacher"]).tac
+    frames = records.collect(finished)
+    found = records.with_tac(frames["metrics"], frames["teachers"]).set_index(["strategy", "teacher"]).tac
     expected = frames["teachers"].set_index(["recipe", "teacher"]).tac
     assert found.to_dict() == {key: value for key, value in expected.to_dict().items() if key[0] != "pretext"}
 
 
 def test_a_study_of_two_seeds_has_a_row_for_each_and_one_point_a_teacher(make_study):
     study = make_study({"seed": [0, 1], "strategies": ["FT"], "teachers.byobnet.weights": "none", "recipes.student.epochs": 1})
-    frames = stages.everything(study)
+    frames = stages.study_tables(study)
     rows = {"data": 1, "teachers": 6, "metrics": 6, "students": 8, "correlations": len(METRICS), "headline": len(METRICS), "seeds": len(METRICS) + 1, "epochs": 6}
-    assert {name: len(frame) for name, frame in frames.items()} == rows and tables.missing(study) == []
+    assert {name: len(frame) for name, frame in frames.items()} == rows and records.missing(study) == []
     for name in ("teachers", "metrics", "students", "epochs"):
         assert frames[name].seed.to_list() == sorted(frames[name].seed) and set(frames[name].seed.value_counts()) == {rows[name] // 2}
     assert set(frames["correlations"].n) == {3} and set(frames["correlations"].seeds) == {2}
-    points = stats.joined(frames["students"], tables.with_tac(frames["metrics"], frames["teachers"])).set_index("teacher")
+    points = correlation.join_students_with_metrics(frames["students"], records.with_tac(frames["metrics"], frames["teachers"])).set_index("teacher")
     for name, column in {"students": "accuracy", "metrics": "ratio12", "teachers": "tac"}.items():
         assert points[column].to_dict() == pytest.approx(frames[name][frames[name].teacher != "none"].groupby("teacher")[column].mean().to_dict())
     for kept, columns in (((0, 1), ["metric", "seed 0", "seed 1", "all"]), ((0,), ["metric", "seed 0", "all"]), ((), [])):
-        for cell in study.cells():
-            if cell.stage == "distill" and cell.strategy != "CE" and study.seed_of(cell) not in kept:
-                for part in tables.parts(study, cell):
+        for job in study.jobs():
+            if job.stage == "distill" and job.strategy != "CE" and study.seed_of(job) not in kept:
+                for part in records.record_jobs(study, job):
                     (study.path(part) / "record.json").unlink(missing_ok=True)
-        assert list(tables.collect(study).get("seeds", [])) == columns
+        assert list(records.collect(study).get("seeds", [])) == columns
 
 
 def test_missing_names_the_cells_without_a_record(tiny, finished):
     (finished.path(BANK) / "record.json").unlink()
-    assert tables.missing(finished) == [BANK.id]
+    assert records.missing(finished) == [BANK.id]
     fresh = dataclasses.replace(tiny, name="fresh")
-    assert len(tables.missing(fresh)) == 2 + 7 + 6 + 7
+    assert len(records.missing(fresh)) == 2 + 7 + 6 + 7
 
 
 @pytest.mark.parametrize("kept", [(), ("teacher",), ("bank",), ("teacher", "bank"), ("distill",), ("bank", "distill")])
 def test_a_study_under_way_has_the_tables_of_what_is_done(finished, kept):
-    for cell in finished.cells():
-        if cell.stage not in kept:
-            for part in tables.parts(finished, cell):
+    for job in finished.jobs():
+        if job.stage not in kept:
+            for part in records.record_jobs(finished, job):
                 (finished.path(part) / "record.json").unlink(missing_ok=True)
-    frames = tables.collect(finished)
-    assert {name for name in tables.STAGE_TABLES if not frames[name].empty} == {n for n, stage in tables.STAGE_TABLES.items() if stage in kept}
+    frames = records.collect(finished)
+    assert {name for name in records.STAGE_TABLES if not frames[name].empty} == {n for n, stage in records.STAGE_TABLES.items() if stage in kept}
     assert "correlations" not in frames
 
 
 def test_tgda_students_are_joined_with_the_accuracy_of_the_cal_teacher():
     metrics = pd.DataFrame([{"dataset": "d", "teacher": "t", "strategy": s, "seed": 0, "ratio12": 1.5} for s in ("FT", "CAL", "TGDA")])
     teachers = pd.DataFrame([{"dataset": "d", "teacher": "t", "recipe": r, "seed": 0, "tac": tac, "parameters": 9} for r, tac in (("FT", 0.4), ("CAL", 0.6), ("FZ", 0.1))])
-    assert tables.with_tac(metrics, teachers).set_index("strategy").tac.to_dict() == {"FT": 0.4, "CAL": 0.6, "TGDA": 0.6}
+    assert records.with_tac(metrics, teachers).set_index("strategy").tac.to_dict() == {"FT": 0.4, "CAL": 0.6, "TGDA": 0.6}

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fgkd import cal, models, training, views
-from fgkd.datasets import Split
+from fgkd.data import views
+from fgkd.distillation import training
+from fgkd.models import cal, classifier
+from fgkd.data.folders import Split
 from fgkd.study import Distillation, Model, Recipe, StudyError, Views
 
 CPU = torch.device("cpu")
@@ -64,7 +66,7 @@ def images(split):
 
 
 def model(name="test_byobnet", classes=4, **options):
-    return models.build(Model("x", name, options=options), classes, crop=32, seed=0)
+    return classifier.build(Model("x", name, options=options), classes, crop=32, seed=0)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -130,7 +132,7 @@ def plainly(kind, net):
     pixels, labels = torch.from_numpy(np.array(trainings.images("cpu").split.images)), torch.arange(20) % 4
     bank = {name: torch.from_numpy(array) for name, array in trainings.stored().items()}
     recipe, history, last = trainings.recipe(kind), [], net
-    frozen = [net.eval().parts(cut(pixels, epoch))[0].detach() for epoch in range(2)] if kind == "FZ" else []
+    frozen = [net.eval().features_and_logits(cut(pixels, epoch))[0].detach() for epoch in range(2)] if kind == "FZ" else []
     if kind == "FZ":
         last = net.head
     weights = [*last.parameters()]
@@ -167,7 +169,7 @@ def plainly(kind, net):
 
 def cut(pixels, epoch):
     """The views of all images in an epoch, one after the other."""
-    seen, found = views.draw(20, seed=trainings.VIEWS_SEED, epoch=epoch, resize=72, crop=64), []
+    seen, found = views.sample_views(20, seed=trainings.VIEWS_SEED, epoch=epoch, resize=72, crop=64), []
     for image, top, left, flip in zip(pixels, seen.top, seen.left, seen.flip, strict=True):
         view = image[top : top + 64, left : left + 64]
         found.append(view.flip(1) if flip else view)
@@ -321,7 +323,7 @@ def test_a_resumed_training_does_not_repeat_epochs(checkpoint):
     fit(network(), x, labels, checkpoint)
     seen = []
     fit(network(), x, labels, checkpoint, inputs=lambda epoch, index: (seen.append(epoch), x[index])[1])
-    assert not seen  # that of a training which had ended is kept until its cell's record is written
+    assert not seen  # that of a training which had ended is kept until its job's record is written
 
 
 def test_no_checkpoint_is_written_before_its_time(tmp_path):
@@ -457,14 +459,14 @@ def test_fz_changes_the_last_layer_and_nothing_else(images, tmp_path, views_kept
     features = training.features(net, images, recipe, views_seed=1, title="FZ")
     history = training.fit_head(net, images, features, recipe, seed=2, checkpoint=tmp_path / "c", title="FZ")
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == {k for k in before if k.startswith(models.head_prefix(net))}
+    assert changed == {k for k in before if k.startswith(classifier.head_prefix(net))}
     assert any("running_mean" in k for k in before) and len(history) == 3 and len(features) == (views_kept or 3)
 
 
 def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(images, tmp_path, monkeypatch):
     net = model()
-    parts = type(net).parts
-    monkeypatch.setattr(type(net), "parts", lambda self, x: (parts(self, x)[0], parts(self, x)[1] + 1))
+    parts = type(net).features_and_logits
+    monkeypatch.setattr(type(net), "features_and_logits", lambda self, x: (parts(self, x)[0], parts(self, x)[1] + 1))
     with pytest.raises(StudyError, match="more than its last layer.*neither recipe FZ nor a loss on features"):
         training.fit_head(net, images, [], Recipe(epochs=1), seed=2, checkpoint=tmp_path / "c", title="FZ")
 
@@ -477,14 +479,14 @@ def test_a_head_is_judged_by_the_size_of_its_logits(images, monkeypatch, scale):
         net.head.weight.mul_(scale)
         net.head.weight[0] = 0
         net.head.bias.zero_()
-    plain = type(net).parts
+    plain = type(net).features_and_logits
 
     def off_by(share):
-        def parts(self, x):
+        def features_and_logits(self, x):
             features, logits = plain(self, x)
             return features, logits + share * logits.abs().max()
 
-        monkeypatch.setattr(type(net), "parts", parts)
+        monkeypatch.setattr(type(net), "features_and_logits", features_and_logits)
 
     off_by(1e-5)
     training.check_head(net, images)
@@ -496,7 +498,7 @@ def test_a_head_is_judged_by_the_size_of_its_logits(images, monkeypatch, scale):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_norms_biases_and_what_a_network_exempts_do_not_decay(tmp_path, optimizer):
     """Where the loss has no gradient only decay moves a weight: by 1 - lr * weight_decay in a step."""
-    net = models.build(Model("x", "test_vit3", options={"img_size": 32}), 4, crop=32, seed=0)
+    net = classifier.build(Model("x", "test_vit3", options={"img_size": 32}), 4, crop=32, seed=0)
     extra = nn.Linear(4, 3)
     with torch.no_grad():
         for weight in (*net.parameters(), *extra.parameters()):
@@ -537,8 +539,8 @@ def test_training_on_images_sees_the_views_of_its_seed_and_epoch(images, tmp_pat
 
     training.fit_images(model(), images, objective, Recipe(epochs=2, batch_size=32, lr=0.01), views_seed=7, seed=2, checkpoint=tmp_path / "c", title="FT")
     for epoch, (x, index) in seen.items():
-        drawn = views.draw(20, seed=7, epoch=epoch, resize=36, crop=32)
-        assert torch.equal(x, views.cut(torch.from_numpy(np.array(images.split.images))[index], drawn[index], 32))
+        drawn = views.sample_views(20, seed=7, epoch=epoch, resize=36, crop=32)
+        assert torch.equal(x, views.crop_batch(torch.from_numpy(np.array(images.split.images))[index], drawn[index], 32))
     assert set(seen) == {0, 1}
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
-from fgkd import transfer
+from fgkd.metrics import transfer
 
 
 def scene(n, d, classes, *, signal, seed=0):

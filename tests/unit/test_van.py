@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from fgkd import models, van
+from fgkd.models import classifier, van
 from fgkd.study import Model, StudyError
 
 PIXELS = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
@@ -46,7 +46,7 @@ def theirs(state):
 
 
 def build(file, model="van_b0", classes=7):
-    return models.build(Model("van", model, weights=str(file)), classes, crop=64, seed=0)
+    return classifier.build(Model("van", model, weights=str(file)), classes, crop=64, seed=0)
 
 
 def by_equations(w, x):
@@ -91,7 +91,7 @@ def test_an_authors_checkpoint_gives_its_features_and_a_new_head(net, checkpoint
     model = build(checkpoint, classes=classes).eval()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        features, logits = model.parts(images)
+        features, logits = model.features_and_logits(images)
         torch.testing.assert_close(features, net.forward_head(net.forward_features((images / 255 - 0.5) / 0.5), pre_logits=True), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(logits, model(images))
     assert model.head.weight.shape == (classes, 256)

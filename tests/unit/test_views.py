@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fgkd import views
+from fgkd.data import views
 
 
 def draw(n, **changes):
-    return views.draw(n, **({"seed": 5, "epoch": 2, "resize": 36, "crop": 32} | changes))
+    return views.sample_views(n, **({"seed": 5, "epoch": 2, "resize": 36, "crop": 32} | changes))
 
 
 def rows(seen):
@@ -63,7 +63,7 @@ def test_the_centre_view_is_in_the_middle_and_not_flipped(resize, crop, corner):
 def test_cutting_equals_slicing_each_image(images):
     seen = draw(40)
     assert seen.flip.any() and not seen.flip.all()
-    found = views.cut(images, seen, 32)
+    found = views.crop_batch(images, seen, 32)
     assert found.dtype == torch.uint8 and found.shape == (40, 3, 32, 32)
     for i, image in enumerate(images.numpy()):
         top, left = seen.top[i], seen.left[i]
@@ -74,17 +74,17 @@ def test_cutting_equals_slicing_each_image(images):
 
 def test_a_gpu_s_way_of_cutting_gives_the_same_pixels(images):
     seen = draw(40)
-    assert torch.equal(views._picked(images, seen, 32), views.cut(images, seen, 32))
+    assert torch.equal(views._picked(images, seen, 32), views.crop_batch(images, seen, 32))
 
 
 def test_the_order_of_a_batch_does_not_change_an_images_view(images):
     seen, index = draw(40), torch.tensor([31, 4, 4, 17])
-    found = views.cut(images[index], seen[index], 32)
-    assert torch.equal(found, views.cut(images, seen, 32)[index])
+    found = views.crop_batch(images[index], seen[index], 32)
+    assert torch.equal(found, views.crop_batch(images, seen, 32)[index])
 
 
 def test_a_batch_of_views_is_channels_last(images):
-    assert views.cut(images, draw(40), 32).is_contiguous(memory_format=torch.channels_last)
+    assert views.crop_batch(images, draw(40), 32).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_colour_of_a_drop_is_imagenets_wherever_it_was_first_asked_for(images):

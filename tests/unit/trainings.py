@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from fgkd import bank, cal, models, training
-from fgkd.datasets import Split
+from fgkd.distillation import bank, training
+from fgkd.models import cal, classifier
+from fgkd.data.folders import Split
 from fgkd.study import Distillation, Loss, Model, Recipe, Views
 
 KINDS = ("CE", "KD", "TGDA", "CAL", "FZ")
@@ -35,7 +36,7 @@ def stored():
 
 def network(kind):
     """The network before its training, on the CPU."""
-    net = models.build(Model("x", "test_byobnet"), CLASSES, crop=SIZES.crop, seed=0)
+    net = classifier.build(Model("x", "test_byobnet"), CLASSES, crop=SIZES.crop, seed=0)
     if kind != "CAL":
         return net
     with torch.random.fork_rng():
@@ -81,7 +82,7 @@ def _student(kind, labels):
             further = training.Further(spec, CLASSES, CLASSES, torch.arange(N) % CLASSES).to(labels.device)
 
     def said(x, epoch, index):
-        return teacher.answer(epoch, index)
+        return teacher.outputs(epoch, index)
 
     how = Distillation(temperature=2, beta=10)
     return training.distillation(labels, said, how, augmented=kind == "TGDA", further=further), further

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgkd.claims import METRICS, Claim  # noqa: F401  (part of this module's interface)
+from fgkd.metrics.claims import METRICS, Claim  # noqa: F401  (part of this module's interface)
 
 LABELLED = ("nll", "confidence", "correct")
 

@@ -34,7 +34,7 @@ class Views:
         return Views(self.top.to(device), self.left.to(device), self.flip.to(device))
 
 
-def draw(n: int, *, seed: int, epoch: int, resize: int, crop: int) -> Views:
+def sample_views(n: int, *, seed: int, epoch: int, resize: int, crop: int) -> Views:
     """Random crops and flips of images 0 to n - 1 in one epoch; image i's view does not depend on n.
 
     resize, crop: side of the stored image and of the view, pixels.
@@ -50,7 +50,7 @@ def centre(n: int, *, resize: int, crop: int) -> Views:
     return Views(corner, corner, torch.zeros(n, dtype=torch.bool))
 
 
-def cut(images: Tensor, views: Views, crop: int) -> Tensor:
+def crop_batch(images: Tensor, views: Views, crop: int) -> Tensor:
     """Each image's own crop: uint8 (B, R, R, 3) -> uint8 (B, 3, crop, crop), channels last in memory.
 
     A CPU copies row by row, some tens of times faster than it picks pixels one by one; a GPU picks them for

@@ -26,9 +26,10 @@ import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from fgkd import birds, contents
-from fgkd.study import OFFICIAL, PRETEXT, Cell, DataSpec, Study
-from fgkd.tables import write_json
+from fgkd import contents
+from fgkd.data import birds
+from fgkd.study import OFFICIAL, PRETEXT, Job, DataSpec, Study
+from fgkd.records import write_json
 
 SPLITS = ("train", "test")
 SHOWN = 20  # problems listed by name in one message
@@ -117,7 +118,7 @@ def look(study: Study) -> dict[str, DataError]:
         if study.data(key).kind == "birds":
             continue
         try:
-            study.photos[key] = content(study.data(key), study.path(Cell("data", key)) / "cache")
+            study.photos[key] = content(study.data(key), study.path(Job("data", key)) / "cache")
         except DataError as error:
             wrong[key] = error
     return wrong
@@ -307,7 +308,7 @@ def _folder(spec: DataSpec) -> _Source:
 
 def _official(spec: DataSpec) -> _Source:
     """The images that the official files of one of the paper's eight sets list."""
-    from fgkd import official  # which builds on this module
+    from fgkd.data import official  # which builds on this module
 
     kind, root = spec.kind, official.root_of(spec.kind, spec.root)
     found, note = official.listing(kind, root), official.SETS[kind].note

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from fgkd import tables
-from fgkd.study import OFFICIAL, PRETEXT, RECIPES, Cell, Recipe, Study, StudyError
+from fgkd import records
+from fgkd.study import OFFICIAL, PRETEXT, RECIPES, Job, Recipe, Study, StudyError
 
 KINDS = ("train", "forward")
 Work = Counter[tuple[str, str]]             # (timm name, kind of pass) -> images
@@ -29,52 +29,52 @@ def size(study: Study, dataset: str) -> tuple[int, int, int]:
     spec = study.data(dataset)
     if spec.kind == "birds":
         return spec.species * spec.train, spec.species * spec.test, spec.species
-    if found := tables.record(study, Cell("data", dataset)):
+    if found := records.record(study, Job("data", dataset)):
         return tuple(found["rows"][0][name] for name in ("train", "test", "classes"))
     if seen := study.photos.get(dataset):
         return seen.counts["train"], seen.counts["test"], len(seen.classes)
     if spec.kind in OFFICIAL:
-        from fgkd import official
+        from fgkd.data import official
 
         return official.SETS[spec.kind].train, official.SETS[spec.kind].test, official.SETS[spec.kind].classes
     return 0, 0, 0
 
 
-def bank_bytes(study: Study, cell: Cell) -> int:
+def bank_bytes(study: Study, job: Job) -> int:
     """fp16 logits of all views; a TGDA bank has three of them, boxes, and drop maps of at most a 16th of the view's side; features are not counted."""
-    images, _, classes = size(study, cell.dataset)
-    view = 3 * classes + 4 + (study.views.crop // 16) ** 2 if study.banked(cell.strategy)["augmented"] else classes
+    images, _, classes = size(study, job.dataset)
+    view = 3 * classes + 4 + (study.views.crop // 16) ** 2 if study.bank_contents(job.strategy)["augmented"] else classes
     return study.bank_views * images * view * 2
 
 
-def passes(study: Study, cell: Cell) -> Work:
-    """The images that a cell passes through each network."""
+def passes(study: Study, job: Job) -> Work:
+    """The images that a job passes through each network."""
     work = Work()
-    train, test, _ = size(study, cell.dataset) if cell.dataset else (0, 0, 0)
-    teacher = None if cell.teacher in ("", "none") else study.teacher(cell.teacher)
-    match cell.stage:
+    train, test, _ = size(study, job.dataset) if job.dataset else (0, 0, 0)
+    teacher = None if job.teacher in ("", "none") else study.teacher(job.teacher)
+    match job.stage:
         case "teacher":
-            how, seen = study.recipe(cell.strategy, teacher), 3 if cell.strategy == "CAL" else 1
+            how, seen = study.recipe(job.strategy, teacher), 3 if job.strategy == "CAL" else 1
             trained, held = _trained(how, train)
-            if cell.strategy == "FZ":
+            if job.strategy == "FZ":
                 work[teacher.model, "forward"] = train * min(how.views or how.epochs, how.epochs)
             else:
                 work[teacher.model, "train"] = trained * seen
-            work[teacher.model, "forward"] += test * seen**2 + held * (8 if cell.strategy == "CAL" else 1)
-            if teacher.weights != "none" and cell.strategy != PRETEXT:
+            work[teacher.model, "forward"] += test * seen**2 + held * (8 if job.strategy == "CAL" else 1)
+            if teacher.weights != "none" and job.strategy != PRETEXT:
                 work[teacher.model, "forward"] += train
         case "bank":
-            work[teacher.model, "forward"] = train * study.bank_views * _answers(study, cell.strategy)
+            work[teacher.model, "forward"] = train * study.bank_views * _answers(study, job.strategy)
         case "student":
-            student = study.student(cell.student)
+            student = study.student(job.student)
             how = study.recipe("student", student)
             trained, held = _trained(how, train)
-            work[student.model, "train"] += trained * (3 if cell.strategy == "TGDA" else 1)
+            work[student.model, "train"] += trained * (3 if job.strategy == "TGDA" else 1)
             work[student.model, "forward"] += test + held
             if study.online and teacher:
-                work[teacher.model, "forward"] += trained * _answers(study, RECIPES[cell.strategy])
+                work[teacher.model, "forward"] += trained * _answers(study, RECIPES[job.strategy])
         case "distill":
-            work = sum((passes(study, part) for part in study.students_of(cell)), work)
+            work = sum((passes(study, part) for part in study.student_jobs(job)), work)
     return work
 
 
@@ -85,17 +85,17 @@ def measured(study: Study) -> tuple[Rates, set[str]]:
     interrupted only the seconds of its last part are known, which makes it seem fast.
     """
     images, seconds, devices = Work(), Counter(), set()
-    for part in (part for cell in study.cells() for part in tables.parts(study, cell)):
+    for part in (part for job in study.jobs() for part in records.record_jobs(study, job)):
         work = passes(study, part)
-        if work.total() and (record := tables.record(study, part)):
+        if work.total() and (record := records.record(study, part)):
             devices.add(record["provenance"]["device"])
             images.update(work)
             seconds.update({key: record["provenance"]["seconds"] * n / work.total() for key, n in work.items()})
     return {key: n / seconds[key] for key, n in images.items() if seconds[key]}, devices
 
 
-def estimate(study: Study, left: list[Cell], given: str | None = None) -> dict:
-    """The images through each network and the hours of one device, for all cells and for those left, as far as throughputs are known.
+def estimate(study: Study, left: list[Job], given: str | None = None) -> dict:
+    """The images through each network and the hours of one device, for all jobs and for those left, as far as throughputs are known.
 
     given: images a second of any network, or a file: see `given_rates`; where it says nothing, what this study measured is taken.
     `hours` are of the networks with a throughput, `without_throughput` names the others, `not_counted` data sets whose images were never read.
@@ -105,7 +105,7 @@ def estimate(study: Study, left: list[Cell], given: str | None = None) -> dict:
     if given:
         own, name = given_rates(given, study)
         rates, device = rates | own, f"{name}, else measured on {device}" if rates.keys() - own.keys() else name
-    works, rows = [sum((passes(study, c) for c in cells), Work()) for cells in (study.cells(), left)], []
+    works, rows = [sum((passes(study, c) for c in jobs), Work()) for jobs in (study.jobs(), left)], []
     for model in dict.fromkeys(model for model, _ in works[0]):
         row = {"model": model} | {kind: works[0][model, kind] for kind in KINDS} | {f"{kind}_per_second": rates.get((model, kind)) for kind in KINDS}
         rows.append(row | {name: _hours(work, model, rates) for name, work in zip(("hours", "hours_left"), works)})
@@ -136,7 +136,7 @@ def _trained(how: Recipe, train: int) -> tuple[int, int]:
 
 def _answers(study: Study, recipe: str) -> int:
     """Forward passes of a teacher for each view that its students learn from."""
-    return 3 if study.banked(recipe)["augmented"] else 1
+    return 3 if study.bank_contents(recipe)["augmented"] else 1
 
 
 def _hours(work: Work, model: str, rates: Rates) -> float | None:

@@ -12,8 +12,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from fgkd import stats
-from fgkd.claims import METRICS
+from fgkd.analysis import correlation
+from fgkd.metrics.claims import METRICS
 from fgkd.study import RECIPES, Study
 
 PAPER = ("ratio12", "tac", "ssp")
@@ -28,13 +28,13 @@ def pay(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) -> pd.
     teacher that R12 picks (equal ones share); `best`, of the best teacher, which the same test images name
     afterwards and is therefore too high.  No row where the study has no student without a teacher.
 
-    Each with a 95 % interval (`_low`, `_high`), by `over`.  'data sets': `stats.mean_interval`, what other
+    Each with a 95 % interval (`_low`, `_high`), by `over`.  'data sets': `correlation.mean_interval`, what other
     data sets would give.  'test images', below six: what other images, and seeds where there are several,
     of these data sets would give.  A difference of two accuracies p and q on N images has the variance
     (p (1 - p) + q (1 - q)) / N, more than one on the same images has where students agree; the errors of
     teachers and groups of a data set, which share its images, add up as if they were one.
 
-    points: as of `stats.joined`; students, data: as of `tables.collect`.
+    points: as of `correlation.join_students_with_metrics`; students, data: as of `tables.collect`.
     """
     groups = _gains(points, students, data.set_index("dataset").test)
     rows = [_paid("all", "all", groups)] if len(groups) else []
@@ -79,10 +79,10 @@ def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
     for name, loss in study.losses.items():
         for metric in PAPER if loss.loss == "kd" else ():
             values = correlations[correlations.metric == metric]
-            wide = values.pivot(index=stats.GROUP[:3], columns="loss", values="agrees")
+            wide = values.pivot(index=correlation.GROUP[:3], columns="loss", values="agrees")
             both = wide.reindex(columns=["kd", name]).dropna()
             sets, difference = both.index.get_level_values("dataset"), both[name] - both.kd
-            low, high = stats.mean_interval(difference, sets)
+            low, high = correlation.mean_interval(difference, sets)
             how = study.kd(loss)
             names = (name, how.temperature, how.beta, metric, len(both), sets.nunique())
             rows.append((*names, both.kd.mean(), both[name].mean(), difference.mean(), low, high))
@@ -129,12 +129,12 @@ def progress(measured: pd.DataFrame) -> pd.DataFrame:
         for against in ("train_accuracy", "tac"):
             found = {
                 name: pd.Series(
-                    {d: stats.spearman(t[name], t[against]) for d, t in banks.groupby("dataset")}
+                    {d: correlation.spearman(t[name], t[against]) for d, t in banks.groupby("dataset")}
                 ).dropna()
                 for name in ("ratio12", "ratio12_median")
             }
             rhos = found["ratio12"]
-            bounds = stats.mean_interval(rhos, rhos.index)
+            bounds = correlation.mean_interval(rhos, rhos.index)
             most = banks.groupby("dataset").size().max()
             rows.append(
                 (recipe, against, len(rhos), most, rhos.mean(), *bounds, found["ratio12_median"].mean())
@@ -173,7 +173,7 @@ def mixes(points: pd.DataFrame, traits: list[str]) -> pd.DataFrame:
     rows = []
     for trait, value, part in parts:
         means = part[["accuracy", "ratio12_median", "parameters"]].mean()
-        agrees = stats.agreement(part)[list(PAPER)]
+        agrees = correlation.agreement(part)[list(PAPER)]
         size = means.parameters / 1e6
         rows.append(
             (trait, value, part.teacher.nunique(), means.accuracy, means.ratio12_median, size, *agrees)
@@ -191,7 +191,7 @@ def _gains(points: pd.DataFrame, students: pd.DataFrame, tests: pd.Series) -> pd
         .accuracy.agg(["mean", "var", "size"])
     )
     rows = []
-    for key, group in points.groupby(stats.GROUP, sort=True):
+    for key, group in points.groupby(correlation.GROUP, sort=True):
         if key[:2] not in alone.index:
             continue
         without, spread, seeds = alone.loc[key[:2]]
@@ -200,13 +200,13 @@ def _gains(points: pd.DataFrame, students: pd.DataFrame, tests: pd.Series) -> pd
         errors = np.sqrt((reached * (1 - reached) + without * (1 - without)) / images + luck)
         smallest = (group.ratio12 == group.ratio12.min()).to_numpy()
         weights = {"gain": np.ones(len(group)), "r12": smallest, "best": reached == reached.max()}
-        row = dict(zip(stats.GROUP, key)) | {"alone": without}
+        row = dict(zip(correlation.GROUP, key)) | {"alone": without}
         for kind, weight in weights.items():
             share = weight / weight.sum() if weight.any() else np.full(len(group), math.nan)
             row |= {kind: share @ reached - without, f"{kind}_error": share @ errors}
         rows.append(row)
     kinds = [name for kind in GAINS for name in (kind, f"{kind}_error")]
-    return pd.DataFrame(rows, columns=[*stats.GROUP, "alone", *kinds])
+    return pd.DataFrame(rows, columns=[*correlation.GROUP, "alone", *kinds])
 
 
 def _paid(by: str, value: str, groups: pd.DataFrame) -> dict:
@@ -221,7 +221,7 @@ def _paid(by: str, value: str, groups: pd.DataFrame) -> dict:
     }
     for kind in GAINS:
         known = groups[groups[kind].notna()]
-        mean, (low, high) = known[kind].mean(), stats.mean_interval(known[kind], known.dataset)
+        mean, (low, high) = known[kind].mean(), correlation.mean_interval(known[kind], known.dataset)
         if not enough and len(known):
             of_sets = known.groupby("dataset")[f"{kind}_error"].sum()
             reach = 1.959964 * math.sqrt((of_sets**2).sum()) / len(known)

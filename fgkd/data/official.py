@@ -1,6 +1,6 @@
 """The paper's eight data sets: what they are, reading their official layouts, fetching them, and checking them before a study.
 
-`datasets.load` reads a set through `listing`; `fgkd data KEY` is `prepare`, `fgkd data --list` is `overview`.
+`folders.load` reads a set through `listing`; `fgkd data KEY` is `prepare`, `fgkd data --list` is `overview`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from fgkd import datasets
-from fgkd.datasets import SHOWN, SPLITS, DataError
+from fgkd.data import folders
+from fgkd.data.folders import SHOWN, SPLITS, DataError
 from fgkd.study import DataSpec
 
 Splits = dict[str, list[tuple[str, int]]]  # for train and test: (path below the set's folder, official class id) of each image
@@ -126,12 +126,12 @@ def prepare(kind: str, root: Path, *, resize: int, progress: bool = True) -> pd.
     table = checks(kind, listing(kind, root))
     spec = DataSpec(key=kind, kind=kind, root=str(root), resize=resize, check_counts=False)
     try:
-        found = datasets.load(spec, datasets.shared_cache(root, resize), progress=progress)
-    except datasets.UnreadableImages as error:
+        found = folders.load(spec, folders.shared_cache(root, resize), progress=progress)
+    except folders.UnreadableImages as error:
         rows = [_row("unreadable images", 0, len(error.failures))]
         rows += [{"check": "", "expected": "", "found": "", "verdict": "", "detail": failure} for failure in error.failures[:SHOWN]]
     else:
-        same = _row("pictures in both splits", 0, int(datasets.check(found).in_both_splits[1]), " ".join(note for note in found.notes if "also in train" in note))
+        same = _row("pictures in both splits", 0, int(folders.check(found).in_both_splits[1]), " ".join(note for note in found.notes if "also in train" in note))
         rows = [_row("unreadable images", 0, 0), same | ({"verdict": "note"} if same["found"] else {})]  # official splits may well share some
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
 

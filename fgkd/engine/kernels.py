@@ -52,7 +52,7 @@ def warm(environment: dict[str, str], held: tuple[int, ...] = ()):
         spec.mkdir(parents=True)
         (spec / "kernel.json").write_text(json.dumps({
             "argv": [sys.executable, "-I", "-S", __file__, address, "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}))
-        server = subprocess.Popen([sys.executable, "-m", "fgkd.kernel", address], stdin=subprocess.PIPE, env=environment,
+        server = subprocess.Popen([sys.executable, "-m", "fgkd.engine.kernels", address], stdin=subprocess.PIPE, env=environment,
                                   process_group=0, pass_fds=held)
         while not os.path.exists(address):
             if server.poll() is not None:
@@ -97,7 +97,8 @@ def serve(address: str) -> None:
         import matplotlib_inline.backend_inline  # noqa: F401
         import seaborn  # noqa: F401
 
-        from fgkd import plots, stages  # noqa: F401
+        from fgkd import stages  # noqa: F401
+        from fgkd.report import plots  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -155,7 +156,7 @@ def _become_kernel(request: dict, descriptors: list[int], watched: int, forks: b
         os.set_inheritable(watched, True)
         os.execv(
             sys.executable,
-            [sys.executable, "-m", "fgkd.kernel", "--kernel", str(watched), *request["arguments"]],
+            [sys.executable, "-m", "fgkd.engine.kernels", "--kernel", str(watched), *request["arguments"]],
         )
     sys.path.insert(0, "")
     _run_kernel(watched, request["arguments"])

@@ -26,11 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fgkd import cal, losses, metrics, views
-from fgkd.datasets import Split
-from fgkd.models import Classifier, Head
+from fgkd import metrics
+from fgkd.data import views
+from fgkd.distillation import losses
+from fgkd.models import cal
+from fgkd.data.folders import Split
+from fgkd.models.classifier import Classifier, Head
 from fgkd.study import Distillation, Loss, Recipe, StudyError, Views
-from fgkd.tables import write_bytes
+from fgkd.records import write_bytes
 
 CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 256
@@ -68,7 +71,7 @@ class Images:
     def epoch(self, seed: int, epoch: int) -> views.Views:
         """The random views of all images in one epoch, on the device."""
         resize, crop = self.sizes.resize, self.sizes.crop
-        return views.draw(len(self), seed=seed, epoch=epoch, resize=resize, crop=crop).to(self.device)
+        return views.sample_views(len(self), seed=seed, epoch=epoch, resize=resize, crop=crop).to(self.device)
 
     def centre(self) -> views.Views:
         """The centre crops of all images, on the device."""
@@ -83,7 +86,7 @@ class Images:
             pixels = self.resident.index_select(0, index.to(self.device))  # on a CPU faster than [...]
         else:
             pixels = torch.from_numpy(self.split.images[index.cpu().numpy()]).to(self.device)
-        return views.cut(pixels, seen[index.to(self.device)], self.sizes.crop)
+        return views.crop_batch(pixels, seen[index.to(self.device)], self.sizes.crop)
 
 
 def fit(
@@ -182,7 +185,7 @@ def attention(labels: Tensor, seed: int) -> Objective:
 
 def distillation(labels: Tensor, teacher: Callable[[Tensor, int, Tensor], dict[str, Tensor]], how: Distillation, *,
                  augmented: bool = False, further: Callable | None = None, features: bool = False) -> Objective:
-    """CE + beta * KD, what students minimise.  teacher: (images, epoch, index) -> what `bank.answer` says, from a bank or by itself.
+    """CE + beta * KD, what students minimise.  teacher: (images, epoch, index) -> what `bank.teacher_outputs` says, from a bank or by itself.
 
     augmented: TGDA, also on the crop and drop views of a CAL teacher, CE + beta (KD(raw) / 2 + KD(crop and drop)).
     further: a loss beside it, (student, teacher, labels, index) of logits, or of pooled features, -> scalar.
@@ -190,7 +193,7 @@ def distillation(labels: Tensor, teacher: Callable[[Tensor, int, Tensor], dict[s
 
     def objective(model, x, epoch, index):
         said, y = teacher(x, epoch, index), labels[index]
-        pooled, logits = model.parts(x) if features else (None, model(x))
+        pooled, logits = model.features_and_logits(x) if features else (None, model(x))
         soft = losses.kd(logits, said["logits"], how.temperature)
         parts = {"ce": F.cross_entropy(logits, y), "kd": how.beta * soft}
         if augmented:
@@ -251,7 +254,7 @@ def features(model: Classifier, images: Images, recipe: Recipe, *, views_seed: i
     """The pooled features (N, D) of the frozen backbone in each view that recipe FZ trains on: computed once, for all trainings of a last layer."""
     model.eval()
     with torch.no_grad():
-        return [torch.cat([model.parts(x)[0] for _, x in batches(images, images.epoch(views_seed, epoch))])
+        return [torch.cat([model.features_and_logits(x)[0] for _, x in batches(images, images.epoch(views_seed, epoch))])
                 for epoch in tqdm(range(min(recipe.views or recipe.epochs, recipe.epochs)), desc=f"{title}: features", unit="view", disable=None)]
 
 
@@ -314,7 +317,7 @@ def check_head(model: Classifier, images: Images) -> None:
     """
     x = images.batch(torch.arange(min(2, len(images))), images.centre())
     with torch.inference_mode():
-        whole, parts = model.eval()(x), model.parts(x)[1]
+        whole, parts = model.eval()(x), model.features_and_logits(x)[1]
     if not (whole - parts).abs().max() <= (1e-2 if x.is_cuda else 1e-3) * whole.abs().max():
         raise StudyError(f"'{type(model.net).__name__}' has more than its last layer after the pooled "
                          "features: neither recipe FZ nor a loss on features applies to it")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgkd import stats
+from fgkd.analysis import correlation
 from fgkd.study import RECIPES
 
 FOLDER = Path(__file__).with_name("published")
@@ -42,7 +42,7 @@ def strength_counts() -> pd.DataFrame:
     strong = table[table.strength == "strong"].set_index("scope")[["groups", *metrics]]
     others = 2 * strong.loc["all"] - strong.sum()
     table = pd.concat([table, pd.DataFrame([{"scope": "others", "strength": "strong"} | others.to_dict()])], ignore_index=True)
-    return table[["scope", "strength", "groups", *metrics]].assign(chance=table.groups * table.strength.map(stats.by_chance(8)))
+    return table[["scope", "strength", "groups", *metrics]].assign(chance=table.groups * table.strength.map(correlation.null_summary(8)))
 
 
 def comparisons() -> pd.DataFrame:
@@ -57,11 +57,11 @@ def comparisons() -> pd.DataFrame:
         rows = []
         for rival in ("tac", "ssp"):
             difference = (table.ratio12 - table[rival]).round(9)
-            low, high = stats.mean_interval(difference, table.index)
+            low, high = correlation.mean_interval(difference, table.index)
             better, equal, worse = ((np.sign(difference) == sign).sum() for sign in (1, 0, -1))
             rows.append({"quantity": quantity, "rival": rival, "better": better, "equal": equal, "worse": worse, "difference": difference.mean(),
-                         "low": low, "high": high, "p": stats.swap_p(difference, table.index)})
-        parts.append(pd.DataFrame(rows).assign(p_holm=lambda part: stats.holm(part.p)))
+                         "low": low, "high": high, "p": correlation.swap_p(difference, table.index)})
+        parts.append(pd.DataFrame(rows).assign(p_holm=lambda part: correlation.holm(part.p)))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -75,9 +75,9 @@ def cub_group() -> pd.DataFrame:
     points = published("cub_resnet18_tgda").merge(published("cal_teacher_accuracy"), on="teacher", validate="one_to_one")
     reached, rows = points.student_accuracy, []
     for name, x, y in (("ratio12", points.ratio12, reached), ("ratio12, untied", points.ratio12, reached - 1e-6 * points.ratio12), ("tac", points.cub, reached)):
-        rho = stats.spearman(x, y)
-        low, high = stats.interval(rho, len(points))
-        rows.append({"metric": name, "n": len(points), "rho": rho, "low": low, "high": high, "p": stats.exact_p(x, y), "tau": stats.kendall(x, y)})
+        rho = correlation.spearman(x, y)
+        low, high = correlation.interval(rho, len(points))
+        rows.append({"metric": name, "n": len(points), "rho": rho, "low": low, "high": high, "p": correlation.exact_p(x, y), "tau": correlation.kendall(x, y)})
     return pd.DataFrame(rows)
 
 
@@ -86,13 +86,13 @@ def claims(
 ) -> pd.DataFrame:
     """What the paper claims, and what a study says of it: a row a claim, a quantity that is above 0 where the claim holds.
 
-    correlations, choices: tables as of `stats.correlations` and `stats.choices`; students: the study's
+    correlations, choices: tables as of `correlation.correlations` and `correlation.selection_outcomes`; students: the study's
     table of them, which names the `model` of each; points: as of `tables.points`, with the `family` of
     each teacher. Columns: `claim`, `family`, `published` (NaN where the paper prints no such number),
     `ours` with its 95 % interval over data sets (`low`, `high`), `groups`, `datasets`, the number of them
     that a verdict needs where there are fewer (`needed`), `p` of swapping whole data sets, `p_holm`,
     `verdict` and `detectable`: next to each registered `cannot tell` of enough data sets, the smallest
-    true mean that four of five such studies would find (`stats.detectable`, from the spread of the
+    true mean that four of five such studies would find (`correlation.detectable`, from the spread of the
     study's own data sets, at the level of the first of three claims by Holm;
     empty where that is more than there can be).
 
@@ -116,7 +116,7 @@ def claims(
     least = np.where(registered, NEEDED["registered"], NEEDED["exploratory"])
     table["needed"] = pd.Series(least).where(table.datasets < least)
     table["family"] = np.where(registered, "registered", "exploratory")
-    table["p_holm"] = stats.holm(table.p.where(registered))
+    table["p_holm"] = correlation.holm(table.p.where(registered))
     decided = np.where(registered, table.p_holm <= 0.05, (table.low > 0) | (table.high < 0))
     above = np.where(registered, "holds", "suggests so")
     below = np.where(registered, "fails", "suggests not")
@@ -136,14 +136,14 @@ def power(correlations: pd.DataFrame) -> pd.DataFrame:
     """Which mean signed rho, or difference of two, could a study of so many data sets and teachers see?
 
     A row a registered claim, number of `datasets` and of `teachers` (the study's own, and twice as many):
-    `detectable` as of `stats.detectable`, at the level of the first of three claims by Holm.  `spread`:
+    `detectable` as of `correlation.detectable`, at the level of the first of three claims by Holm.  `spread`:
     the standard deviation of the data sets' differences, by `source` the study's own, or 'chance' where
     it has fewer than three: that of one group of unrelated teachers, 1 / sqrt(n - 1), for a difference of
     two metrics sqrt(2) times that.  With twice the teachers it is taken to shrink as a rho's does, which
     is the best case.  Empty where it would have to be larger than a rho, or a difference of two, can be.
     No row where no group has a rho.
     """
-    agrees = correlations.pivot(index=stats.GROUP, columns="metric", values="agrees")
+    agrees = correlations.pivot(index=correlation.GROUP, columns="metric", values="agrees")
     teachers, rows = correlations.n.max(), []
     rivals = {name: agrees.ratio12 - agrees[rival] for name, rival in zip(REGISTERED[1:], ("ssp", "tac"))}
     for claim, values in ({REGISTERED[0]: agrees.ratio12} | rivals).items() if teachers >= 3 else ():
@@ -161,7 +161,7 @@ def power(correlations: pd.DataFrame) -> pd.DataFrame:
 def _seen(claim: str, spread: float, datasets: int) -> float:
     """What a study could see of a registered claim; NaN where that is more than a rho, or two, can differ
     by."""
-    size = stats.detectable(spread, datasets, level=LEVEL)
+    size = correlation.detectable(spread, datasets, level=LEVEL)
     return size if size <= (1 if claim == REGISTERED[0] else 2) else np.nan
 
 
@@ -174,14 +174,14 @@ def _quantities(
     picked = published("lcnet035_tgda_accuracy").set_index("dataset").loc["average"]
     measured = correlations.assign(strong=(correlations.strength == "strong").where(correlations.rho.notna()).astype(float))
     by_metric = {
-        value: measured.pivot(index=stats.GROUP, columns="metric", values=value)
+        value: measured.pivot(index=correlation.GROUP, columns="metric", values=value)
         for value in ("agrees", "abs_rho", "strong")
     }
     agrees, size, is_strong = by_metric.values()
-    n = measured.set_index([*stats.GROUP, "metric"]).n.xs("ratio12", level="metric")
-    chance = n.map(lambda n: stats.by_chance(n)["abs_rho"] if n >= 3 else np.nan)
+    n = measured.set_index([*correlation.GROUP, "metric"]).n.xs("ratio12", level="metric")
+    chance = n.map(lambda n: correlation.null_summary(n)["abs_rho"] if n >= 3 else np.nan)
     rows = [("R12: mean signed rho", np.nan, agrees.ratio12),
-            ("R12 - chance: mean |rho|", rho.ratio12 - stats.by_chance(8)["abs_rho"], size.ratio12 - chance)]
+            ("R12 - chance: mean |rho|", rho.ratio12 - correlation.null_summary(8)["abs_rho"], size.ratio12 - chance)]
     for rival, name in {"ssp": "SSP", "tac": "TAC"}.items():
         share, ours = (strong.ratio12 - strong[rival]) / 100, is_strong.ratio12 - is_strong[rival]
         rows += [(f"R12 - {name}: mean |rho|", rho.ratio12 - rho[rival], size.ratio12 - size[rival]),
@@ -201,7 +201,7 @@ def _quantities(
             (f"R12 - {name}: mean signed rho, CAL and TGDA", np.nan, attentive),
             (f"R12 - {name}: signed rho, CAL, TGDA less FZ, FT", np.nan, attentive - plain),
         ]
-    reached = choices.pivot(index=stats.GROUP, columns="rule", values="accuracy").reindex(
+    reached = choices.pivot(index=correlation.GROUP, columns="rule", values="accuracy").reindex(
         columns=["R12", "SSP", "TAC", "no teacher"]
     )
     rows += [
@@ -227,7 +227,7 @@ def _sizes(correlations: pd.DataFrame, points: pd.DataFrame) -> list[tuple[str, 
 
     Of R12 a value a data set and recipe, since the students of a teacher share it.
     """
-    by_size = correlations[correlations.metric == "parameters"].set_index(stats.GROUP).agrees
+    by_size = correlations[correlations.metric == "parameters"].set_index(correlation.GROUP).agrees
     related = points[points.family != ""]
     every, kin = (
         rows.assign(recipe=rows.strategy.map(RECIPES)).drop_duplicates(["dataset", "recipe", "teacher"])
@@ -243,7 +243,7 @@ def _sizes(correlations: pd.DataFrame, points: pd.DataFrame) -> list[tuple[str, 
         (
             "smaller of a family: rho with student accuracy",
             np.nan,
-            -_rho(related, stats.GROUP, "accuracy", "family"),
+            -_rho(related, correlation.GROUP, "accuracy", "family"),
         ),
         (
             "smaller of a family: rho of size and R12",
@@ -256,9 +256,9 @@ def _sizes(correlations: pd.DataFrame, points: pd.DataFrame) -> list[tuple[str, 
 def _rho(rows: pd.DataFrame, by: list[str], name: str, within: str | None) -> pd.Series:
     """Spearman's rho of `parameters` and `name` for each group of rows, inside the families of `within`."""
     found = {
-        key: stats.spearman(group.parameters, group[name])
+        key: correlation.spearman(group.parameters, group[name])
         if within is None
-        else stats.spearman_within(group.parameters, group[name], group[within])
+        else correlation.spearman_within(group.parameters, group[name], group[within])
         for key, group in rows.groupby(by)
     }
     return pd.Series(
@@ -288,8 +288,8 @@ def _of(values: pd.DataFrame | pd.Series, allowed: dict[str, list[str]]) -> np.n
 def _claim(claim: str, printed: float, values: pd.Series) -> dict:
     values = values.dropna()
     sets = values.index.get_level_values("dataset")
-    low, high = stats.mean_interval(values, sets)
-    p = np.nan if sets.nunique() < 6 else stats.swap_p(values, sets)
+    low, high = correlation.mean_interval(values, sets)
+    p = np.nan if sets.nunique() < 6 else correlation.swap_p(values, sets)
     return {
         "claim": claim,
         "published": printed,

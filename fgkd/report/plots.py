@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from fgkd.metrics import METRICS, calibration_error, labelled_samples
-from fgkd.stats import STRENGTHS, SURE, described, spearman, strength
+from fgkd.analysis.correlation import STRENGTHS, SURE, described, spearman, strength
 
 # Okabe and Ito's palette, told apart by colour-blind readers; the shapes tell apart what print in grey does not.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
@@ -39,7 +39,7 @@ def set_style() -> None:
         "legend.frameon": False, "image.interpolation": "nearest", "svg.hashsalt": "fgkd"})
 
 
-def styles(teachers) -> dict[str, dict]:
+def teacher_styles(teachers) -> dict[str, dict]:
     """Colour and marker of each teacher, by its place in the study: name -> {'color', 'marker'}."""
     return {t: {"color": PALETTE[i % len(PALETTE)], "marker": SHAPES[(i + i // len(PALETTE)) % len(SHAPES)]} for i, t in enumerate(teachers)}
 
@@ -134,7 +134,7 @@ def attention(pictures, maps, boxes, crops, drops) -> Figure:
     return _closed(figure)
 
 
-def ratios(logits: dict[str, np.ndarray]) -> Figure:
+def ratio_boxplot(logits: dict[str, np.ndarray]) -> Figure:
     """How R12 is spread over samples, a box a name: logits (N, C) of each; the box holds half of them, the whiskers 90 %."""
     names = list(logits)
     figure, axis = plt.subplots(figsize=(7, 0.42 * len(names) + 0.9))
@@ -152,7 +152,7 @@ def ratios(logits: dict[str, np.ndarray]) -> Figure:
 
 def accuracies(students: pd.DataFrame, teachers) -> Figure:
     """Accuracy of every student, a column a strategy and loss, a mark a teacher; the dashed line is the student without a teacher."""
-    look = styles(teachers)
+    look = teacher_styles(teachers)
     taught = students[students.strategy != "CE"]
     groups = list(dict.fromkeys(zip(taught.strategy, taught.loss)))
     legend = 0.7 + 0.08 * max(map(len, ["no teacher", *look]))
@@ -179,7 +179,7 @@ def accuracies(students: pd.DataFrame, teachers) -> Figure:
 
 def stability(epochs: pd.DataFrame, metric: str, teachers) -> Figure:
     """A metric's mean over the first v views of every image, v = 1, 2, ..., one line a teacher; one panel a recipe."""
-    look, recipes = styles(teachers), list(dict.fromkeys(epochs.recipe))
+    look, recipes = teacher_styles(teachers), list(dict.fromkeys(epochs.recipe))
     figure, axes = plt.subplots(1, len(recipes), figsize=(4.6 * len(recipes), 3.2), squeeze=False)
     for axis, recipe in zip(axes[0], recipes):
         for teacher, rows in epochs[epochs.recipe == recipe].groupby("teacher", sort=False):
@@ -190,14 +190,14 @@ def stability(epochs: pd.DataFrame, metric: str, teachers) -> Figure:
     return _closed(figure)
 
 
-def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
+def metric_scatter(table: pd.DataFrame, names: list[str], teachers) -> Figure:
     """Student accuracy against each metric, a panel a strategy and metric: teachers by name, their line of
     least squares, and Spearman's rho in the title, called strong or weak from 5 teachers on.
 
     table: points as of `stats.joined`.  A teacher is hollow where R12 has no meaning in more than 1 % of its
     samples.
     """
-    look, strategies = styles(teachers), list(dict.fromkeys(table.strategy))
+    look, strategies = teacher_styles(teachers), list(dict.fromkeys(table.strategy))
     figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), 2.9 * len(strategies)), squeeze=False)
     for line, strategy in zip(axes, strategies):
         rows = table[table.strategy == strategy]
@@ -221,7 +221,7 @@ def against(table: pd.DataFrame, names: list[str], teachers) -> Figure:
 def ranks(table: pd.DataFrame, names: list[str], teachers) -> Figure:
     """Each metric's order of the teachers (left, the best in the claimed direction on top) and that of their
     students (right), a panel a strategy and metric; hollow: as in `against`."""
-    look, strategies = styles(teachers), list(dict.fromkeys(table.strategy))
+    look, strategies = teacher_styles(teachers), list(dict.fromkeys(table.strategy))
     size = (3.9 * len(names), (0.7 + 0.27 * len(look)) * len(strategies) + 0.4)
     figure, axes = plt.subplots(len(strategies), len(names), figsize=size, squeeze=False)
     for line, strategy in zip(axes, strategies):
@@ -254,7 +254,7 @@ def capacity(points: pd.DataFrame, metric: str, teachers) -> Figure:
         for teacher, value in values.items():
             filled = {"facecolors": "none"} if teacher in hollow and axis is axes[0] else {}
             axis.scatter(
-                means.parameters[teacher] / 1e6, value, s=45, zorder=3, **styles(teachers)[teacher] | filled
+                means.parameters[teacher] / 1e6, value, s=45, zorder=3, **teacher_styles(teachers)[teacher] | filled
             )
         rho = spearman(means.parameters, values)
         axis.set_xscale("log", subs=())
@@ -272,7 +272,7 @@ def progress(trained: pd.DataFrame, teachers) -> Figure:
     trained: as of `findings.trained`.  The title has the mean over data sets of Spearman's rho; a teacher is
     hollow where R12 has no meaning in more than 1 % of its samples.
     """
-    look, recipes = styles(teachers), list(dict.fromkeys(trained.recipe))
+    look, recipes = teacher_styles(teachers), list(dict.fromkeys(trained.recipe))
     figure, axes = plt.subplots(1, len(recipes), figsize=(3.9 * len(recipes) + 1.4, 3.3), squeeze=False)
     for axis, recipe in zip(axes[0], recipes):
         rows = trained[trained.recipe == recipe]
@@ -299,7 +299,7 @@ def reliability(logits: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
     """Accuracy against confidence in 15 bins of equal width, a line a name: logits (N, C) of each, labels (N,); the expected calibration error in the legend."""
     figure, axis = plt.subplots(figsize=(5.6, 4))
     axis.plot((0, 1), (0, 1), color="#8A8A8A", linestyle="--", label="calibrated")
-    for (name, values), style in zip(logits.items(), styles(logits).values()):
+    for (name, values), style in zip(logits.items(), teacher_styles(logits).values()):
         found = {k: v.numpy() for k, v in labelled_samples(values, labels).items()}
         ece = calibration_error(found["confidence"], found["correct"])
         bins = pd.DataFrame(found).groupby(np.ceil(15 * found["confidence"]).astype(int))[["confidence", "correct"]].mean()
@@ -309,7 +309,7 @@ def reliability(logits: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
     return _closed(figure)
 
 
-def confused(logits: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[str, ...], *, pairs: int = 8) -> Figure:
+def confused_pairs(logits: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[str, ...], *, pairs: int = 8) -> Figure:
     """The pairs of classes that are taken for each other most often, a mark a name: share of the pair's images, of logits (N, C) each, labels (N,)."""
     counts = np.bincount(labels, minlength=len(classes))
     shares = {}
@@ -322,7 +322,7 @@ def confused(logits: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[s
     places = [divmod(int(place), len(classes)) for place in worst]
     for y, (a, b) in enumerate(places):
         axis.plot([100 * s[a, b] for s in shares.values()], [y] * len(shares), color="#B0B0B0", zorder=1)
-    for (name, share), style in zip(shares.items(), styles(shares).values()):
+    for (name, share), style in zip(shares.items(), teacher_styles(shares).values()):
         axis.scatter([100 * share[place] for place in places], range(len(places)), label=name, zorder=2, **style)
     axis.set(yticks=range(len(places)), yticklabels=[f"{classes[a]}\n{classes[b]}" for a, b in places], xlabel="images of the pair that are taken for the other, %")
     axis.invert_yaxis()
@@ -330,7 +330,7 @@ def confused(logits: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[s
     return _closed(figure)
 
 
-def heat(correlations: pd.DataFrame, names: tuple[str, ...] = ("ratio12", "ssp", "tac")) -> Figure:
+def rho_heatmap(correlations: pd.DataFrame, names: tuple[str, ...] = ("ratio12", "ssp", "tac")) -> Figure:
     """Spearman's rho times the claimed direction, blue where it agrees with the claim: a row a metric, a column a group; of more than 16 groups a panel each
     of `names`, a row a data set, a column a strategy, means over students and further losses."""
     import seaborn
@@ -378,7 +378,7 @@ def strengths(correlations: pd.DataFrame, names: list[str], null: float | None) 
     return _closed(figure)
 
 
-def picks(table: pd.DataFrame) -> Figure:
+def selection_chart(table: pd.DataFrame) -> Figure:
     """Mean student accuracy by the rule that chose the teacher: table as of `stats.picks`.
 
     A rule that has to see students is of another colour, and says how much of their training it takes.

@@ -18,7 +18,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from fgkd.claims import METRICS
+from fgkd.metrics.claims import METRICS
 
 GROUP = ["dataset", "student", "strategy", "loss"]
 STRENGTHS = ("weak", "modest", "strong")
@@ -215,12 +215,12 @@ def null_share(n: int, above: float = 0.705) -> float:
     return float((_null(n) > above + 1e-9).mean())
 
 
-def by_chance(n: int) -> dict[str, float]:
+def null_summary(n: int) -> dict[str, float]:
     """What n >= 3 unrelated teachers give: the mean abs_rho, the shares of weak, modest and strong groups.
 
     Of every order up to COUNTED teachers, above of 100,000 sampled ones.
 
-    >>> {name: round(value, 3) for name, value in by_chance(8).items()}
+    >>> {name: round(value, 3) for name, value in null_summary(8).items()}
     {'abs_rho': 0.31, 'weak': 0.803, 'modest': 0.139, 'strong': 0.058}
     """
     null = _null(n)
@@ -234,7 +234,7 @@ def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     students: a row a student with its group, `teacher`, `seed` and `accuracy` (rows of strategy CE have no teacher and are left out);
     metrics: a row a bank with `dataset`, `teacher`, `strategy`, `seed` and the metrics' columns, TAC among them.
     """
-    points, rows = joined(students, metrics), []
+    points, rows = join_students_with_metrics(students, metrics), []
     for group, members in points.groupby(GROUP, sort=True):
         for name, claim in METRICS.items():
             rho = spearman(members[name], members.accuracy)
@@ -246,7 +246,7 @@ def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def joined(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+def join_students_with_metrics(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """The points of all groups, one a teacher: the mean over `seeds` (a number) of its metrics, of
     ratio12_nonpositive (the share of samples in which R12 has no meaning), and of its student's `accuracy`,
     `agreement`, `pilot` and pilot_cost (the share of the student's epochs that the pilot takes); and
@@ -289,7 +289,7 @@ def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """
     taught = students[students.strategy != "CE"]
     reached = taught.pivot(index=[*GROUP, "teacher"], columns="seed", values="accuracy")
-    table = pd.DataFrame({f"seed {seed}": agreement(joined(rows, metrics)) for seed, rows in taught.groupby("seed")} | {"all": agreement(joined(taught, metrics))})
+    table = pd.DataFrame({f"seed {seed}": agreement(join_students_with_metrics(rows, metrics)) for seed, rows in taught.groupby("seed")} | {"all": agreement(join_students_with_metrics(taught, metrics))})
     other = pd.concat([group.corr(spearman).where(~np.eye(len(reached.columns), dtype=bool)) for _, group in reached.groupby(GROUP)]).mean()
     table.loc["other seed"] = [*other, other.mean()]
     return table.rename_axis("metric").reset_index()
@@ -305,7 +305,7 @@ def agreement(points: pd.DataFrame, within: str | None = None) -> pd.Series:
     return pd.Series({name: pd.Series([claim.direction * rho(g, name) for g in groups]).mean() for name, claim in METRICS.items()})
 
 
-def settling(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataFrame:
+def ranking_stability(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataFrame:
     """How many views of each image a metric's order of teachers takes: a row a number of `views`, with the rho between the order by the mean
     over so many and that over all, its mean and its lowest over data sets, recipes and seeds.
 
@@ -317,7 +317,7 @@ def settling(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataFrame:
     return pd.DataFrame({"views": rhos.columns, "rho": rhos.mean().to_numpy(), "lowest": rhos.min().to_numpy()})
 
 
-def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
+def selection_outcomes(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """One row a group and rule: the accuracy of its pick's student, its regret, and whether it is the best (hit) or among the best three.
 
     A rule is a metric that is known before a student is trained to its end (its best teacher in the
@@ -355,7 +355,7 @@ def choices(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
+def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """What choosing gains: one row a rule of `choices`, means over groups, best first; rules that cannot pick in every group are left out.
 
     teacher: whom it picks most often, with the number of groups where there are several.  cost: as of
@@ -363,7 +363,7 @@ def picks(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     accurate teacher's, as a share of 1, each with its 95 % interval over data sets (low, high; see
     `mean_interval`).
     """
-    found = choices(points, students)
+    found = selection_outcomes(points, students)
     reached = found.pivot(index=GROUP, columns="rule", values="accuracy")
     reached = reached.loc[:, reached.notna().all()]
     per = found[found.rule.isin(reached.columns)].groupby("rule", sort=False)
@@ -461,7 +461,7 @@ def summary(correlations: pd.DataFrame, by=()) -> pd.DataFrame:
     for key, members in correlations.groupby([*by, "metric"], sort=True):
         defined = members[members.rho.notna()]
         low, high = mean_interval(defined.agrees, defined.dataset)
-        known = {n: by_chance(n) for n in set(defined.n)}
+        known = {n: null_summary(n) for n in set(defined.n)}
         chance = pd.DataFrame(
             [known[n] for n in defined.n], columns=["abs_rho", *STRENGTHS], dtype=float
         ).mean()

@@ -1,6 +1,6 @@
 """Records of runs: one tidy row a run, provenance, atomic writes, collection into the study's tables.
 
-Each cell's folder holds `record.json` (what was computed: fingerprint, rows, provenance; of a distill cell
+Each job's folder holds `record.json` (what was computed: fingerprint, rows, provenance; of a distill job
 one a student and loss) and, once its notebook has ended, `result.json`, which the engine takes for done.
 These files alone, without weights, banks and photos, are enough for all tables and figures, on any machine.
 """
@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgkd import stats
-from fgkd.study import PROJECT, RECIPES, Cell, Study
+from fgkd.analysis import correlation
+from fgkd.study import PROJECT, RECIPES, Job, Study
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
 PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
@@ -81,91 +81,91 @@ def write_table(frame: pd.DataFrame, file: Path) -> None:
     write_bytes(file, frame.to_csv(index=False, float_format="%.10g").encode())
 
 
-def record(study: Study, cell: Cell, known: dict | None = None) -> dict | None:
-    """What the cell computed, or None where it did not end or what it is a function of has changed since.
+def record(study: Study, job: Job, known: dict | None = None) -> dict | None:
+    """What the job computed, or None where it did not end or what it is a function of has changed since.
 
     Of a bank also None where its strategies need what it was written without: the crop and drop views that
-    TGDA students see. known: fingerprints that were computed already, of use where many cells are asked for.
+    TGDA students see. known: fingerprints that were computed already, of use where many jobs are asked for.
     """
-    found = read_json(study.path(cell) / "record.json")
-    if not found or found.get("fingerprint") != study.fingerprint(cell, known):
+    found = read_json(study.path(job) / "record.json")
+    if not found or found.get("fingerprint") != study.fingerprint(job, known):
         return None
     if (
-        cell.stage == "bank"
-        and study.banked(cell.strategy)["augmented"]
+        job.stage == "bank"
+        and study.bank_contents(job.strategy)["augmented"]
         and "ratio12_crop" not in found["rows"][0]
     ):
         return None
     return found
 
 
-def records(study: Study, cell: Cell, known: dict | None = None) -> list[dict]:
-    """The cell's record, or those of a distill cell's students, as far as there are any."""
-    return [found for part in parts(study, cell) if (found := record(study, part, known))]
+def records(study: Study, job: Job, known: dict | None = None) -> list[dict]:
+    """The job's record, or those of a distill job's students, as far as there are any."""
+    return [found for part in record_jobs(study, job) if (found := record(study, part, known))]
 
 
-def parts(study: Study, cell: Cell) -> tuple[Cell, ...]:
-    """The cells whose records make up this one's: the students of a distill cell, else the cell itself."""
-    return study.students_of(cell) if cell.stage == "distill" else (cell,)
+def record_jobs(study: Study, job: Job) -> tuple[Job, ...]:
+    """The jobs whose records make up this one's: the students of a distill job, else the job itself."""
+    return study.student_jobs(job) if job.stage == "distill" else (job,)
 
 
-def complete(study: Study, cell: Cell, known: dict | None = None) -> bool:
-    """Whether all that the cell computes is there."""
-    return len(records(study, cell, known)) == len(parts(study, cell))
+def is_complete(study: Study, job: Job, known: dict | None = None) -> bool:
+    """Whether all that the job computes is there."""
+    return len(records(study, job, known)) == len(record_jobs(study, job))
 
 
-def rows(study: Study, cell: Cell) -> list[dict]:
-    """The rows of the cell's records; of a bank one for each strategy whose students read it."""
-    return [row for one in records(study, cell) for row in _rows(study, cell, one)]
+def rows(study: Study, job: Job) -> list[dict]:
+    """The rows of the job's records; of a bank one for each strategy whose students read it."""
+    return [row for one in records(study, job) for row in _rows(study, job, one)]
 
 
-def finish(study: Study, cell: Cell) -> None:
-    """Mark a cell's notebook as ended: the last thing that a notebook does."""
-    if not complete(study, cell):
-        raise RuntimeError(f"{cell.id} computed nothing that could be marked as done")
-    value = {"cell": cell.id, "fingerprint": study.fingerprint(cell), "rows": len(rows(study, cell))}
-    write_json(study.path(cell) / "result.json", value)
+def mark_done(study: Study, job: Job) -> None:
+    """Mark a job's notebook as ended: the last thing that a notebook does."""
+    if not is_complete(study, job):
+        raise RuntimeError(f"{job.id} computed nothing that could be marked as done")
+    value = {"cell": job.id, "fingerprint": study.fingerprint(job), "rows": len(rows(study, job))}
+    write_json(study.path(job) / "result.json", value)
 
 
-def provenance(study: Study, cell: Cell, device: str, seconds: float) -> dict:
+def provenance(study: Study, job: Job, device: str, seconds: float) -> dict:
     """What a result came from: code, packages, machine, seed, cost."""
     return {
-        "run": cell.id,
+        "run": job.id,
         "commit": _commit(),
-        "seed": study.seed_of(cell),
+        "seed": study.seed_of(job),
         "device": device,
         "seconds": round(seconds, 2),
         "peak_memory_mb": round(_peak_mb(device)),
         "python": platform.python_version(),
         "threads": study.threads,
         "packages": _packages(),
-        "parameters": study.values(cell),
+        "parameters": study.values(job),
     }
 
 
 def collect(study: Study) -> dict[str, pd.DataFrame]:
-    """The study's tables from the records of its cells: teachers, metrics, students, correlations, headline, of several seeds also seeds; epochs of the banks.
+    """The study's tables from the records of its jobs: teachers, metrics, students, correlations, headline, of several seeds also seeds; epochs of the banks.
 
     Cells without a record are left out: `missing` names them.
     """
     found = {name: [] for name in STAGE_TABLES}
     epochs = []
     known = {}
-    for cell in study.cells():
-        name = next((n for n, stage in STAGE_TABLES.items() if stage == cell.stage), None)
-        for one in records(study, cell, known) if name else ():
+    for job in study.jobs():
+        name = next((n for n, stage in STAGE_TABLES.items() if stage == job.stage), None)
+        for one in records(study, job, known) if name else ():
             found[name] += [
-                row | {k: one["provenance"][k] for k in PROVENANCE} for row in _rows(study, cell, one)
+                row | {k: one["provenance"][k] for k in PROVENANCE} for row in _rows(study, job, one)
             ]
-            names = {"dataset": cell.dataset, "recipe": cell.strategy, "teacher": cell.teacher, "seed": study.seed_of(cell)}
+            names = {"dataset": job.dataset, "recipe": job.strategy, "teacher": job.teacher, "seed": study.seed_of(job)}
             epochs += [names | e for e in one.get("epochs", [])]
     frames = {name: pd.DataFrame(r) for name, r in found.items()}
     if not any(frame.empty for frame in frames.values()):
         measured = frames["students"], with_tac(frames["metrics"], frames["teachers"])
-        frames["correlations"] = stats.correlations(*measured)
-        frames["headline"] = stats.headline(frames["correlations"])
+        frames["correlations"] = correlation.correlations(*measured)
+        frames["headline"] = correlation.headline(frames["correlations"])
         if len(study.seeds) > 1 and len(frames["correlations"]):
-            frames["seeds"] = stats.sensitivity(*measured)
+            frames["seeds"] = correlation.sensitivity(*measured)
     return frames | {"epochs": pd.DataFrame(epochs)}
 
 
@@ -177,8 +177,8 @@ def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
 
 
 def points(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The points of all groups as of `stats.joined`, each teacher's TRAITS, and the study's WORDS for it."""
-    joined = stats.joined(frames["students"], with_tac(frames["metrics"], frames["teachers"]))
+    """The points of all groups as of `correlation.join_students_with_metrics`, each teacher's TRAITS, and the study's WORDS for it."""
+    joined = correlation.join_students_with_metrics(frames["students"], with_tac(frames["metrics"], frames["teachers"]))
     traits = frames["teachers"].drop_duplicates("teacher").set_index("teacher")[[*TRAITS, *WORDS]]
     return joined.join(traits, on="teacher")
 
@@ -189,23 +189,23 @@ def per_strategy(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def missing(study: Study) -> list[str]:
-    """Ids of the cells whose results the tables lack."""
-    return [c.id for c in study.cells() if c.stage in STAGE_TABLES.values() and not complete(study, c)]
+    """Ids of the jobs whose results the tables lack."""
+    return [c.id for c in study.jobs() if c.stage in STAGE_TABLES.values() and not is_complete(study, c)]
 
 
-def _rows(study: Study, cell: Cell, one: dict) -> list[dict]:
-    if cell.stage == "distill":
+def _rows(study: Study, job: Job, one: dict) -> list[dict]:
+    if job.stage == "distill":
         return [row | _pilot(one.get("history", [])) for row in one["rows"]]
-    if cell.stage == "teacher":
-        model = study.teacher(cell.teacher)
+    if job.stage == "teacher":
+        model = study.teacher(job.teacher)
         return [row | {word: getattr(model, word) for word in WORDS} for row in one["rows"]]
-    if cell.stage != "bank":
+    if job.stage != "bank":
         return one["rows"]
-    names = {"dataset": cell.dataset, "teacher": cell.teacher}
+    names = {"dataset": job.dataset, "teacher": job.teacher}
     return [
         names | {"strategy": strategy} | row
         for row in one["rows"]
-        for strategy in study.readers(cell.strategy)
+        for strategy in study.strategies_using(job.strategy)
     ]
 
 

@@ -21,9 +21,9 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from fgkd import van  # noqa: F401  (registers VAN with timm)
+from fgkd.models import van  # noqa: F401  (registers VAN with timm)
 from fgkd.study import Model, StudyError, check_weights
-from fgkd.tables import write_bytes
+from fgkd.records import write_bytes
 
 
 class Classifier(nn.Module):
@@ -62,7 +62,7 @@ class Classifier(nn.Module):
         """The logits that a test looks at."""
         return self(images)
 
-    def parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features before the last layer, fp32 (N, D), and the logits (N, C) that it makes of them."""
         with self.autocast(images):
             features = self.net.forward_head(self.net.forward_features(self.normalize(images)), pre_logits=True)

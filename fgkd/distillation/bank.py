@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fgkd import cal, metrics, tables
-from fgkd.models import Classifier
-from fgkd.training import EVAL_BATCH, Images, batches
-from fgkd.views import crop, draw_attention, drop
+from fgkd import metrics, records
+from fgkd.models import cal
+from fgkd.models.classifier import Classifier
+from fgkd.distillation.training import EVAL_BATCH, Images, batches
+from fgkd.data.views import crop, draw_attention, drop
 
 MANIFEST = "manifest.json"
 EXACT = ("boxes", "maps")  # what students need as it is stored
@@ -40,7 +41,7 @@ class Bank:
     device: torch.device
     _slab: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def answer(self, epoch: int, index: Tensor) -> dict[str, Tensor]:
+    def outputs(self, epoch: int, index: Tensor) -> dict[str, Tensor]:
         """What the teacher said of images `index` (B,) in an epoch: as `answer`, on the bank's device.
 
         Epoch e reads view e modulo V.  A view is read whole from the disk, when it is first asked for, and
@@ -56,7 +57,7 @@ class Bank:
 
 
 @torch.no_grad()
-def answer(teacher: Classifier, x: Tensor, draws: Tensor, *, augmented: bool = False,
+def teacher_outputs(teacher: Classifier, x: Tensor, draws: Tensor, *, augmented: bool = False,
            features: bool = False) -> dict[str, Tensor]:
     """What a teacher in eval mode says of views x (B, 3, S, S), to its students and to the bank.
 
@@ -64,7 +65,7 @@ def answer(teacher: Classifier, x: Tensor, draws: Tensor, *, augmented: bool = F
     (B, 4) and `maps` fp16 (B, h, w), where its attention crops and drops by draws (B, 4), and `crop` and
     `drop`, its logits of both.
     """
-    said = {"features": teacher.parts(x)[0]} if features else {}
+    said = {"features": teacher.features_and_logits(x)[0]} if features else {}
     if not augmented:
         return said | {"logits": teacher(x)}
     seen = teacher.attend(x)
@@ -100,14 +101,14 @@ def write(folder: Path, teacher: Classifier, images: Images, *, views: int, view
     left = tqdm(range(whole, views), desc="bank", unit="view", initial=whole, total=views, disable=None)
     try:
         for view in left:
-            said = [answer(teacher, x, draws, **how) for _, x, draws in _inputs(images, views_seed, view)]
+            said = [teacher_outputs(teacher, x, draws, **how) for _, x, draws in _inputs(images, views_seed, view)]
             said = {name: torch.cat([s[name] for s in said]) for name in said[0]}
             samples = {f"samples/{name}": value for name, value in _samples(said, images.labels).items()}
             for name, value in samples.items():
                 sizes[name] = append(partial / f"{name}.npy", value, views, view)
             for name, value in said.items() if view < stored else ():
                 sizes[name] = append(partial / f"{name}.npy", _stored(value), stored, view)
-            tables.write_json(partial / MANIFEST, {"given": given, "whole": view + 1, "bytes": sizes})
+            records.write_json(partial / MANIFEST, {"given": given, "whole": view + 1, "bytes": sizes})
     except ValueError:
         shutil.rmtree(partial)
         raise
@@ -133,8 +134,8 @@ def check(bank: Bank, teacher: Classifier, images: Images, *, views_seed: int, n
     for _ in range(number):
         view, part = rng.integers(len(bank.arrays["logits"])), parts[rng.integers(len(parts))]
         (index, x, draws), = _inputs(images, views_seed, int(view), part)
-        said = answer(teacher, x, draws, augmented="boxes" in found, features="features" in found)
-        for name, stored in bank.answer(view, index).items():
+        said = teacher_outputs(teacher, x, draws, augmented="boxes" in found, features="features" in found)
+        for name, stored in bank.outputs(view, index).items():
             apart = (stored.float() - _stored(said[name]).float()).abs().max()
             found[name] = max(found[name], (apart / stored.abs().max().clamp(min=1e-6)).item())
     return found
@@ -187,7 +188,7 @@ def _begun(partial: Path, given: dict) -> tuple[int, dict[str, int]]:
 
     What was written after them is cut off.  A folder of other arguments, or that lacks a part, is emptied.
     """
-    found = tables.read_json(partial / MANIFEST)
+    found = records.read_json(partial / MANIFEST)
     if found and found["given"] == given:
         sizes = {partial / f"{name}.npy": size for name, size in found["bytes"].items()}
         if all(file.exists() and file.stat().st_size >= size for file, size in sizes.items()):
@@ -212,7 +213,7 @@ def append(file: Path, value: Tensor, number: int, view: int) -> int:
             os.fsync(out.fileno())
             return out.tell()
     except OSError as error:
-        raise tables.disk_error(error, file) from error
+        raise records.disk_error(error, file) from error
 
 
 def _stored(values: Tensor) -> Tensor:

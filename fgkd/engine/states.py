@@ -1,6 +1,6 @@
-"""How far a study is, from its files alone: the state of each cell, what is left to run, and why.
+"""How far a study is, from its files alone: the state of each job, what is left to run, and why.
 
-`left` is what `fgkd run` runs and `fgkd plan` shows: cells that are not done, the banks that their students
+`left` is what `fgkd run` runs and `fgkd plan` shows: jobs that are not done, the banks that their students
 learn from, and teachers whose weights these need and which are not there, as in a study of which only the
 records came.
 """
@@ -11,74 +11,74 @@ import contextlib
 import fcntl
 import json
 
-from fgkd import tables
-from fgkd.study import Cell, Study
+from fgkd import records
+from fgkd.study import Job, Study
 
 
-def state(study: Study, cell: Cell, known: dict | None = None) -> dict:
-    """A cell's state (done, running, failed, interrupted, stale, waiting), seconds, log and error.
+def state(study: Study, job: Job, known: dict | None = None) -> dict:
+    """A job's state (done, running, failed, interrupted, stale, waiting), seconds, log and error.
 
-    known: fingerprints that were computed already, of use where many cells are asked for.
+    known: fingerprints that were computed already, of use where many jobs are asked for.
     """
-    folder = study.path(cell)
-    log = folder / f"{cell.notebook}.ipynb"
+    folder = study.path(job)
+    log = folder / f"{job.notebook}.ipynb"
     found = {"state": "waiting", "seconds": None, "log": str(log) if log.exists() else None, "error": None}
-    notebook = tables.read_json(log) or {}
+    notebook = records.read_json(log) or {}
     meta = notebook.get("metadata", {}).get("papermill", {})
-    result = tables.read_json(folder / "result.json")
+    result = records.read_json(folder / "result.json")
     # papermill may be killed after the notebook wrote its result.
     ended = meta.get("end_time") or meta.get("exception")
     if result and (ended or not log.exists()):
-        valid = result.get("fingerprint") == study.fingerprint(cell, known) and tables.complete(
-            study, cell, known
+        valid = result.get("fingerprint") == study.fingerprint(job, known) and records.is_complete(
+            study, job, known
         )
         return found | {"state": "done" if valid else "stale", "seconds": meta.get("duration")}
     if not (result or meta):
         return found
     if not ended:
         return found | {"state": "running" if driven(study) else "interrupted"}
-    error, exit_ = _error(notebook), tables.read_json(folder / "exit.json")
+    error, exit_ = _error(notebook), records.read_json(folder / "exit.json")
     if error is None and exit_ and exit_["exit_status"] == 0:
         return found  # it ended well once; what it is a function of has changed, and it waits for its turn
     error = error or "its kernel ended without an error message: it was killed, or ran out of memory"
     return found | {"state": "failed", "seconds": meta.get("duration"), "error": error + _ending(exit_)}
 
 
-def left(study: Study) -> dict[Cell, str]:
-    """The cells that are to run and why, each after those that must have ended before it."""
-    known: dict[Cell, str] = {}
-    cells = study.cells()
+def left(study: Study) -> dict[Job, str]:
+    """The jobs that are to run and why, each after those that must have ended before it."""
+    known: dict[Job, str] = {}
+    jobs = study.jobs()
     reasons = {
-        cell: why(study, cell, found, known)
-        for cell in cells
-        if (found := state(study, cell, known))["state"] != "done"
+        job: why(study, job, found, known)
+        for job in jobs
+        if (found := state(study, job, known))["state"] != "done"
     }
-    for cell in reversed(cells):
-        if cell not in reasons:
+    for job in reversed(jobs):
+        if job not in reasons:
             continue
         for bank in (
-            study.banks_of(cell) if cell.stage == "distill" and wants_bank(study, cell, known) else ()
+            study.banks_of(job) if job.stage == "distill" and wants_bank(study, job, known) else ()
         ):
             if not (study.path(bank) / "views" / "logits.npy").exists():
                 reasons.setdefault(
                     bank, "its views, deleted after their last student, are needed by new students"
                 )
-        if cell.stage in ("bank", "distill", "teacher"):
-            for teacher in _teachers(study, cell, known):
+        if job.stage in ("bank", "distill", "teacher"):
+            for teacher in _teachers(study, job, known):
                 if not (study.path(teacher) / "model.safetensors").exists():
                     reasons.setdefault(
                         teacher, "its record is here, but not its weights, which are needed now"
                     )
-    return {cell: reasons[cell] for cell in cells if cell in reasons}
+    return {job: reasons[job] for job in jobs if job in reasons}
 
 
-def wants_bank(study: Study, cell: Cell, known: dict | None = None) -> bool:
-    """Whether a distill cell reads its teacher's bank: some of its students are not trained yet."""
-    return cell.strategy != "CE" and not study.online and not tables.complete(study, cell, known)
+def wants_bank(study: Study, job: Job, known: dict | None = None) -> bool:
+    """Whether a distill job reads its teacher's bank: some of its students are not trained yet."""
+    return job.strategy != "CE" and not study.online and not records.is_complete(study, job, known)
 
 
-def why(study: Study, cell: Cell, found: dict, known: dict | None = None) -> str:
-    """Why a cell of the state `found` is to run: what became of it, what changed, or that something which it
+def why(study: Study, job: Job, found: dict, known: dict | None = None) -> str:
+    """Why a job of the state `found` is to run: what became of it, what changed, or that something which it
     reads is made anew."""
     if found["state"] == "failed":
         return f"failed: {found['error']}"
@@ -87,7 +87,7 @@ def why(study: Study, cell: Cell, found: dict, known: dict | None = None) -> str
     if found["state"] == "running":
         return "is running"
     reasons = list(
-        dict.fromkeys(r for part in tables.parts(study, cell) if (r := _changed(study, cell, part, known)))
+        dict.fromkeys(r for part in records.record_jobs(study, job) if (r := _changed(study, job, part, known)))
     )
     if not reasons:
         return "its notebook is to run again"
@@ -109,26 +109,26 @@ def locked(file, kind: int = fcntl.LOCK_EX) -> bool:
     return False
 
 
-def _teachers(study: Study, cell: Cell, known: dict) -> tuple[Cell, ...]:
-    """The teachers whose weights and test logits a cell that is to run reads."""
+def _teachers(study: Study, job: Job, known: dict) -> tuple[Job, ...]:
+    """The teachers whose weights and test logits a job that is to run reads."""
     trained = [
         part
-        for part in tables.parts(study, cell)
-        if cell.stage != "distill" or tables.record(study, part, known) is None
+        for part in records.record_jobs(study, job)
+        if job.stage != "distill" or records.record(study, part, known) is None
     ]
     return tuple(dict.fromkeys(c for part in trained for c in study.inputs(part) if c.stage == "teacher"))
 
 
-def _changed(study: Study, cell: Cell, part: Cell, known: dict | None) -> str:
-    """What has changed since a part of a cell was computed; '' where nothing has."""
-    record = tables.read_json(study.path(part) / "record.json")
+def _changed(study: Study, job: Job, part: Job, known: dict | None) -> str:
+    """What has changed since a part of a job was computed; '' where nothing has."""
+    record = records.read_json(study.path(part) / "record.json")
     if record is None:
-        if part is cell:
+        if part is job:
             return "never ran"
-        others = any((study.path(p) / "record.json").exists() for p in tables.parts(study, cell))
+        others = any((study.path(p) / "record.json").exists() for p in records.record_jobs(study, job))
         return f"student {part.student} with loss {part.loss} is new" if others else "never ran"
     if record["fingerprint"] == study.fingerprint(part, known):
-        return "" if tables.record(study, part, known) else "TGDA needs its crop and drop views"
+        return "" if records.record(study, part, known) else "TGDA needs its crop and drop views"
     before, now = (
         _flat(json.loads(json.dumps(v, default=str)))
         for v in (record["provenance"]["parameters"], study.values(part))
@@ -149,8 +149,8 @@ def _changed(study: Study, cell: Cell, part: Cell, known: dict | None) -> str:
     )
 
 
-def _content(name: str, study: Study, part: Cell, record: dict) -> str:
-    """What became of a file that a cell starts from."""
+def _content(name: str, study: Study, part: Job, record: dict) -> str:
+    """What became of a file that a job starts from."""
     if name != "photos":
         what = {"weights": "the file of its weights", "network": "the plugin that registers its network"}[
             name

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fgkd import views
-from fgkd.models import Classifier
+from fgkd.data import views
+from fgkd.models.classifier import Classifier
 
 CENTRE_STEP = 0.05
 CROP, DROP, PADDING = (0.4, 0.6), (0.2, 0.5), 0.1     # thresholds drawn in training, as shares of a map's maximum
@@ -98,7 +98,7 @@ class CAL(Classifier):
     def forward(self, images: Tensor) -> Tensor:
         return self.attend(images).logits
 
-    def parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self._map(images)
         return features.mean((2, 3)), self.attention(features).logits
 

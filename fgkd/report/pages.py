@@ -30,10 +30,11 @@ from nbconvert.filters.ansi import ansi2html, strip_ansi
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 
-from fgkd import findings, paper, plots, stats
-from fgkd import tables as records
+from fgkd.analysis import correlation, findings, paper
+from fgkd.report import plots
+from fgkd import records
 from fgkd.metrics import METRICS
-from fgkd.study import PROJECT, Cell, Study
+from fgkd.study import PROJECT, Job, Study
 
 TEMPLATES = Path(__file__).parent / "templates"
 RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "pilot", "random", "no teacher")
@@ -59,7 +60,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of the study as the index shows it: a cell of the grid that links to its executed notebook.
+    """One run of the study as the index shows it: a job of the grid that links to its executed notebook.
 
     `href` is relative to the site; `state` is one of 'done', 'failed', 'waiting', 'running'; `row` names the entry's row in the grid of its section.
     """
@@ -80,22 +81,22 @@ class Entry:
             raise ValueError(f"href of {self.title!r} is {self.href!r}; expected a relative path such as 'runs/a.html'")
 
 
-def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
+def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
     """The site of a study in `runs/<study>/report/`, from the records there are; what is missing is said.
 
-    `states`: what `fgkd status` says of each cell (state, seconds, error). Returns the path of index.html.
+    `states`: what `fgkd status` says of each job (state, seconds, error). Returns the path of index.html.
     """
     found, folder = records.collect(study), study.folder / "figures"
     answer, headline = "There is nothing to correlate yet.", None
     if "headline" in found:
         points = records.points(found)
-        found["picks"] = stats.picks(points, found["students"])
-        answer = stats.lacking(found["correlations"])
+        found["picks"] = correlation.selection_summary(points, found["students"])
+        answer = correlation.lacking(found["correlations"])
         if len(points):
-            found["standings"] = stats.standings(points, found["students"], found["data"])
-            choices = stats.choices(points, found["students"])
+            found["standings"] = correlation.standings(points, found["students"], found["data"])
+            choices = correlation.selection_outcomes(points, found["students"])
             found |= concluded(study, found, points, choices)
-            said = stats.said(found["standings"], found["picks"])
+            said = correlation.said(found["standings"], found["picks"])
             tuned = findings.depends(found["temperatures"], study) if len(found["temperatures"]) else ""
             answer = " ".join(filter(None, (said, findings.paid(found["pay"]), tuned, answer)))
             _draw(study, found, points, choices, folder)
@@ -104,8 +105,8 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
         for name, frame in found.items():
             records.write_table(frame, study.folder / "tables" / f"{name}.csv")
         found.pop("headline")
-    entries = [_entry(study, cell, state) for cell, state in states.items()]
-    missing = [f"{cell.id} ({state['state']}{': ' + state['error'] if state['error'] else ''})" for cell, state in states.items() if state["state"] != "done"]
+    entries = [_entry(study, job, state) for job, state in states.items()]
+    missing = [f"{job.id} ({state['state']}{': ' + state['error'] if state['error'] else ''})" for job, state in states.items() if state["state"] != "done"]
     return site(
         study.folder / "report",
         title="Which teacher should your small model learn from?",
@@ -129,10 +130,10 @@ def build(study: Study, states: Mapping[Cell, Mapping]) -> Path:
 def concluded(
     study: Study, found: Mapping[str, pd.DataFrame], points: pd.DataFrame, choices: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
-    """The tables that the report adds to those of `tables.collect`; points: as of `tables.points`."""
+    """The tables that the report adds to those of `records.collect`; points: as of `records.points`."""
     correlations, students = found["correlations"], found["students"]
     return {
-        "breakdown": stats.breakdown(correlations),
+        "breakdown": correlation.breakdown(correlations),
         "claims": paper.claims(correlations, choices, students, points),
         "power": paper.power(correlations),
         "pay": findings.pay(points, students, found["data"]),
@@ -146,15 +147,15 @@ def notes(study: Study) -> list[str]:
     """What a reader of the study's numbers should know: what the study says of its data sets, copies in both
     splits, and metrics that say nothing."""
     found = [f"{key}: {spec.note}" for key, spec in study.datasets.items() if spec.note]
-    for cell in study.cells():
-        for record in records.records(study, cell) if cell.stage in ("data", "bank") else ():
+    for job in study.jobs():
+        for record in records.records(study, job) if job.stage in ("data", "bank") else ():
             found += [
-                f"{cell.dataset}: {note}" for note in record.get("notes", []) if "also in train" in note
+                f"{job.dataset}: {note}" for note in record.get("notes", []) if "also in train" in note
             ]
             share = record["rows"][0].get("ratio12_nonpositive", 0)
             if share > plots.UNDEFINED:
                 found.append(
-                    f"{cell.dataset}, {cell.strategy} teacher {cell.teacher}: the second logit is 0 or "
+                    f"{job.dataset}, {job.strategy} teacher {job.teacher}: the second logit is 0 or "
                     f"negative in {share:.1%} of "
                     f"views, where R12 loses its meaning; its mean is {record['rows'][0]['ratio12']:.3f}"
                 )
@@ -166,20 +167,20 @@ def _draw(
 ) -> None:
     """Every figure of the study, as PNG and SVG."""
     plots.set_style()
-    metrics, teachers, first = ["ratio12", "ssp", "tac"], study.teachers, stats.example(points)
+    metrics, teachers, first = ["ratio12", "ssp", "tac"], study.teachers, correlation.example(points)
     measured = records.with_tac(found["metrics"], found["teachers"])
-    null = stats.null_share(len(teachers)) if len(teachers) >= 3 else None
+    null = correlation.null_share(len(teachers)) if len(teachers) >= 3 else None
     drawn = {
-        "against": plots.against(first, metrics, teachers),
+        "against": plots.metric_scatter(first, metrics, teachers),
         "ranks": plots.ranks(first, metrics, teachers),
         "accuracies": plots.accuracies(found["students"], teachers),
-        "heat": plots.heat(found["correlations"]),
+        "heat": plots.rho_heatmap(found["correlations"]),
         "strengths": plots.strengths(
             found["correlations"], ["ratio12", "ratio12_median", "ssp", "tac"], null
         ),
         "capacity": plots.capacity(points, "ratio12", teachers),
         "progress": plots.progress(findings.trained(measured), teachers),
-        "picks": plots.picks(found["picks"]),
+        "picks": plots.selection_chart(found["picks"]),
         "regret": plots.regret(choices, [rule for rule in RULES if rule in set(choices.rule)]),
     }
     for name, figure in drawn.items():
@@ -230,7 +231,7 @@ def site(
     file, caption). Every table becomes `tables/<name>.csv`. Texts are plain; `$...$` in them is a formula. A
     page is rendered again only where it is older than its notebook or than this module. Notebooks that cannot
     be read get no page and are named beside what is `missing`. `notes` are what a reader should know of the
-    numbers, `standings` the teachers as of `stats.standings`, shown below the answer. Returns the path of
+    numbers, `standings` the teachers as of `correlation.standings`, shown below the answer. Returns the path of
     index.html.
     """
     out = Path(out)
@@ -265,8 +266,8 @@ def site(
 # The index
 
 
-def _entry(study: Study, cell: Cell, state: Mapping) -> Entry:
-    """A cell of the grid: what came out of it, and how long it took."""
+def _entry(study: Study, job: Job, state: Mapping) -> Entry:
+    """A job of the grid: what came out of it, and how long it took."""
     words = {
         "tac": "TAC {tac:.1%}",
         "ratio12": "R12 {ratio12:.3f}",
@@ -276,18 +277,18 @@ def _entry(study: Study, cell: Cell, state: Mapping) -> Entry:
     detail = list(
         dict.fromkeys(
             text.format(**row)
-            for row in records.rows(study, cell)
+            for row in records.rows(study, job)
             for name, text in words.items()
             if name in row
         )
     )
     detail += [f"{state['seconds']:.0f} s"] if state["seconds"] else []
     detail += [state["state"]] if state["state"] not in STATES else []
-    seed = "" if cell.seed is None else f"seed {cell.seed}"
-    row = " · ".join(dict.fromkeys(part for part in (cell.dataset, cell.strategy) if cell.teacher))
-    name = " · ".join(part for part in (cell.teacher or cell.dataset, seed) if part) or cell.notebook
+    seed = "" if job.seed is None else f"seed {job.seed}"
+    row = " · ".join(dict.fromkeys(part for part in (job.dataset, job.strategy) if job.teacher))
+    name = " · ".join(part for part in (job.teacher or job.dataset, seed) if part) or job.notebook
     shown = state["state"] if state["state"] in STATES else "waiting"
-    return Entry(SECTIONS[cell.stage], name, study.path(cell) / f"{cell.notebook}.ipynb", f"{cell.id}.html", shown, ", ".join(detail), row)
+    return Entry(SECTIONS[job.stage], name, study.path(job) / f"{job.notebook}.ipynb", f"{job.id}.html", shown, ", ".join(detail), row)
 
 
 def _headline(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -327,8 +328,8 @@ def _facts(study: Study, found: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     facts = {"study": Path(study.file).name, "seed": ", ".join(map(str, study.seeds)), "teachers": ", ".join(m.model for m in study.teachers.values()),
              "students": ", ".join(m.model for m in study.students.values()), "strategies": ", ".join(study.strategies)}
     facts |= {f"recipe {name}": ", ".join(f"{k} {v}" for k, v in vars(recipe).items()) for name, recipe in study.recipes.items()}
-    known: dict[Cell, str] = {}
-    made = [one["provenance"] for cell in study.cells() for one in records.records(study, cell, known)]
+    known: dict[Job, str] = {}
+    made = [one["provenance"] for job in study.jobs() for one in records.records(study, job, known)]
     for name in ("commit", "device", "python", "threads"):
         facts |= {name: _each(Counter(str(one[name]) for one in made))} if made else {}
     packages = {

@@ -1,8 +1,8 @@
-"""papermill's command line with kernels that listen on no port: `python -m fgkd.execute NOTEBOOK OUTPUT -p NAME VALUE ...`
+"""papermill's command line with kernels that listen on no port: `python -m fgkd.engine.execute NOTEBOOK OUTPUT -p NAME VALUE ...`
 
 papermill's kernels would listen on five TCP ports each, open to every user of the machine but for a key, and taken from under one
 another in a race.  Here they talk over sockets in a folder that only its owner can open.  The kernel is forked from the warm process of
-`fgkd run`, or, on another machine or by hand, from one of its own (`fgkd.kernel`).
+`fgkd run`, or, on another machine or by hand, from one of its own (`fgkd.engine.kernels`).
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from papermill.cli import papermill
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
-from fgkd import kernel
+from fgkd.engine import kernels
 
 
 class Portless(NBClientEngine):
@@ -34,7 +34,7 @@ def _kernels():
     if os.path.isdir(os.environ.get("FGKD_SOCKETS", "")):
         yield
     else:
-        with kernel.warm(dict(os.environ)) as (environment, _):
+        with kernels.warm(dict(os.environ)) as (environment, _):
             os.environ.update(environment)
             yield
 
