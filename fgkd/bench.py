@@ -44,9 +44,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from tqdm import tqdm
 
-from fgkd.distillation import bank as banks
 from fgkd import metrics, stages, study
 from fgkd.data import birds, folders
+from fgkd.distillation import bank as banks
 from fgkd.distillation import training
 from fgkd.engine import kernels
 from fgkd.models import cal, classifier
@@ -62,21 +62,21 @@ KD = Distillation()
 class Size:
     """How much is measured; the defaults take some minutes on two cores."""
 
-    images: int = 128                       # of a training
+    images: int = 128  # of a training
     classes: int = 32
     views: Views = Views(108, 96)
     batch: int = 32
-    epochs: int = 2                         # of one turn's training, and views of its bank
-    small: str = "mobilenetv2_100"          # teachers
+    epochs: int = 2  # of one turn's training, and views of its bank
+    small: str = "mobilenetv2_100"  # teachers
     large: str = "resnet50"
-    unmeasured: int = 1                     # turns that come first and are not counted
-    turns: int = 7                          # of the quick parts
-    long_turns: int = 3                     # of seven students, of whole studies and of notebooks
-    photos: int = 128                       # JPEG files of 500 x 375 pixels
+    unmeasured: int = 1  # turns that come first and are not counted
+    turns: int = 7  # of the quick parts
+    long_turns: int = 3  # of seven students, of whole studies and of notebooks
+    photos: int = 128  # JPEG files of 500 x 375 pixels
     photo_views: Views = Views(300, 224)
     logits: tuple[int, int] = (100_000, 555)
-    view: tuple[int, int] = (24_000, 555)   # logits that one view adds to a bank: those of NABirds
-    growth: int = 24                        # images a class, of 8 classes, of the smallest study
+    view: tuple[int, int] = (24_000, 555)  # logits that one view adds to a bank: those of NABirds
+    growth: int = 24  # images a class, of 8 classes, of the smallest study
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Row:
     taken: float
     beside: float
     ratio: float
-    low: float                              # quartiles of the turns' ratios
+    low: float  # quartiles of the turns' ratios
     high: float
     goal: str = ""
     unit: str = "s"
@@ -118,10 +118,15 @@ def table(found: dict) -> str:
     """What `measure` found, as Markdown."""
     machine = found["machine"]
     versions = ", ".join(f"{name} {machine[name]}" for name in ("Python", "torch", "torchvision", "timm"))
-    lines = [f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads; {versions}; "
-             f"load {machine['load_before']} before and {machine['load_after']} after.", ""]
-    lines += ["| part | what | against | takes | against | ratio | quartiles | goal |",
-              "|---|---|---|---:|---:|---:|---:|---|"]
+    lines = [
+        f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads; {versions}; "
+        f"load {machine['load_before']} before and {machine['load_after']} after.",
+        "",
+    ]
+    lines += [
+        "| part | what | against | takes | against | ratio | quartiles | goal |",
+        "|---|---|---|---:|---:|---:|---:|---|",
+    ]
     for row in found["rows"]:
         numbers = " | ".join(f"{_shown(row[key])} {row['unit']}" for key in ("taken", "beside"))
         ratios = f"{_shown(row['ratio'])} | {_shown(row['low'])} to {_shown(row['high'])}"
@@ -148,7 +153,7 @@ class Bench:
                 self._wait()
                 seconds[name].append(time.perf_counter() - begun)
             self.bar.update()
-        return {name: np.array(values[self.size.unmeasured:]) for name, values in seconds.items()}
+        return {name: np.array(values[self.size.unmeasured :]) for name, values in seconds.items()}
 
     def row(self, seconds: dict[str, np.ndarray], what: str, against: str, goal: str = "") -> Row:
         """The comparison of two works."""
@@ -175,8 +180,9 @@ class Bench:
         """A network that is not trained any more."""
         return self.network(name, attention=attention).eval().requires_grad_(False)
 
-    def bank(self, name: str, teacher: classifier.Classifier, images: training.Images, *,
-             augmented: bool = False) -> banks.Bank:
+    def bank(
+        self, name: str, teacher: classifier.Classifier, images: training.Images, *, augmented: bool = False
+    ) -> banks.Bank:
         """The bank that a training of this size reads."""
         folder, views = self.folder / name, self.size.epochs
         with contextlib.redirect_stderr(io.StringIO()):
@@ -184,9 +190,16 @@ class Bench:
         shapes = {array: (views, len(images)) for array in banks.names(augmented=augmented, features=False)}
         return banks.read(folder, shapes, self.on)
 
-    def training(self, model: classifier.Classifier, images: training.Images, objective: training.Objective, *,
-                 extra: nn.Module | None = None, epochs: int | None = None,
-                 compiled: bool = False) -> Callable[[], object]:
+    def training(
+        self,
+        model: classifier.Classifier,
+        images: training.Images,
+        objective: training.Objective,
+        *,
+        extra: nn.Module | None = None,
+        epochs: int | None = None,
+        compiled: bool = False,
+    ) -> Callable[[], object]:
         """A work: a training of the student on views of the images."""
         epochs = epochs or self.size.epochs
         recipe = Recipe(epochs=epochs, batch_size=self.size.batch, optimizer="adamw", lr=1e-3)
@@ -194,8 +207,17 @@ class Bench:
         def work():
             checkpoint = self.folder / "checkpoint.pt"
             checkpoint.unlink(missing_ok=True)  # a slow turn writes one, and the next must not go on from it
-            training.fit_images(model, images, objective, recipe, views_seed=1, seed=0, checkpoint=checkpoint,
-                                extra=extra, compiled=compiled)
+            training.fit_images(
+                model,
+                images,
+                objective,
+                recipe,
+                views_seed=1,
+                seed=0,
+                checkpoint=checkpoint,
+                extra=extra,
+                compiled=compiled,
+            )
 
         return work
 
@@ -208,8 +230,10 @@ def step(bench: Bench) -> Iterator[Row]:
     """A step from the bank over one without a teacher: plain, and TGDA over cross-entropy on three views."""
     images = bench.pictures(bench.size.images)
     plain, three = "cross-entropy", "cross-entropy on three views"
-    works = {plain: bench.training(bench.network(STUDENT), images, training.cross_entropy(images.labels)),
-             three: bench.training(bench.network(STUDENT), images, _on_three(images))}
+    works = {
+        plain: bench.training(bench.network(STUDENT), images, training.cross_entropy(images.labels)),
+        three: bench.training(bench.network(STUDENT), images, _on_three(images)),
+    }
     pairs = []
     for name in (bench.size.small, bench.size.large):
         for strategy, augmented, against in (("KD", False, plain), ("TGDA", True, three)):
@@ -258,8 +282,10 @@ def student(bench: Bench) -> Iterator[Row]:
     peers = [_peer(bench, name, teacher, few) for name, _ in SEVEN]
     whole = "a bank and seven students of it"
     each, peer = f"seven students, {small} in every step", f"seven of timm's, {small}"
-    seconds = bench.turns({whole: shared, each: lambda: [work() for work in online],
-                           peer: lambda: [work() for work in peers]}, bench.size.long_turns)
+    seconds = bench.turns(
+        {whole: shared, each: lambda: [work() for work in online], peer: lambda: [work() for work in peers]},
+        bench.size.long_turns,
+    )
     yield from (bench.row(seconds, what, whole) for what in (each, peer))
 
 
@@ -271,9 +297,14 @@ def views(bench: Bench) -> Iterator[Row]:
     split = folders.load(spec, bench.folder / "cache", progress=False).train
     images = training.Images(split, size.photo_views, bench.on)
     side, crop = size.photo_views.resize, size.photo_views.crop
-    seen = transforms.Compose([
-        transforms.Resize((side, side), transforms.InterpolationMode.BICUBIC), transforms.RandomCrop(crop),
-        transforms.RandomHorizontalFlip(), transforms.PILToTensor()])
+    seen = transforms.Compose(
+        [
+            transforms.Resize((side, side), transforms.InterpolationMode.BICUBIC),
+            transforms.RandomCrop(crop),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),
+        ]
+    )
     folder, workers = torchvision.datasets.ImageFolder(str(root / "train"), seen), _cores()
     loader = DataLoader(folder, size.batch, shuffle=True, num_workers=workers, persistent_workers=True)
     decoded = itertools.count()
@@ -287,12 +318,15 @@ def views(bench: Bench) -> Iterator[Row]:
     theirs = f"an epoch of ImageFolder and DataLoader, {workers} workers"
     steps = f"an epoch of {STUDENT} on these views"
     model = classifier.build(Model(STUDENT, STUDENT), size.classes, crop=crop, seed=0).to(bench.on)
-    seconds = bench.turns({
-        epoch: ours,
-        theirs: lambda: [x.to(bench.on) for x, _ in loader],
-        cache: lambda: folders.load(spec, bench.folder / f"cache-{next(decoded)}", progress=False),
-        steps: bench.training(model, images, training.cross_entropy(images.labels), epochs=1),
-    }, size.turns)
+    seconds = bench.turns(
+        {
+            epoch: ours,
+            theirs: lambda: [x.to(bench.on) for x, _ in loader],
+            cache: lambda: folders.load(spec, bench.folder / f"cache-{next(decoded)}", progress=False),
+            steps: bench.training(model, images, training.cross_entropy(images.labels), epochs=1),
+        },
+        size.turns,
+    )
     yield bench.row(seconds, theirs, epoch, "at least 10")
     yield bench.row(seconds, cache, theirs)
     yield bench.row(seconds, epoch, steps)
@@ -305,12 +339,15 @@ def all_metrics(bench: Bench) -> Iterator[Row]:
     everything, torch_s, read = "all metrics", "torch's softmax and two largest", "one sum of the array"
     torch.set_num_threads(1)
     try:
-        seconds = bench.turns({
-            everything: lambda: metrics.summarize_all(metrics.all_samples(logits, labels)),
-            "R12 alone": lambda: metrics.ratio12(logits),
-            torch_s: lambda: (logits.softmax(1), logits.topk(2, dim=1)),
-            read: logits.sum,
-        }, bench.size.turns)
+        seconds = bench.turns(
+            {
+                everything: lambda: metrics.summarize_all(metrics.all_samples(logits, labels)),
+                "R12 alone": lambda: metrics.ratio12(logits),
+                torch_s: lambda: (logits.softmax(1), logits.topk(2, dim=1)),
+                read: logits.sum,
+            },
+            bench.size.turns,
+        )
     finally:
         torch.set_num_threads(threads)
     yield bench.row(seconds, everything, torch_s, "at most 4")
@@ -373,6 +410,7 @@ def growth(bench: Bench) -> Iterator[Row]:
         def run():
             with _results_in(bench.folder / str(next(runs))) as folder:
                 stages.study_tables(study.load(str(_small_study(folder, bench, **times))))
+
         return run
 
     base, kinds = "the smallest study", ("images", "classes", "epochs", "teachers", "students")
@@ -394,21 +432,33 @@ def notebook(bench: Bench) -> Iterator[Row]:
         words = [word for name, value in given.items() for word in ("-r", name, value)]
         page = [str(PROJECT / "notebooks" / "05_distillation.ipynb"), str(folder / "out.ipynb")]
         with kernels.warm(dict(os.environ)) as (environment, _):
+
             def papermill(env):
                 return lambda: _run([sys.executable, "-m", "fgkd.engine.execute", *page, *words], env)
 
-            seconds = bench.turns({
-                done: papermill(environment), cold: papermill(dict(os.environ)),
-                imports: lambda: _run([sys.executable, "-c", "import fgkd.engine.execute"], environment),
-                python: lambda: _run([sys.executable, "-c", "pass"], environment)}, bench.size.long_turns)
+            seconds = bench.turns(
+                {
+                    done: papermill(environment),
+                    cold: papermill(dict(os.environ)),
+                    imports: lambda: _run([sys.executable, "-c", "import fgkd.engine.execute"], environment),
+                    python: lambda: _run([sys.executable, "-c", "pass"], environment),
+                },
+                bench.size.long_turns,
+            )
     yield bench.row(seconds, cold, done)
     yield bench.row(seconds, imports, done)
     yield bench.row(seconds, python, done)
 
 
 PARTS = {
-    "step": step, "student": student, "views": views, "metrics": all_metrics, "bank": bank, "growth": growth,
-    "notebook": notebook}
+    "step": step,
+    "student": student,
+    "views": views,
+    "metrics": all_metrics,
+    "bank": bank,
+    "growth": growth,
+    "notebook": notebook,
+}
 
 
 def _on_three(images: training.Images) -> training.Objective:
@@ -436,8 +486,15 @@ def _asked(teacher: classifier.Classifier) -> Callable[[Tensor, int, Tensor], di
 def _peer(bench: Bench, name: str, teacher: classifier.Classifier, images: training.Images) -> Callable:
     """A work: the same student's training with timm's task, which has its teacher in every step."""
     model, labels = bench.network(name), images.labels
-    task = LogitDistillationTask(model.net, teacher.net, task_loss_weight=1.0, distill_loss_weight=KD.beta,
-                                 temperature=KD.temperature, device=bench.on, verbose=False)
+    task = LogitDistillationTask(
+        model.net,
+        teacher.net,
+        task_loss_weight=1.0,
+        distill_loss_weight=KD.beta,
+        temperature=KD.temperature,
+        device=bench.on,
+        verbose=False,
+    )
 
     def objective(model, x, epoch, index):
         with model.autocast(x):
@@ -510,18 +567,36 @@ def _results_in(folder: Path) -> Iterator[Path]:
             os.environ["FGKD_RUNS"] = before
 
 
-def _small_study(folder: Path, bench: Bench, *, images: int = 1, classes: int = 1, epochs: int = 1,
-                 teachers: int = 1, students: int = 1) -> Path:
+def _small_study(
+    folder: Path,
+    bench: Bench,
+    *,
+    images: int = 1,
+    classes: int = 1,
+    epochs: int = 1,
+    teachers: int = 1,
+    students: int = 1,
+) -> Path:
     """The file of a study that takes seconds; more classes share out the same number of images."""
     recipe = {"epochs": 2 * epochs, "batch_size": 32, "lr": 0.01}
     value = {
-        "question": "How does it grow?", "device": bench.on.type, "threads": torch.get_num_threads(),
-        "views": {"resize": 36, "crop": 32}, "strategies": ["FT"], "baseline": False,
-        "datasets": {"birds": {"species": 8 * classes, "test": 4 // classes,
-                               "train": bench.size.growth * images // classes}},
+        "question": "How does it grow?",
+        "device": bench.on.type,
+        "threads": torch.get_num_threads(),
+        "views": {"resize": 36, "crop": 32},
+        "strategies": ["FT"],
+        "baseline": False,
+        "datasets": {
+            "birds": {
+                "species": 8 * classes,
+                "test": 4 // classes,
+                "train": bench.size.growth * images // classes,
+            }
+        },
         "teachers": {f"t{n}": {"model": "test_resnet"} for n in range(teachers)},
         "students": {f"s{n}": {"model": "test_byobnet"} for n in range(students)},
-        "recipes": {"FT": recipe, "student": recipe}}
+        "recipes": {"FT": recipe, "student": recipe},
+    }
     file = folder / "small.yaml"
     file.write_text(yaml.safe_dump(value))
     return file
@@ -536,10 +611,17 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
 
 def _machine(on: torch.device, load: tuple[float, float, float]) -> dict:
     processor = torch.cuda.get_device_name(on) if on.type == "cuda" else _processor()
-    return {"device": processor, "cores": _cores(), "threads": torch.get_num_threads(),
-            "Python": platform.python_version(), "torch": torch.__version__,
-            "torchvision": torchvision.__version__, "timm": timm.__version__,
-            "load_before": round(load[0], 1), "load_after": round(os.getloadavg()[0], 1)}
+    return {
+        "device": processor,
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "load_before": round(load[0], 1),
+        "load_after": round(os.getloadavg()[0], 1),
+    }
 
 
 def _processor() -> str:

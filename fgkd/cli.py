@@ -1,12 +1,12 @@
 """The command line: what a study would run, running it, how far it is, its report.
 
-    fgkd plan runs/demo.yaml        how many trainings, banks, groups; images and hours; what is left to run
-    fgkd run runs/demo.yaml         run what is left, then build the report
-    fgkd status runs/demo.yaml      done, running, failed, waiting; seconds; where each log is
-    fgkd report runs/demo.yaml      build the report anew from what there is
-    fgkd data cub                   fetch, check and cache one of the paper's data sets; --list shows the eight
-    fgkd bank runs/demo.yaml        compare the banks that lie on disk with what their teachers say now
-    fgkd bench                      what distillation costs beside its alternatives, measured here
+fgkd plan runs/demo.yaml        how many trainings, banks, groups; images and hours; what is left to run
+fgkd run runs/demo.yaml         run what is left, then build the report
+fgkd status runs/demo.yaml      done, running, failed, waiting; seconds; where each log is
+fgkd report runs/demo.yaml      build the report anew from what there is
+fgkd data cub                   fetch, check and cache one of the paper's data sets; --list shows the eight
+fgkd bank runs/demo.yaml        compare the banks that lie on disk with what their teachers say now
+fgkd bench                      what distillation costs beside its alternatives, measured here
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from fgkd import records
+from fgkd import study as studies
 from fgkd.analysis import correlation, findings
 from fgkd.data import folders
 from fgkd.engine import cost, kernels
-from fgkd import study as studies
 from fgkd.engine.states import left, locked, state
 from fgkd.study import PROJECT, Job, Model, Study, StudyError
 
@@ -78,10 +78,15 @@ def plan(study: Study, options) -> int:
         )
         return 0
     for name, value in counts.items():
-        print(f"{name.replace('_', ' '):28} {f'{value / 1e6:,.1f} MB' if name.endswith('bytes') else f'{value:,}'}")
+        print(
+            f"{name.replace('_', ' '):28} {f'{value / 1e6:,.1f} MB' if name.endswith('bytes') else f'{value:,}'}"
+        )
     print("no more banks lie on disk at once than runs go on at once")
     _print_estimate(**takes)
-    print(f"\n{counts['notebooks'] - len(waiting)} of {counts['notebooks']} notebooks are done" + ("; left to run:" if waiting else ""))
+    print(
+        f"\n{counts['notebooks'] - len(waiting)} of {counts['notebooks']} notebooks are done"
+        + ("; left to run:" if waiting else "")
+    )
     for (notebook, reason), number in reasons.items():
         print(f"  {number:4} x {notebook:22} {reason}")
     if bare := [key for key, model in study.teachers.items() if model.weights == "none"]:
@@ -98,13 +103,18 @@ def run(study: Study, options) -> int:
         print("nothing has failed")
     elif _left_of(study):
         with _only_driver(study) as lock:
-            status = _engine(study, options.cores, lock, _failed(study) if options.retry_failed else (), options.profile)
+            status = _engine(
+                study, options.cores, lock, _failed(study) if options.retry_failed else (), options.profile
+            )
     failed = _failed(study)
     for job in failed:
         found = state(study, job)
         print(f"\nfailed: {job.id}\n  {found['error']}\n  {found['log']}", file=sys.stderr)
     if status and not failed:
-        print(f"the engine ended with exit status {status}; its log is {study.folder / 'engine.log'}", file=sys.stderr)
+        print(
+            f"the engine ended with exit status {status}; its log is {study.folder / 'engine.log'}",
+            file=sys.stderr,
+        )
     return report(study, options) or int(status != 0)
 
 
@@ -157,7 +167,9 @@ def data(_, options) -> int:
     if options.resize < 1:
         raise StudyError(f"--resize is {options.resize}: expected 1 or more")
     try:
-        table = official.prepare(options.key, official.root_of(options.key, options.root), resize=options.resize)
+        table = official.prepare(
+            options.key, official.root_of(options.key, options.root), resize=options.resize
+        )
     except KeyboardInterrupt:
         raise StudyError("interrupted: what was fetched is kept, the same command continues") from None
     print(_aligned(table))
@@ -200,9 +212,18 @@ def counted(study: Study) -> dict[str, int]:
     distillations = sum(trainings.values()) - baselines
     sizes = [cost.bank_bytes(study, c) for c in jobs if c.stage == "bank"]
     teachers = per["teacher"] - pretext
-    return {"pretext_trainings": pretext, "teacher_trainings": teachers, "banks": per["bank"], "distillations": distillations,
-            "runs": teachers + distillations, "ce_baselines": baselines, "groups": distillations // (len(study.teachers) * len(study.seeds)),
-            "notebooks": len(jobs), "largest_bank_bytes": max(sizes, default=0), "bank_bytes": sum(sizes)}
+    return {
+        "pretext_trainings": pretext,
+        "teacher_trainings": teachers,
+        "banks": per["bank"],
+        "distillations": distillations,
+        "runs": teachers + distillations,
+        "ce_baselines": baselines,
+        "groups": distillations // (len(study.teachers) * len(study.seeds)),
+        "notebooks": len(jobs),
+        "largest_bank_bytes": max(sizes, default=0),
+        "bank_bytes": sum(sizes),
+    }
 
 
 def _failed(study: Study) -> list[Job]:
@@ -237,8 +258,12 @@ def _engine(study: Study, cores: int, lock: int, only: Sequence[Job] = (), profi
         *(f"{study.path(c)}/result.json" for c in only),
     ]
     threads = str(study.threads)
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "FGKD_RUNS": str(study.folder.parent.resolve()),
-                                "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "FGKD_RUNS": str(study.folder.parent.resolve()),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
     if os.environ.get("FGKD_DATA"):  # notebooks run in other folders
         environment["FGKD_DATA"] = os.path.abspath(os.environ["FGKD_DATA"])
     waiting = left(study)
@@ -252,7 +277,15 @@ def _engine(study: Study, cores: int, lock: int, only: Sequence[Job] = (), profi
         environment["FGKD_GPUS"] = ",".join(slots)
     engine = contextlib.nullcontext((environment, None)) if profile else kernels.warm(environment, (lock,))
     with open(study.folder / "engine.log", "w") as log, engine as (environment, group):
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=group, pass_fds=[lock])
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            process_group=group,
+            pass_fds=[lock],
+        )
         _follow(study, process, waiting)
     return process.returncode
 
@@ -315,8 +348,17 @@ def _summary(study: Study, job: Job) -> str:
 
 def _last_lines(log: str, number: int = 3) -> list[str]:
     """The last lines that a notebook printed."""
-    outputs = [o for cell in records.read_json(Path(log))["cells"] for o in cell.get("outputs", []) if o["output_type"] == "stream"]
-    return [line.rpartition("\r")[2] for line in "".join("".join(o["text"]) for o in outputs).split("\n") if line.strip()][-number:]
+    outputs = [
+        o
+        for cell in records.read_json(Path(log))["cells"]
+        for o in cell.get("outputs", [])
+        if o["output_type"] == "stream"
+    ]
+    return [
+        line.rpartition("\r")[2]
+        for line in "".join("".join(o["text"]) for o in outputs).split("\n")
+        if line.strip()
+    ][-number:]
 
 
 @contextlib.contextmanager
@@ -328,7 +370,9 @@ def _only_driver(study: Study):
     study.folder.mkdir(parents=True, exist_ok=True)
     with open(study.folder / ".driver", "w") as driver, open(study.folder / ".engine", "w") as engine:
         if not locked(driver):
-            raise StudyError(f"study '{study.name}' is being run already: wait for it, or see 'fgkd status {study.file}'")
+            raise StudyError(
+                f"study '{study.name}' is being run already: wait for it, or see 'fgkd status {study.file}'"
+            )
         _claim(study)
         if not locked(engine):
             print("waiting for the processes of a run that was killed to end", file=sys.stderr)
@@ -421,7 +465,14 @@ def _lacking(study: Study) -> list[str]:
     return found
 
 
-def _print_estimate(device: str | None, hours: float, hours_left: float, without_throughput: list[str], not_counted: list[str], networks: list[dict]) -> None:
+def _print_estimate(
+    device: str | None,
+    hours: float,
+    hours_left: float,
+    without_throughput: list[str],
+    not_counted: list[str],
+    networks: list[dict],
+) -> None:
     def shown(value, digits=0):
         return "-" if value is None else f"{value:,.{digits}f}"
 
@@ -463,12 +514,18 @@ def _time(hours: float | None) -> str:
 
 def _aligned(table) -> str:
     """A table of text, its columns to the left."""
-    return table.astype(str).apply(lambda column: column.str.ljust(column.str.len().max())).to_string(index=False, justify="left")
+    return (
+        table.astype(str)
+        .apply(lambda column: column.str.ljust(column.str.len().max()))
+        .to_string(index=False, justify="left")
+    )
 
 
 def _profile(folder: str) -> str:
     if not (Path(folder) / "config.yaml").is_file():
-        raise argparse.ArgumentTypeError(f"'{folder}' has no config.yaml: expected a folder such as profiles/slurm")
+        raise argparse.ArgumentTypeError(
+            f"'{folder}' has no config.yaml: expected a folder such as profiles/slurm"
+        )
     return folder
 
 
@@ -476,28 +533,67 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fgkd", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (plan, run, status, report, bank):
-        sub = commands.add_parser(command.__name__, help=command.__doc__.split("\n")[0], description=command.__doc__)
+        sub = commands.add_parser(
+            command.__name__, help=command.__doc__.split("\n")[0], description=command.__doc__
+        )
         sub.add_argument("study", help="a study's YAML file, or the name of one in runs/")
         sub.set_defaults(command=command)
         if command is plan:
             sub.add_argument("--json", action="store_true", help="all of it as JSON")
-            sub.add_argument("--images-per-second", metavar="NUMBER_OR_FILE", help="throughput of all networks on one device, or a YAML or JSON file by "
-                             "timm name: 'model: 700' or 'model: {train: 700, forward: 2000}', and 'device: name' (default: as this study measured)")
+            sub.add_argument(
+                "--images-per-second",
+                metavar="NUMBER_OR_FILE",
+                help="throughput of all networks on one device, or a YAML or JSON file by "
+                "timm name: 'model: 700' or 'model: {train: 700, forward: 2000}', and 'device: name' (default: as this study measured)",
+            )
         if command is run:
-            sub.add_argument("--retry-failed", action="store_true", help="run again what failed, with what it needs, and nothing else (default: all that is left)")
-            sub.add_argument("--profile", type=_profile, metavar="FOLDER", help="Snakemake's settings for a cluster, such as profiles/slurm")
-            sub.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
+            sub.add_argument(
+                "--retry-failed",
+                action="store_true",
+                help="run again what failed, with what it needs, and nothing else (default: all that is left)",
+            )
+            sub.add_argument(
+                "--profile",
+                type=_profile,
+                metavar="FOLDER",
+                help="Snakemake's settings for a cluster, such as profiles/slurm",
+            )
+            sub.add_argument(
+                "--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)"
+            )
     sub = commands.add_parser("data", help=data.__doc__, description=data.__doc__)
-    sub.add_argument("key", nargs="?", choices=studies.OFFICIAL, metavar="KEY", help=f"one of {', '.join(studies.OFFICIAL)}")
-    sub.add_argument("--list", action="store_true", help="the eight sets, their counts and terms, and what there is of them")
+    sub.add_argument(
+        "key",
+        nargs="?",
+        choices=studies.OFFICIAL,
+        metavar="KEY",
+        help=f"one of {', '.join(studies.OFFICIAL)}",
+    )
+    sub.add_argument(
+        "--list",
+        action="store_true",
+        help="the eight sets, their counts and terms, and what there is of them",
+    )
     sub.add_argument("--root", help="where the set lies or is to lie (default: FGKD_DATA/KEY)")
-    sub.add_argument("--resize", type=int, default=300, help="pixels of the cached square images (default: 300, the paper's)")
+    sub.add_argument(
+        "--resize",
+        type=int,
+        default=300,
+        help="pixels of the cached square images (default: 300, the paper's)",
+    )
     sub.set_defaults(command=data)
     sub = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
-    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                     help="where networks run (default: a GPU where there is one)")
-    sub.add_argument("--only", metavar="PART",
-                     help="step, student, views, metrics, bank, growth or notebook (default: all)")
+    sub.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where networks run (default: a GPU where there is one)",
+    )
+    sub.add_argument(
+        "--only",
+        metavar="PART",
+        help="step, student, views, metrics, bank, growth or notebook (default: all)",
+    )
     sub.add_argument("--json", action="store_true", help="all of it as JSON (default: a table in Markdown)")
     sub.set_defaults(command=bench)
     return parser

@@ -60,7 +60,11 @@ def write_array(file: Path, array: np.ndarray) -> None:
 def disk_error(error: OSError, file: Path) -> OSError:
     """The same error with the file's name and what to do about it."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "the disk or quota is full: free some space and start again, finished runs are kept" if full else "check that the folder can be written"
+    advice = (
+        "the disk or quota is full: free some space and start again, finished runs are kept"
+        if full
+        else "check that the folder can be written"
+    )
     return OSError(error.errno, f"could not write '{file}' ({error.strerror}): {advice}")
 
 
@@ -157,7 +161,12 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
             found[name] += [
                 row | {k: one["provenance"][k] for k in PROVENANCE} for row in _rows(study, job, one)
             ]
-            names = {"dataset": job.dataset, "recipe": job.strategy, "teacher": job.teacher, "seed": study.seed_of(job)}
+            names = {
+                "dataset": job.dataset,
+                "recipe": job.strategy,
+                "teacher": job.teacher,
+                "seed": study.seed_of(job),
+            }
             epochs += [names | e for e in one.get("epochs", [])]
     frames = {name: pd.DataFrame(r) for name, r in found.items()}
     if not any(frame.empty for frame in frames.values()):
@@ -172,20 +181,30 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
 def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
     """The banks' metrics and beside them those of the teacher that each strategy learns from, TAC first among them, and its traits."""
     keys = ["dataset", "teacher", "recipe", "seed"]
-    beside = teachers.reindex(columns=[*keys, "tac", "parameters", *TRAITS, *TRANSFER]).astype(dict.fromkeys(TRANSFER, float))
-    return metrics.assign(recipe=metrics.strategy.map(RECIPES)).merge(beside, on=keys, how="left", validate="many_to_one").drop(columns="recipe")
+    beside = teachers.reindex(columns=[*keys, "tac", "parameters", *TRAITS, *TRANSFER]).astype(
+        dict.fromkeys(TRANSFER, float)
+    )
+    return (
+        metrics.assign(recipe=metrics.strategy.map(RECIPES))
+        .merge(beside, on=keys, how="left", validate="many_to_one")
+        .drop(columns="recipe")
+    )
 
 
 def points(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The points of all groups as of `correlation.join_students_with_metrics`, each teacher's TRAITS, and the study's WORDS for it."""
-    joined = correlation.join_students_with_metrics(frames["students"], with_tac(frames["metrics"], frames["teachers"]))
+    joined = correlation.join_students_with_metrics(
+        frames["students"], with_tac(frames["metrics"], frames["teachers"])
+    )
     traits = frames["teachers"].drop_duplicates("teacher").set_index("teacher")[[*TRAITS, *WORDS]]
     return joined.join(traits, on="teacher")
 
 
 def per_strategy(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a teacher of a `recipe` -> a row for each `strategy` whose students learn from it."""
-    return frame.merge(pd.DataFrame(RECIPES.items(), columns=["strategy", "recipe"]), on="recipe").drop(columns="recipe")
+    return frame.merge(pd.DataFrame(RECIPES.items(), columns=["strategy", "recipe"]), on="recipe").drop(
+        columns="recipe"
+    )
 
 
 def missing(study: Study) -> list[str]:
@@ -241,8 +260,15 @@ def _commit() -> str:
     """The checkout's commit, '+' where files were changed since; 'unknown' outside a checkout."""
     git = ["git", "-C", str(PROJECT)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed else "")

@@ -25,9 +25,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fgkd.distillation import bank as banks
 from fgkd import metrics, records
 from fgkd.data import folders, views
+from fgkd.distillation import bank as banks
 from fgkd.distillation import training
 from fgkd.metrics import transfer
 from fgkd.models import cal, classifier
@@ -93,7 +93,12 @@ def data(study: Study, dataset: str) -> folders.Dataset:
         study.photos[dataset] = found.content
 
     def compute(_):
-        counts = {"dataset": dataset, "classes": len(found.classes), "train": len(found.train), "test": len(found.test)}
+        counts = {
+            "dataset": dataset,
+            "classes": len(found.classes),
+            "train": len(found.train),
+            "test": len(found.test),
+        }
         return {
             "rows": [counts],
             "notes": list(found.notes),
@@ -114,18 +119,36 @@ def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> StageResul
         train, test = (training.Images(s, study.views, on) for s in (found.train, found.test))
         how, frozen = study.recipe(recipe, spec), None
         if recipe == "FZ":
-            frozen = training.features(_teacher_model(study, job, len(found.classes)).to(on), train, how,
-                                       views_seed=study.seed_for("teacher views", dataset), title=f"{teacher} {recipe}")
+            frozen = training.features(
+                _teacher_model(study, job, len(found.classes)).to(on),
+                train,
+                how,
+                views_seed=study.seed_for("teacher views", dataset),
+                title=f"{teacher} {recipe}",
+            )
         trained = functools.partial(_trained_teacher, study, job, train, len(found.classes), frozen)
         how, search = _search(study, job, folder, how, train, trained)
         model, history = trained(how, _checkpoint(study, job, folder))
         tac, logits = training.accuracy(model, test)
-        single = metrics.accuracy(training.predict(model, test), found.test.labels) if recipe == "CAL" else tac
+        single = (
+            metrics.accuracy(training.predict(model, test), found.test.labels) if recipe == "CAL" else tac
+        )
         classifier.save(model, folder / "model.safetensors")
         records.write_array(folder / "test.npy", logits.numpy())
-        row = {"dataset": dataset, "teacher": teacher, "recipe": recipe, "model": spec.model, "tac": tac, "tac_single": single,
-               "train_accuracy": history[-1]["train_accuracy"], "parameters": classifier.parameters(model), "pretraining": classifier.pretraining(spec),
-               "norm": classifier.norm(model), "epochs": how.epochs, "lr": how.lr} | _transfer(study, job, train)
+        row = {
+            "dataset": dataset,
+            "teacher": teacher,
+            "recipe": recipe,
+            "model": spec.model,
+            "tac": tac,
+            "tac_single": single,
+            "train_accuracy": history[-1]["train_accuracy"],
+            "parameters": classifier.parameters(model),
+            "pretraining": classifier.pretraining(spec),
+            "norm": classifier.norm(model),
+            "epochs": how.epochs,
+            "lr": how.lr,
+        } | _transfer(study, job, train)
         on_test = metrics.summarize(logits) | metrics.summarize_labelled(
             metrics.labelled_samples(logits, found.test.labels)
         )
@@ -192,21 +215,26 @@ def check_bank(study: Study, job: Job) -> dict[str, float]:
     held = {file.stem: () for file in folder.glob("*.npy")}
     stored = banks.read(folder, {"logits": ()} | held, on)
     if stored is None:
-        raise StudyError(f"the bank '{folder}' lacks an array or is cut short: delete the folder, and it is "
-                         "written anew")
+        raise StudyError(
+            f"the bank '{folder}' lacks an array or is cut short: delete the folder, and it is written anew"
+        )
     images = training.Images(data(study, job.dataset).train, study.views, on)
     model = load_teacher(study, job.dataset, job.teacher, job.strategy)
     return banks.check(stored, model, images, views_seed=study.seed_for("student views", job.dataset))
 
 
-def student_views(study: Study, dataset: str, *, image: int, epochs: int, bank: banks.Bank) -> dict[str, np.ndarray]:
+def student_views(
+    study: Study, dataset: str, *, image: int, epochs: int, bank: banks.Bank
+) -> dict[str, np.ndarray]:
     """What students see of one training image in the first epochs, (epochs, S, S, 3) uint8: its views, and for TGDA their crops and drops."""
     images = training.Images(data(study, dataset).train, study.views, torch.device("cpu"))
     seed, index = study.seed_for("student views", dataset), torch.tensor([image])
     seen = torch.cat([images.batch(index, images.epoch(seed, e)) for e in range(epochs)])
     rows = {"view": seen}
     if "boxes" in bank.arrays:
-        boxes, maps = (torch.from_numpy(np.array(bank.arrays[name][:epochs, image])) for name in ("boxes", "maps"))
+        boxes, maps = (
+            torch.from_numpy(np.array(bank.arrays[name][:epochs, image])) for name in ("boxes", "maps")
+        )
         rows |= {"crop": views.crop(seen, boxes), "drop": views.drop(seen, maps)}
     return {name: pictures.round().byte().permute(0, 2, 3, 1).numpy() for name, pictures in rows.items()}
 
@@ -216,14 +244,23 @@ def attend_test_images(study: Study, dataset: str, teacher: str) -> tuple[torch.
     images = training.Images(data(study, dataset).test, study.views, _device(study))
     model = load_teacher(study, dataset, teacher, "CAL")
     with torch.inference_mode():
-        seen = [(x.cpu(), cal.Attended(*(v.cpu() for v in model.attend(x)))) for _, x in training.batches(images, images.centre())]
-    return torch.cat([x for x, _ in seen]), cal.Attended(*(torch.cat(values) for values in zip(*(a for _, a in seen))))
+        seen = [
+            (x.cpu(), cal.Attended(*(v.cpu() for v in model.attend(x))))
+            for _, x in training.batches(images, images.centre())
+        ]
+    return torch.cat([x for x, _ in seen]), cal.Attended(
+        *(torch.cat(values) for values in zip(*(a for _, a in seen)))
+    )
 
 
 def birds_boxes(study: Study, dataset: str) -> torch.Tensor | None:
     """Where the bird is in each test image's centre crop: top, left, bottom, right (N, 4) in pixels; None where the data do not say."""
     boxes, corner = data(study, dataset).test.boxes, (study.views.resize - study.views.crop) // 2
-    return None if boxes is None else torch.from_numpy(boxes[:, [1, 0, 3, 2]] - corner).clamp(0, study.views.crop).float()
+    return (
+        None
+        if boxes is None
+        else torch.from_numpy(boxes[:, [1, 0, 3, 2]] - corner).clamp(0, study.views.crop).float()
+    )
 
 
 def distill(study: Study, dataset: str, teacher: str, strategy: str) -> DistillResult:
@@ -270,7 +307,8 @@ def distill(study: Study, dataset: str, teacher: str, strategy: str) -> DistillR
         return {"rows": [row], "history": history} | ({"search": search} if search else {})
 
     students = {
-        (p.student, p.loss): _load_or_compute(study, p, functools.partial(compute, p)) for p in study.student_jobs(job)
+        (p.student, p.loss): _load_or_compute(study, p, functools.partial(compute, p))
+        for p in study.student_jobs(job)
     }
     return DistillResult(job, students)
 
@@ -307,10 +345,13 @@ def on_test(study: Study) -> pd.DataFrame:
     for job in study.jobs():
         if job.stage == "teacher" and job.dataset != PRETEXT:
             now = study.at(study.seed_of(job))
-            record = (
-                records.record(study, job) or teacher(now, job.dataset, job.teacher, job.strategy).record
-            )
-            names = {"dataset": job.dataset, "teacher": job.teacher, "recipe": job.strategy, "seed": study.seed_of(job)}
+            record = records.record(study, job) or teacher(now, job.dataset, job.teacher, job.strategy).record
+            names = {
+                "dataset": job.dataset,
+                "teacher": job.teacher,
+                "recipe": job.strategy,
+                "seed": study.seed_of(job),
+            }
             rows.append(names | record["on_test"])
     return pd.DataFrame(rows)
 
@@ -321,7 +362,9 @@ def write_study_tables(study: Study, stage: str, frames: dict[str, pd.DataFrame]
         records.write_table(frame, study.folder / "tables" / f"{name}.csv")
     job = Job(stage)
     (study.path(job) / "record.json").unlink(missing_ok=True)
-    return _load_or_compute(study, job, lambda _: {"rows": [{"table": n, "rows": len(f)} for n, f in frames.items()]})
+    return _load_or_compute(
+        study, job, lambda _: {"rows": [{"table": n, "rows": len(f)} for n, f in frames.items()]}
+    )
 
 
 def _said(study: Study, job: Job, train: training.Images):
@@ -354,21 +397,46 @@ def _transfer(study: Study, job: Job, train: training.Images) -> dict[str, float
     else:
         model = classifier.build(spec, None, crop=study.views.crop, seed=0).to(train.device).eval()
     with torch.inference_mode():
-        features, logits = (torch.cat(parts) for parts in zip(*(model.features_and_logits(x) for _, x in training.batches(train, train.centre()))))
+        features, logits = (
+            torch.cat(parts)
+            for parts in zip(
+                *(model.features_and_logits(x) for _, x in training.batches(train, train.centre()))
+            )
+        )
     found["logme"] = transfer.logme(features, train.labels)
     if model.net.num_classes:
-        found |= {"leep": transfer.leep(logits.double().softmax(1), train.labels), "nce": transfer.nce(logits.argmax(1), train.labels)}
+        found |= {
+            "leep": transfer.leep(logits.double().softmax(1), train.labels),
+            "nce": transfer.nce(logits.argmax(1), train.labels),
+        }
     return found
 
 
-def _trained_teacher(study: Study, job: Job, train: training.Images, classes: int, frozen: list[torch.Tensor] | None,
-                     how: Recipe, checkpoint: Path, only: torch.Tensor | None = None) -> tuple[classifier.Classifier, list[dict]]:
+def _trained_teacher(
+    study: Study,
+    job: Job,
+    train: training.Images,
+    classes: int,
+    frozen: list[torch.Tensor] | None,
+    how: Recipe,
+    checkpoint: Path,
+    only: torch.Tensor | None = None,
+) -> tuple[classifier.Classifier, list[dict]]:
     """A teacher trained on all images or `only` some, and its history; frozen: the backbone's features for recipe FZ."""
     model, labels = _teacher_model(study, job, classes).to(train.device), train.labels
-    options = {"seed": study.seed_for("order", job.place), "checkpoint": checkpoint, "title": f"{job.teacher} {job.strategy}", "only": only}
+    options = {
+        "seed": study.seed_for("order", job.place),
+        "checkpoint": checkpoint,
+        "title": f"{job.teacher} {job.strategy}",
+        "only": only,
+    }
     if frozen is not None:
         return model, training.fit_head(model, train, frozen, how, **options)
-    objective = training.attention(labels, options["seed"]) if job.strategy == "CAL" else training.cross_entropy(labels)
+    objective = (
+        training.attention(labels, options["seed"])
+        if job.strategy == "CAL"
+        else training.cross_entropy(labels)
+    )
     options |= {"views_seed": study.seed_for("teacher views", job.dataset), "compiled": study.compile}
     return model, training.fit_images(model, train, objective, how, **options)
 
@@ -442,7 +510,11 @@ def _search(
             try:
                 short = dataclasses.replace(how, lr=rate, epochs=how.search_epochs or how.epochs)
                 model, history = trained(short, checkpoint, used)
-                row = {"lr": rate, "validation_accuracy": training.accuracy(model, train, held)[0], "train_accuracy": history[-1]["train_accuracy"]}
+                row = {
+                    "lr": rate,
+                    "validation_accuracy": training.accuracy(model, train, held)[0],
+                    "train_accuracy": history[-1]["train_accuracy"],
+                }
             except FloatingPointError:
                 row = {"lr": rate, "validation_accuracy": None, "train_accuracy": None}
             records.write_json(ended, row)
@@ -450,18 +522,24 @@ def _search(
         rows.append(row)
     whole = [r for r in rows if r["validation_accuracy"] is not None]
     if not whole:
-        raise FloatingPointError(f"{job.id}: every learning rate of {list(how.rates)} diverged: add lower ones")
-    return dataclasses.replace(how, lr=max(whole, key=lambda r: (r["validation_accuracy"], -r["lr"]))["lr"]), rows
+        raise FloatingPointError(
+            f"{job.id}: every learning rate of {list(how.rates)} diverged: add lower ones"
+        )
+    return dataclasses.replace(
+        how, lr=max(whole, key=lambda r: (r["validation_accuracy"], -r["lr"]))["lr"]
+    ), rows
 
 
 def _has_teacher(study: Study, job: Job) -> bool:
     """Whether the teacher of a bank job has its record and its weights."""
-    teacher_, = study.inputs(job)
+    (teacher_,) = study.inputs(job)
     weights = study.path(teacher_) / "model.safetensors"
     return records.record(study, teacher_) is not None and weights.exists()
 
 
-def _further(study: Study, job: Job, loss: Loss, model: classifier.Classifier, said: Callable, train: training.Images) -> torch.nn.Module:
+def _further(
+    study: Study, job: Job, loss: Loss, model: classifier.Classifier, said: Callable, train: training.Images
+) -> torch.nn.Module:
     """The loss as a module with weights of its own, made for the widths of what it compares."""
     index = torch.arange(min(2, len(train)))
     x = train.batch(index, train.epoch(study.seed_for("student views", job.dataset), 0))
@@ -491,7 +569,14 @@ def _teacher_model(study: Study, job: Job, classes: int, *, pretext: bool = True
     return model
 
 
-def _load_or_compute(study: Study, job: Job, compute: Callable[[Path], dict], *, files: tuple[str, ...] = (), valid: Callable[[], bool] = lambda: True) -> StageResult:
+def _load_or_compute(
+    study: Study,
+    job: Job,
+    compute: Callable[[Path], dict],
+    *,
+    files: tuple[str, ...] = (),
+    valid: Callable[[], bool] = lambda: True,
+) -> StageResult:
     """The job's record, computed unless it is there, of the same fingerprint, with the files whole that are
     needed beside it.
 

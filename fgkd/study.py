@@ -60,7 +60,16 @@ LOSSES = {
     "hint": {},
     "crd": {"width": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5},
 }
-OFFICIAL = ("aircraft", "cars", "cub", "dogs", "flowers", "moe", "nabirds", "pets")  # the paper's data sets, each a kind of its own
+OFFICIAL = (
+    "aircraft",
+    "cars",
+    "cub",
+    "dogs",
+    "flowers",
+    "moe",
+    "nabirds",
+    "pets",
+)  # the paper's data sets, each a kind of its own
 PRETEXT = "pretext"
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -75,18 +84,20 @@ class DataSpec:
 
     key: str
     kind: str = "birds"
-    root: str | None = None            # where it lies, relative to the study file; one of the paper's: its kind in FGKD_DATA where none is given
-    classes: tuple[str, ...] = ()      # folder: only these classes; empty takes all
-    test_fraction: float = 0.2         # folder without train/ and test/: share of each class to test on
-    species: int = 24                  # birds: number of classes
-    family_size: int = 4               # birds: sibling species in a family
-    train: int = 40                    # birds: training images a species
-    test: int = 20                     # birds: test images a species
-    size: float = 1.0                  # birds: share of the usual size in the picture, which a bird nearly fills
-    seed: int = 0                      # birds: which species; folder: which split
-    check_counts: bool = True          # one of the paper's: refuse a set whose counts are not the official ones
-    resize: int = 72                   # pixels of the cached square images
-    note: str = ""                     # what a reader of its numbers should know
+    root: str | None = (
+        None  # where it lies, relative to the study file; one of the paper's: its kind in FGKD_DATA where none is given
+    )
+    classes: tuple[str, ...] = ()  # folder: only these classes; empty takes all
+    test_fraction: float = 0.2  # folder without train/ and test/: share of each class to test on
+    species: int = 24  # birds: number of classes
+    family_size: int = 4  # birds: sibling species in a family
+    train: int = 40  # birds: training images a species
+    test: int = 20  # birds: test images a species
+    size: float = 1.0  # birds: share of the usual size in the picture, which a bird nearly fills
+    seed: int = 0  # birds: which species; folder: which split
+    check_counts: bool = True  # one of the paper's: refuse a set whose counts are not the official ones
+    resize: int = 72  # pixels of the cached square images
+    note: str = ""  # what a reader of its numbers should know
 
 
 @dataclass(frozen=True)
@@ -98,16 +109,16 @@ class Recipe:
 
     epochs: int = 10
     batch_size: int = 32
-    optimizer: str = "sgd"             # sgd | adamw
+    optimizer: str = "sgd"  # sgd | adamw
     lr: float | tuple[float, ...] = 0.01
     weight_decay: float = 0.0
-    momentum: float = 0.9              # sgd only
+    momentum: float = 0.9  # sgd only
     warmup_steps: int = 0
-    min_lr: float = 1e-5               # where the cosine ends
-    clip: float = 1.0                  # largest gradient norm
-    views: int = 0                     # FZ and students: views of each image, seen in turn; 0: one an epoch
-    maps: int = 32                     # CAL only: attention maps
-    search_epochs: int = 0             # of each training in a search for a rate; 0: as many as epochs
+    min_lr: float = 1e-5  # where the cosine ends
+    clip: float = 1.0  # largest gradient norm
+    views: int = 0  # FZ and students: views of each image, seen in turn; 0: one an epoch
+    maps: int = 32  # CAL only: attention maps
+    search_epochs: int = 0  # of each training in a search for a rate; 0: as many as epochs
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -125,13 +136,13 @@ class Model:
     """A teacher or a student: a timm name, where its weights come from, and what differs from the common recipe."""
 
     key: str
-    model: str                         # timm name, with its tag
-    weights: str = "none"              # none | pretext | timm | a .safetensors or .pth file relative to the study file
+    model: str  # timm name, with its tag
+    weights: str = "none"  # none | pretext | timm | a .safetensors or .pth file relative to the study file
     options: dict = field(default_factory=dict)  # keyword arguments for timm.create_model
-    recipe: dict = field(default_factory=dict)   # values that replace the recipes', or one recipe's
-    pretraining: str = ""              # what its weights were trained on; empty: as timm's tag says
-    family: str = ""                   # of which it is a member, such as the widths of one network
-    architecture: str = ""             # such as convolution or transformer
+    recipe: dict = field(default_factory=dict)  # values that replace the recipes', or one recipe's
+    pretraining: str = ""  # what its weights were trained on; empty: as timm's tag says
+    family: str = ""  # of which it is a member, such as the widths of one network
+    architecture: str = ""  # such as convolution or transformer
 
     @property
     def file(self) -> str | None:
@@ -148,7 +159,7 @@ class Views:
 @dataclass(frozen=True)
 class Distillation:
     temperature: float = 2.0
-    beta: float = 10.0                 # weight of the KD term beside cross-entropy
+    beta: float = 10.0  # weight of the KD term beside cross-entropy
 
 
 @dataclass(frozen=True)
@@ -157,13 +168,13 @@ class Loss:
     is not the study's."""
 
     key: str
-    loss: str = ""                     # kd | dkd | rkd | pkt | hint | crd; empty: that of its key
-    temperature: float | None = None   # of the KD term; None: the study's
-    beta: float | None = None          # weight of the KD term; None: the study's
-    weight: float = 1.0                # of the further loss
-    on: str = "logits"                 # logits | features: the pooled ones before the last layer
-    students: tuple[str, ...] = ()     # empty: all
-    strategies: tuple[str, ...] = ()   # empty: all
+    loss: str = ""  # kd | dkd | rkd | pkt | hint | crd; empty: that of its key
+    temperature: float | None = None  # of the KD term; None: the study's
+    beta: float | None = None  # weight of the KD term; None: the study's
+    weight: float = 1.0  # of the further loss
+    on: str = "logits"  # logits | features: the pooled ones before the last layer
+    students: tuple[str, ...] = ()  # empty: all
+    strategies: tuple[str, ...] = ()  # empty: all
     options: dict = field(default_factory=dict)  # keyword arguments of the function in `losses`
 
 
@@ -175,8 +186,10 @@ class Job:
     dataset: str = ""
     teacher: str = ""
     strategy: str = ""
-    seed: int | None = None            # None: the study's first, or of no seed; a study that ran once may so be given further seeds
-    student: str = ""                  # stage student alone, as is the loss
+    seed: int | None = (
+        None  # None: the study's first, or of no seed; a study that ran once may so be given further seeds
+    )
+    student: str = ""  # stage student alone, as is the loss
     loss: str = ""
 
     @property
@@ -200,43 +213,51 @@ class Job:
 
     def parameters(self, study: "Study") -> dict[str, str | int]:
         """What papermill hands to the notebook."""
-        names = {"dataset": self.dataset, "teacher": self.teacher, "recipe" if self.stage in ("teacher", "bank") else "strategy": self.strategy}
-        return {"study": study.file, **{k: v for k, v in names.items() if v}, **({} if self.seed is None else {"seed": self.seed})}
+        names = {
+            "dataset": self.dataset,
+            "teacher": self.teacher,
+            "recipe" if self.stage in ("teacher", "bank") else "strategy": self.strategy,
+        }
+        return {
+            "study": study.file,
+            **{k: v for k, v in names.items() if v},
+            **({} if self.seed is None else {"seed": self.seed}),
+        }
 
 
 @dataclass(frozen=True)
 class Resources:
     """What a run of a stage asks of the machine or the cluster; no result depends on it."""
 
-    gpus: int = 1                      # 0 or 1; without a GPU it runs on the CPU
-    memory: int = 8000                 # MB
-    minutes: int = 1440                # a cluster ends it then; started again it goes on from its last checkpoint
+    gpus: int = 1  # 0 or 1; without a GPU it runs on the CPU
+    memory: int = 8000  # MB
+    minutes: int = 1440  # a cluster ends it then; started again it goes on from its last checkpoint
 
 
 @dataclass(frozen=True)
 class Study:
     name: str
-    file: str                          # absolute path of the YAML file
+    file: str  # absolute path of the YAML file
     question: str
-    seed: int                          # the one in force: the first, unless `at` names another
-    seeds: tuple[int, ...]             # each repeats the whole matrix
-    device: str                        # auto | cpu | cuda
-    threads: int                       # CPU threads of one run
-    compile: bool                      # True runs networks through torch.compile
-    online: bool                       # True runs the teacher in every step instead of reading the bank
-    plugins: tuple[str, ...]           # Python files that register models with timm
+    seed: int  # the one in force: the first, unless `at` names another
+    seeds: tuple[int, ...]  # each repeats the whole matrix
+    device: str  # auto | cpu | cuda
+    threads: int  # CPU threads of one run
+    compile: bool  # True runs networks through torch.compile
+    online: bool  # True runs the teacher in every step instead of reading the bank
+    plugins: tuple[str, ...]  # Python files that register models with timm
     views: Views
     datasets: dict[str, DataSpec]
     pretext: DataSpec | None
     teachers: dict[str, Model]
     students: dict[str, Model]
     strategies: tuple[str, ...]
-    baseline: bool                     # also train every student without a teacher (CE)
+    baseline: bool  # also train every student without a teacher (CE)
     recipes: dict[str, Recipe]
     distillation: Distillation
     losses: dict[str, Loss]
-    resources: dict[str, Resources]    # by stage: teacher, bank, distill
-    runs_per_gpu: int                  # how many runs share a GPU of this machine
+    resources: dict[str, Resources]  # by stage: teacher, bank, distill
+    runs_per_gpu: int  # how many runs share a GPU of this machine
     # By data set, once its photos were looked at: its `datasets.Content`.
     photos: dict = field(default_factory=dict, compare=False)
 
@@ -253,7 +274,9 @@ class Study:
     def at(self, seed: int) -> "Study":
         """The study with this one of its seeds in force; -1 is the first."""
         if seed not in (-1, *self.seeds):
-            raise StudyError(f"seed {seed} is not in the study: expected one of {', '.join(map(str, self.seeds))}, or -1 for the first")
+            raise StudyError(
+                f"seed {seed} is not in the study: expected one of {', '.join(map(str, self.seeds))}, or -1 for the first"
+            )
         return dataclasses.replace(self, seed=self.seeds[0] if seed == -1 else seed)
 
     def job(self, stage: str, dataset: str, teacher: str, strategy: str) -> Job:
@@ -284,7 +307,9 @@ class Study:
     @property
     def first(self) -> Job:
         """The first teacher of the first data set and strategy, whose logits the introduction looks at."""
-        return Job("teacher", next(iter(self.datasets)), next(iter(self.teachers)), RECIPES[self.strategies[0]])
+        return Job(
+            "teacher", next(iter(self.datasets)), next(iter(self.teachers)), RECIPES[self.strategies[0]]
+        )
 
     def seed_of(self, job: Job) -> int:
         return self.seeds[0] if job.seed is None else job.seed
@@ -313,7 +338,11 @@ class Study:
         """The losses that a student is trained with, one training each: 'ce', or 'kd' and the further ones, which are added to it."""
         if strategy == "CE":
             return {"ce": None}
-        return {"kd": None} | {k: v for k, v in self.losses.items() if student in (v.students or self.students) and strategy in (v.strategies or self.strategies)}
+        return {"kd": None} | {
+            k: v
+            for k, v in self.losses.items()
+            if student in (v.students or self.students) and strategy in (v.strategies or self.strategies)
+        }
 
     def strategies_using(self, recipe: str) -> tuple[str, ...]:
         """The strategies whose students learn from the bank of a teacher of this recipe."""
@@ -321,8 +350,17 @@ class Study:
 
     def bank_contents(self, recipe: str) -> dict[str, bool]:
         """What such a bank holds beside logits: crop and drop views where TGDA reads it, pooled features where a loss asks for them."""
-        asked = [loss for strategy in self.strategies_using(recipe) for k in self.students for loss in self.losses_of(k, strategy).values() if loss]
-        return {"augmented": "TGDA" in self.strategies_using(recipe), "features": any(loss.on == "features" for loss in asked)}
+        asked = [
+            loss
+            for strategy in self.strategies_using(recipe)
+            for k in self.students
+            for loss in self.losses_of(k, strategy).values()
+            if loss
+        ]
+        return {
+            "augmented": "TGDA" in self.strategies_using(recipe),
+            "features": any(loss.on == "features" for loss in asked),
+        }
 
     def seed_for(self, *names: str) -> int:
         """A seed of 63 bits for one use, independent of all others: a hash of the seed in force and the names."""
@@ -498,7 +536,11 @@ def load(study: str) -> Study:
 def check_weights(model: Model) -> None:
     """Raise StudyError unless the file is there that the model's weights are to come from."""
     if model.file and not os.path.isfile(model.file):
-        advice = "a variable in it is not set: export it" if "$" in model.weights else "check the path, which is relative to the study's folder"
+        advice = (
+            "a variable in it is not set: export it"
+            if "$" in model.weights
+            else "check the path, which is relative to the study's folder"
+        )
         raise StudyError(f"weights '{model.weights}' of '{model.key}' do not exist: {advice}")
 
 
@@ -510,40 +552,56 @@ def check_parameters(namespace: dict, **types_: type) -> None:
     """
     simple = (str, int, float, bool, list, tuple, dict, type(None))
     jupyter = {"In", "Out", "exit", "quit"}
-    given = {k for k, v in namespace.items() if isinstance(v, simple) and not k.startswith("_") and k not in jupyter}
+    given = {
+        k
+        for k, v in namespace.items()
+        if isinstance(v, simple) and not k.startswith("_") and k not in jupyter
+    }
     _check_keys(given, set(types_), "parameter", "this notebook")
     for name, kind in types_.items():
         if not isinstance(namespace[name], kind) or (kind is not bool and isinstance(namespace[name], bool)):
-            raise StudyError(f"parameter '{name}' is {namespace[name]!r} ({type(namespace[name]).__name__}): expected {kind.__name__}")
+            raise StudyError(
+                f"parameter '{name}' is {namespace[name]!r} ({type(namespace[name]).__name__}): expected {kind.__name__}"
+            )
 
 
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a key given twice, of which it would keep the last, and to which `on` is a word, as in YAML 1.2."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, regex) for tag, regex in found if tag != "tag:yaml.org,2002:bool"] for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+        first: [(tag, regex) for tag, regex in found if tag != "tag:yaml.org,2002:bool"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
         if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
-            raise StudyError(f"key '{twice[-1].value}' is there twice, again in line {twice[-1].start_mark.line + 1}: remove or rename one")
+            raise StudyError(
+                f"key '{twice[-1].value}' is there twice, again in line {twice[-1].start_mark.line + 1}: remove or rename one"
+            )
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
+)
 
 
 def _find(study: str) -> Path:
     if Path(study).suffix in (".yaml", ".yml"):
         if not (file := Path(study)).is_file():
-            raise StudyError(f"study file '{study}' does not exist: give the path of a YAML file, or the name of one in runs/")
+            raise StudyError(
+                f"study file '{study}' does not exist: give the path of a YAML file, or the name of one in runs/"
+            )
         return file
     folders = [Path.cwd() / "runs", PROJECT / "runs"]
     for folder in folders:
         if (file := folder / f"{study}.yaml").is_file():
             return file
     known = sorted({f.stem for folder in folders for f in folder.glob("*.yaml")})
-    raise StudyError(f"study '{study}' is unknown{_hint(study, known)}: expected one of {', '.join(known)}, or the path of a YAML file")
+    raise StudyError(
+        f"study '{study}' is unknown{_hint(study, known)}: expected one of {', '.join(known)}, or the path of a YAML file"
+    )
 
 
 def _read(file: Path, *above: Path) -> dict:
@@ -560,7 +618,9 @@ def _read(file: Path, *above: Path) -> dict:
         return raw
     base = file.parent / _typed(raw.pop("base"), str, "base")
     if base.parent != file.parent or not base.is_file():
-        raise StudyError(f"{file.name}: base '{base}' does not exist: expected the name of a study file in {file.parent}")
+        raise StudyError(
+            f"{file.name}: base '{base}' does not exist: expected the name of a study file in {file.parent}"
+        )
     if base in (file, *above):
         raise StudyError(f"{file.name}: base '{base.name}' leads back to itself: leave one of the two out")
     return _merged({k: v for k, v in _read(base, file, *above).items() if k != "name"}, raw)
@@ -568,7 +628,10 @@ def _read(file: Path, *above: Path) -> dict:
 
 def _merged(base: dict, own: dict) -> dict:
     """`own` over `base`, mappings key by key; an empty value takes a key of `base` away."""
-    both = base | {k: _merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in own.items()}
+    both = base | {
+        k: _merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v
+        for k, v in own.items()
+    }
     return {k: v for k, v in both.items() if k not in base or own.get(k, True) is not None}
 
 
@@ -577,7 +640,9 @@ def _build(raw: dict, file: Path) -> Study:
     _check_keys(set(raw), top, "key", file.name)
     for key in ("datasets", "teachers", "students"):
         if not isinstance(raw.get(key), dict) or not raw[key]:
-            raise StudyError(f"{file.name}: '{key}' is missing or empty: expected a mapping of names to settings")
+            raise StudyError(
+                f"{file.name}: '{key}' is missing or empty: expected a mapping of names to settings"
+            )
     views, seeds = _make(Views, _section(raw, "views"), "views"), _seeds(raw.get("seed", 0))
     if not 0 < views.crop <= views.resize:
         raise StudyError(f"views.crop is {views.crop}: expected 1 to views.resize ({views.resize})")
@@ -623,11 +688,15 @@ def _check(study: Study) -> None:
         raise StudyError(f"strategies is empty: expected one or more of {', '.join(STRATEGIES)}")
     pretext = [t for t, m in study.teachers.items() if m.weights == "pretext"]
     if pretext and study.pretext is None:
-        raise StudyError(f"teacher '{pretext[0]}' has weights 'pretext', but the study has no 'pretext:' data set: add one, or name other weights")
+        raise StudyError(
+            f"teacher '{pretext[0]}' has weights 'pretext', but the study has no 'pretext:' data set: add one, or name other weights"
+        )
     if PRETEXT in study.datasets or "none" in study.teachers:
         raise StudyError("'pretext' as a data set and 'none' as a teacher are taken: give them other names")
     if students := [s for s, m in study.students.items() if m.weights == "pretext"]:
-        raise StudyError(f"student '{students[0]}' has weights 'pretext': only teachers are trained on the pretext set; expected none, timm or a file")
+        raise StudyError(
+            f"student '{students[0]}' has weights 'pretext': only teachers are trained on the pretext set; expected none, timm or a file"
+        )
     _positive(study.distillation, "distillation", "temperature")
     _at_least(0, study.distillation.beta, "distillation.beta")
     for loss in study.losses.values():
@@ -638,11 +707,15 @@ def _check(study: Study) -> None:
     needed = {"student", *(RECIPES[s] for s in study.strategies), *([PRETEXT] if pretext else [])}
     _check_keys(set(study.recipes), needed | {PRETEXT, *RECIPES.values()}, "recipe", "recipes")
     if missing := needed - set(study.recipes):
-        raise StudyError(f"recipes lacks {', '.join(sorted(missing))}: add each with its epochs, batch_size, optimizer and lr")
+        raise StudyError(
+            f"recipes lacks {', '.join(sorted(missing))}: add each with its epochs, batch_size, optimizer and lr"
+        )
 
 
 def _seeds(raw) -> tuple[int, ...]:
-    seeds = tuple(_at_least(0, _typed(seed, int, "seed"), "seed") for seed in (raw if isinstance(raw, list) else [raw]))
+    seeds = tuple(
+        _at_least(0, _typed(seed, int, "seed"), "seed") for seed in (raw if isinstance(raw, list) else [raw])
+    )
     if not 0 < len(seeds) == len(set(seeds)):
         raise StudyError(f"seed is {raw}: expected one, or a list of different ones")
     return seeds
@@ -651,10 +724,14 @@ def _seeds(raw) -> tuple[int, ...]:
 def _resources(raw: dict) -> dict[str, Resources]:
     stages = ("teacher", "bank", "distill")
     _check_keys(set(raw), set(stages), "stage", "resources")
-    found = {k: _make(Resources, _typed(raw.get(k, {}), dict, f"resources.{k}"), f"resources.{k}") for k in stages}
+    found = {
+        k: _make(Resources, _typed(raw.get(k, {}), dict, f"resources.{k}"), f"resources.{k}") for k in stages
+    }
     for key, spec in found.items():
         if spec.gpus not in (0, 1):
-            raise StudyError(f"resources.{key}.gpus is {spec.gpus}: expected 0 or 1, since a run uses one device")
+            raise StudyError(
+                f"resources.{key}.gpus is {spec.gpus}: expected 0 or 1, since a run uses one device"
+            )
         for name in ("memory", "minutes"):
             _at_least(1, getattr(spec, name), f"resources.{key}.{name}")
     return found
@@ -662,9 +739,13 @@ def _resources(raw: dict) -> dict[str, Resources]:
 
 def _data(key: str, raw, views: Views, file: Path) -> DataSpec:
     where = key if key == PRETEXT else f"datasets.{key}"
-    spec = _make(DataSpec, {"resize": views.resize} | _typed(raw, dict, where), where, key=_name(key, "data set"))
+    spec = _make(
+        DataSpec, {"resize": views.resize} | _typed(raw, dict, where), where, key=_name(key, "data set")
+    )
     if spec.resize != views.resize:
-        raise StudyError(f"{where}.resize is {spec.resize}: expected views.resize ({views.resize}), at which all data sets are cached")
+        raise StudyError(
+            f"{where}.resize is {spec.resize}: expected views.resize ({views.resize}), at which all data sets are cached"
+        )
     _choice(spec.kind, ("birds", "folder", *OFFICIAL), f"{where}.kind")
     if spec.kind in OFFICIAL:
         _check_keys(set(raw), {"kind", "root", "check_counts", "resize", "note"}, "key", where)
@@ -672,12 +753,16 @@ def _data(key: str, raw, views: Views, file: Path) -> DataSpec:
             return spec
     if spec.kind != "birds":
         if spec.root is None:
-            raise StudyError(f"{where}.root is missing: expected the folder that holds train/ and test/, or one folder a class")
+            raise StudyError(
+                f"{where}.root is missing: expected the folder that holds train/ and test/, or one folder a class"
+            )
         return dataclasses.replace(spec, root=_beside(file, spec.root, f"{where}.root", exists=False))
     for name, least in (("species", 2), ("family_size", 1), ("train", 1), ("test", 1)):
         _at_least(least, getattr(spec, name), f"{where}.{name}")
     if not 0.2 <= spec.size <= 1:
-        raise StudyError(f"{where}.size is {spec.size}: expected 0.2, a bird of a few pixels, to 1, one that nearly fills the picture")
+        raise StudyError(
+            f"{where}.size is {spec.size}: expected 0.2, a bird of a few pixels, to 1, one that nearly fills the picture"
+        )
     return spec
 
 
@@ -687,8 +772,12 @@ def _model(key: str, raw, where: str, file: Path) -> Model:
     if model.weights in ("none", "pretext", "timm"):
         return model
     if Path(model.weights).suffix not in (".safetensors", ".pth", ".pt", ".bin", ".tar"):
-        raise StudyError(f"{where}.{key}.weights is '{model.weights}': expected none, pretext, timm, or a .safetensors, .pth, .pt, .bin or .pth.tar file")
-    return dataclasses.replace(model, weights=_beside(file, model.weights, f"{where}.{key}.weights", exists=False))
+        raise StudyError(
+            f"{where}.{key}.weights is '{model.weights}': expected none, pretext, timm, or a .safetensors, .pth, .pt, .bin or .pth.tar file"
+        )
+    return dataclasses.replace(
+        model, weights=_beside(file, model.weights, f"{where}.{key}.weights", exists=False)
+    )
 
 
 def _own_recipe(raw: dict, where: str, key: str) -> dict:
@@ -733,8 +822,12 @@ def _recipe(raw, where: str) -> Recipe:
     recipe = _make(Recipe, _typed(raw, dict, where), where)
     _choice(recipe.optimizer, ("sgd", "adamw"), f"{where}.optimizer")
     _positive(recipe, where, "epochs", "batch_size", "clip", "maps")
-    if not 0 < len(recipe.rates) == len(set(recipe.rates)) or not all(0 < rate < math.inf for rate in recipe.rates):
-        raise StudyError(f"{where}.lr is {recipe.lr}: expected more than 0, or a list of different rates to choose from")
+    if not 0 < len(recipe.rates) == len(set(recipe.rates)) or not all(
+        0 < rate < math.inf for rate in recipe.rates
+    ):
+        raise StudyError(
+            f"{where}.lr is {recipe.lr}: expected more than 0, or a list of different rates to choose from"
+        )
     for name in ("weight_decay", "momentum", "warmup_steps", "min_lr", "views", "search_epochs"):
         _at_least(0, getattr(recipe, name), f"{where}.{name}")
     return recipe
@@ -749,7 +842,9 @@ def _make(cls, raw: dict, where: str, *, key: str | None = None):
     """A dataclass from a mapping, its keys and the types of its values checked; `key` is its name, which the mapping lacks."""
     hints, own = typing.get_type_hints(cls), {} if key is None else {"key": key}
     _check_keys(set(raw), set(hints) - set(own), "key", where)
-    required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    required = {
+        f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING
+    }
     if missing := required - set(raw) - set(own):
         raise StudyError(f"{where} lacks '{sorted(missing)[0]}': add it")
     return cls(**own, **{k: _typed(v, hints[k], f"{where}.{k}") for k, v in raw.items()})
@@ -801,19 +896,25 @@ def _choice(value, allowed, where: str):
 
 def _name(name: str, what: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise StudyError(f"{what} is named {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, since it names a folder")
+        raise StudyError(
+            f"{what} is named {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, since it names a folder"
+        )
     return name
 
 
 def _known(mapping: dict, key: str, what: str):
     if key not in mapping:
-        raise StudyError(f"{what} '{key}' is not in the study{_hint(key, mapping)}: expected one of {', '.join(mapping)}")
+        raise StudyError(
+            f"{what} '{key}' is not in the study{_hint(key, mapping)}: expected one of {', '.join(mapping)}"
+        )
     return mapping[key]
 
 
 def _check_keys(given: set, allowed: set, what: str, where: str) -> None:
     for name in sorted(map(str, given - allowed)):
-        raise StudyError(f"{where}: {what} '{name}' is unknown{_hint(name, allowed)}: expected one of {', '.join(sorted(allowed))}")
+        raise StudyError(
+            f"{where}: {what} '{name}' is unknown{_hint(name, allowed)}: expected one of {', '.join(sorted(allowed))}"
+        )
 
 
 def _hint(name, known) -> str:
@@ -827,7 +928,9 @@ def _beside(file: Path, path, where: str, exists: bool = True) -> str:
     given = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: os.environ.get(m[1]) or m[2], _typed(path, str, where))
     full = (file.parent / os.path.expandvars(os.path.expanduser(given))).resolve()
     if exists and not full.is_file():
-        raise StudyError(f"{where}: file '{full}' does not exist: check the path, which is relative to {file.parent}")
+        raise StudyError(
+            f"{where}: file '{full}' does not exist: check the path, which is relative to {file.parent}"
+        )
     return str(full)
 
 

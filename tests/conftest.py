@@ -20,15 +20,26 @@ from fgkd import study as studies  # noqa: E402
 torch.set_num_threads(1)
 
 TINY = {
-    "question": "Does it run?", "seed": 0, "device": "cpu", "threads": 1, "views": {"resize": 36, "crop": 32},
+    "question": "Does it run?",
+    "seed": 0,
+    "device": "cpu",
+    "threads": 1,
+    "views": {"resize": 36, "crop": 32},
     "pretext": {"species": 3, "family_size": 3, "train": 4, "test": 2, "seed": 7},
     "datasets": {"birds": {"species": 4, "family_size": 2, "train": 6, "test": 4}},
-    "teachers": {"byobnet": {"model": "test_byobnet.r160_in1k", "weights": "pretext"}, "resnet": {"model": "test_resnet"},
-                 "efficientnet": {"model": "test_efficientnet"}},
+    "teachers": {
+        "byobnet": {"model": "test_byobnet.r160_in1k", "weights": "pretext"},
+        "resnet": {"model": "test_resnet"},
+        "efficientnet": {"model": "test_efficientnet"},
+    },
     "students": {"small": {"model": "test_byobnet"}},
     "strategies": ["FZ", "FT"],
-    "recipes": {"pretext": {"epochs": 1, "batch_size": 6, "lr": 0.01}, "FZ": {"epochs": 2, "batch_size": 8, "lr": 0.1, "views": 1},
-                "FT": {"epochs": 2, "batch_size": 8, "lr": 0.01}, "student": {"epochs": 2, "batch_size": 8, "optimizer": "adamw", "lr": 0.001}},
+    "recipes": {
+        "pretext": {"epochs": 1, "batch_size": 6, "lr": 0.01},
+        "FZ": {"epochs": 2, "batch_size": 8, "lr": 0.1, "views": 1},
+        "FT": {"epochs": 2, "batch_size": 8, "lr": 0.01},
+        "student": {"epochs": 2, "batch_size": 8, "optimizer": "adamw", "lr": 0.001},
+    },
     "distillation": {"temperature": 2, "beta": 10},
 }
 
@@ -87,6 +98,7 @@ def finished(finished_folder, tiny):
 @pytest.fixture
 def in_child():
     """(function) -> the exit status of a forked process that runs it; what it changes is not seen here."""
+
     def run(function):
         pid = os.fork()
         if pid == 0:
@@ -103,6 +115,7 @@ def in_child():
 @pytest.fixture(scope="session")
 def wait_for():
     """(condition, seconds) -> its first true value, or its last when the time is over."""
+
     def wait(condition, seconds=20):
         end = time.monotonic() + seconds
         while not (found := condition()) and time.monotonic() < end:
@@ -128,7 +141,10 @@ def _write(file, changes):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "fault(name): what goes wrong in this test; the summary counts the kinds that were survived")
+    config.addinivalue_line(
+        "markers",
+        "fault(name): what goes wrong in this test; the summary counts the kinds that were survived",
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -139,6 +155,11 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter):
-    found = {outcome: {name for r in terminalreporter.stats.get(outcome, []) for name in getattr(r, "faults", ())} for outcome in ("passed", "failed")}
+    found = {
+        outcome: {name for r in terminalreporter.stats.get(outcome, []) for name in getattr(r, "faults", ())}
+        for outcome in ("passed", "failed")
+    }
     if tried := found["passed"] | found["failed"]:
-        terminalreporter.write_line(f"{len(tried)} kinds of fault tried, {len(tried - found['failed'])} survived")
+        terminalreporter.write_line(
+            f"{len(tried)} kinds of fault tried, {len(tried - found['failed'])} survived"
+        )

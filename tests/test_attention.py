@@ -6,10 +6,14 @@ from fgkd import stages
 from fgkd.data import views
 from fgkd.models import cal
 
-SIZES = {"views": {"resize": 72, "crop": 64}, "pretext": {"species": 3, "train": 4, "test": 2, "resize": 72},
-         "datasets": {"birds": {"species": 6, "family_size": 1, "train": 40, "test": 20, "size": 0.5}},
-         "teachers": {"resnet": {"model": "test_resnet", "options": {"output_stride": 8}}}, "strategies": ["CAL"],
-         "recipes.CAL": {"epochs": 9, "batch_size": 32, "lr": 0.05, "warmup_steps": 20, "maps": 8}}
+SIZES = {
+    "views": {"resize": 72, "crop": 64},
+    "pretext": {"species": 3, "train": 4, "test": 2, "resize": 72},
+    "datasets": {"birds": {"species": 6, "family_size": 1, "train": 40, "test": 20, "size": 0.5}},
+    "teachers": {"resnet": {"model": "test_resnet", "options": {"output_stride": 8}}},
+    "strategies": ["CAL"],
+    "recipes.CAL": {"epochs": 9, "batch_size": 32, "lr": 0.05, "warmup_steps": 20, "maps": 8},
+}
 
 
 def test_the_box_around_what_a_trained_teacher_looks_at_covers_the_bird_better_than_a_centred_one(make_study):
@@ -19,8 +23,13 @@ def test_the_box_around_what_a_trained_teacher_looks_at_covers_the_bird_better_t
     assert run.rows.tac[0] > 0.5 and run.rows.tac_single[0] > 0.5
     _, seen = stages.attend_test_images(study, "birds", "resnet")
     truth, size = stages.birds_boxes(study, "birds"), study.views.crop
-    boxes = views.boxes(seen.maps.mean(1), torch.full((len(truth),), 0.5), padding=cal.PADDING, size=size).float()
+    boxes = views.boxes(
+        seen.maps.mean(1), torch.full((len(truth),), 0.5), padding=cal.PADDING, size=size
+    ).float()
     side = (boxes[:, 2:] - boxes[:, :2]).prod(1).mean().sqrt()
     square = torch.stack([size / 2 - side / 2] * 2 + [size / 2 + side / 2] * 2).expand_as(boxes)
-    found = {name: views.overlap(box, truth).mean().item() for name, box in {"attention": boxes, "middle": views.centred(boxes, size), "square": square}.items()}
+    found = {
+        name: views.overlap(box, truth).mean().item()
+        for name, box in {"attention": boxes, "middle": views.centred(boxes, size), "square": square}.items()
+    }
     assert found["attention"] > 1.2 * max(found["middle"], found["square"]), found

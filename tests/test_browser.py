@@ -17,14 +17,16 @@ import websocket
 from nbformat.v4 import new_output
 
 from fgkd import records
+from fgkd import study as studies
 from fgkd.analysis import correlation
 from fgkd.report import pages, plots
-from fgkd import study as studies
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-         "--disable-sync --remote-debugging-port=0").split()
-PHONE, PAPER = 360, 718   # widths in CSS pixels: a small phone, and A4 within margins of 1 cm
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --remote-debugging-port=0"
+).split()
+PHONE, PAPER = 360, 718  # widths in CSS pixels: a small phone, and A4 within margins of 1 cm
 PAGES = ("index", *studies.STAGES)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the report in")
 
@@ -35,7 +37,8 @@ SCRIPTS = {
     "pictures": """[...document.images].filter(i => { const b = i.getBoundingClientRect();
         return !i.naturalWidth || !i.naturalHeight || b.width < 20 || b.height < 20 }).map(i => i.alt + ' ' + i.src.slice(0, 80))""",
     "width": """document.scrollingElement.scrollWidth > %d ? [...document.querySelectorAll('body *')].filter(e =>
-        e.getBoundingClientRect().right > %d).map(e => e.outerHTML.slice(0, 200)).concat([document.scrollingElement.scrollWidth]) : []""" % (PHONE, PHONE + 1),
+        e.getBoundingClientRect().right > %d).map(e => e.outerHTML.slice(0, 200)).concat([document.scrollingElement.scrollWidth]) : []"""
+    % (PHONE, PHONE + 1),
     "print": """[...document.querySelectorAll('html, body *')].filter(e => {
         if (!e.checkVisibility({contentVisibilityAuto: true})) return e.closest('details:not(.table)');   // long tables are files
         const box = e.matches('html') || getComputedStyle(e).overflowX != 'visible';
@@ -79,7 +82,9 @@ class Tab:
         self.socket = websocket.create_connection(address, suppress_origin=True, timeout=30)
         self.ids, self.session, self.events, self.path = itertools.count(), {}, [], None
         target = self("Target.createTarget", url="about:blank")["targetId"]
-        self.session = {"sessionId": self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        self.session = {
+            "sessionId": self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        }
         for domain in ("Page", "Runtime", "Log", "Network"):
             self(f"{domain}.enable")
 
@@ -102,15 +107,29 @@ class Tab:
 
     def show(self, path, *, width=1200, media="", dark=False, opened=True, fresh=False):
         """Load a page from a file, unless it is there and need not be fresh, and wait until its pictures are."""
-        self("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width == PHONE)
-        self("Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=width == PHONE,
+        )
+        self(
+            "Emulation.setEmulatedMedia",
+            media=media,
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         if fresh or path != self.path:
             self.events.clear()
             self.path = path
             self("Page.navigate", url=path.as_uri())
             if not self.told("Page.loadEventFired"):
-                self.events.append(self._until(lambda message: message.get("method") == "Page.loadEventFired"))
-        self.evaluate(f"document.querySelectorAll('details').forEach(d => d.open = {json.dumps(opened)}); new Promise(requestAnimationFrame).then(() => 0)")
+                self.events.append(
+                    self._until(lambda message: message.get("method") == "Page.loadEventFired")
+                )
+        self.evaluate(
+            f"document.querySelectorAll('details').forEach(d => d.open = {json.dumps(opened)}); new Promise(requestAnimationFrame).then(() => 0)"
+        )
 
     def told(self, method):
         return [e["params"] for e in self.events if e.get("method") == method]
@@ -118,7 +137,11 @@ class Tab:
 
 def console(tab, path):
     tab.show(path)
-    return tab.told("Log.entryAdded") + tab.told("Runtime.exceptionThrown") + tab.told("Runtime.consoleAPICalled")
+    return (
+        tab.told("Log.entryAdded")
+        + tab.told("Runtime.exceptionThrown")
+        + tab.told("Runtime.consoleAPICalled")
+    )
 
 
 def requests(tab, path):
@@ -131,10 +154,17 @@ def requests(tab, path):
 def links(tab, path):
     """Addresses of files that are not there, and of places within a page that it does not have."""
     tab.show(path)
-    urls = map(urlsplit, tab.evaluate("[...document.querySelectorAll('[href], [src]')].map(e => e.href || e.src)"))
+    urls = map(
+        urlsplit, tab.evaluate("[...document.querySelectorAll('[href], [src]')].map(e => e.href || e.src)")
+    )
     here = [u for u in urls if u.scheme == "file"]
     lost = [u.path for u in here if not Path(unquote(u.path)).is_file()]
-    return lost + [u.fragment for u in here if u.fragment and not tab.evaluate(f"!!document.getElementById(decodeURIComponent({json.dumps(u.fragment)}))")]
+    return lost + [
+        u.fragment
+        for u in here
+        if u.fragment
+        and not tab.evaluate(f"!!document.getElementById(decodeURIComponent({json.dumps(u.fragment)}))")
+    ]
 
 
 def focus(tab, path):
@@ -157,22 +187,61 @@ def script(name, **options):
 
 
 CHECKS = {
-    "console": console, "requests": requests, "links": links, "focus": focus, "formulas": script("formulas"), "pictures": script("pictures"),
-    "structure": script("structure"), "phone": script("width", width=PHONE), "print": script("print", width=PAPER, media="print", opened=False),
-    "light": script("contrast"), "dark": script("contrast", dark=True),
+    "console": console,
+    "requests": requests,
+    "links": links,
+    "focus": focus,
+    "formulas": script("formulas"),
+    "pictures": script("pictures"),
+    "structure": script("structure"),
+    "phone": script("width", width=PHONE),
+    "print": script("print", width=PAPER, media="print", opened=False),
+    "light": script("contrast"),
+    "dark": script("contrast", dark=True),
 }
 FAULTS = {
-    "console": ["<script>f()</script>", "<script>console.error('x')</script>", "<img src='none.png' alt='x'>"],
-    "requests": ["<img src='http://127.0.0.1:9/x.png' alt='x'>", "<style>@import 'http://127.0.0.1:9/x.css';</style>"],
+    "console": [
+        "<script>f()</script>",
+        "<script>console.error('x')</script>",
+        "<img src='none.png' alt='x'>",
+    ],
+    "requests": [
+        "<img src='http://127.0.0.1:9/x.png' alt='x'>",
+        "<style>@import 'http://127.0.0.1:9/x.css';</style>",
+    ],
     "links": ["<a href='none.html'>x</a>", "<a href='#none'>x</a>"],
-    "focus": ["<a href='#' style='outline: none'>x</a>", "<a href='#' style='position: absolute; left: -99px'>x</a>"],
-    "formulas": ["<math></math>", "<math style='display: none'><mi>x</mi></math>", "<span class='formula'><code>\\frac</code></span>"],
-    "pictures": ["<img src='data:image/png;base64,AAAA' alt='x'>", "<img src='data:image/svg+xml,<svg xmlns=%22http://www.w3.org/2000/svg%22/>' width='9' alt='x'>"],
-    "structure": ["<img src='data:,' alt=''>", "<table><tr><td>1</td></tr></table>", "<h3>x</h3>", "<h1>x</h1>", "<a href='#'></a>", "<p id='main'>x</p>"],
+    "focus": [
+        "<a href='#' style='outline: none'>x</a>",
+        "<a href='#' style='position: absolute; left: -99px'>x</a>",
+    ],
+    "formulas": [
+        "<math></math>",
+        "<math style='display: none'><mi>x</mi></math>",
+        "<span class='formula'><code>\\frac</code></span>",
+    ],
+    "pictures": [
+        "<img src='data:image/png;base64,AAAA' alt='x'>",
+        "<img src='data:image/svg+xml,<svg xmlns=%22http://www.w3.org/2000/svg%22/>' width='9' alt='x'>",
+    ],
+    "structure": [
+        "<img src='data:,' alt=''>",
+        "<table><tr><td>1</td></tr></table>",
+        "<h3>x</h3>",
+        "<h1>x</h1>",
+        "<a href='#'></a>",
+        "<p id='main'>x</p>",
+    ],
     "phone": ["<div style='width: 400px'>x</div>", "<pre>" + "x" * 200 + "</pre>"],
-    "print": ["<pre style='overflow: auto'>" + "x" * 200 + "</pre>", "<details><summary>x</summary><p>y</p></details>"],
+    "print": [
+        "<pre style='overflow: auto'>" + "x" * 200 + "</pre>",
+        "<details><summary>x</summary><p>y</p></details>",
+    ],
     "light": ["<p style='color: #999'>x</p>", "<style>body { background: #000; color: #fff }</style>"],
-    "dark": ["<p style='color: #777'>x</p>", "<style>body { background: #fff; color: #000 }</style>", "<code style='background: #eee'>x</code>"],
+    "dark": [
+        "<p style='color: #777'>x</p>",
+        "<style>body { background: #fff; color: #000 }</style>",
+        "<code style='background: #eee'>x</code>",
+    ],
 }
 
 BLANK = """<!DOCTYPE html><html lang="en"><head><meta name="viewport" content="width=device-width"><title>x</title>
@@ -183,7 +252,10 @@ BLANK = """<!DOCTYPE html><html lang="en"><head><meta name="viewport" content="w
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory, wait_for):
     folder = tmp_path_factory.mktemp("chromium")
-    ready, browser = folder / "DevToolsActivePort", subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={folder}"], stderr=subprocess.DEVNULL)
+    ready, browser = (
+        folder / "DevToolsActivePort",
+        subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={folder}"], stderr=subprocess.DEVNULL),
+    )
     try:
         address = wait_for(lambda: ready.exists() and ready.read_text().split(), 60)
         assert address, "Chromium did not start"
@@ -205,8 +277,14 @@ def site(finished_folder, tmp_path_factory):
         shutil.copytree(finished_folder, folder, dirs_exist_ok=True)
         study = studies.load(str(folder / "tiny.yaml"))
         found = records.collect(study)
-        points = correlation.join_students_with_metrics(found["students"], records.with_tac(found["metrics"], found["teachers"]))
-        plots.save(plots.metric_scatter(points, ["ratio12", "ssp", "tac"], study.teachers), study.folder / "figures", "against")
+        points = correlation.join_students_with_metrics(
+            found["students"], records.with_tac(found["metrics"], found["teachers"])
+        )
+        plots.save(
+            plots.metric_scatter(points, ["ratio12", "ssp", "tac"], study.teachers),
+            study.folder / "figures",
+            "against",
+        )
         plots.save(plots.rho_heatmap(found["correlations"]), study.folder / "figures", "heat")
         states = {cell: {"state": "waiting", "seconds": None, "error": None} for cell in study.jobs()}
         shown = [next(c for c in states if c.stage == stage) for stage in studies.STAGES]
@@ -216,7 +294,14 @@ def site(finished_folder, tmp_path_factory):
                 picture = base64.b64encode((study.folder / "figures" / "heat.png").read_bytes()).decode()
                 data = {"image/png": picture}, {"text/html": found["headline"].round(3).to_html()}
                 notebook.cells[-2].outputs = [new_output("display_data", data=d) for d in data]
-                notebook.cells[-2].outputs += [new_output("error", ename="ValueError", evalue="x" * 200, traceback=["\x1b[31mValueError\x1b[0m: " + "x" * 200])]
+                notebook.cells[-2].outputs += [
+                    new_output(
+                        "error",
+                        ename="ValueError",
+                        evalue="x" * 200,
+                        traceback=["\x1b[31mValueError\x1b[0m: " + "x" * 200],
+                    )
+                ]
             study.path(cell).mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook, study.path(cell) / f"{cell.notebook}.ipynb")
             states[cell] |= {"state": "failed" if cell.stage == "distill" else "done", "seconds": 1.0}
@@ -239,7 +324,10 @@ def test_nothing_is_wrong_with_a_page_without_a_fault(tab, tmp_path):
     assert found(tab, tmp_path / "page.html") == {}
 
 
-@pytest.mark.parametrize(("check", "fault"), [pytest.param(check, fault, id=check) for check, faults in FAULTS.items() for fault in faults])
+@pytest.mark.parametrize(
+    ("check", "fault"),
+    [pytest.param(check, fault, id=check) for check, faults in FAULTS.items() for fault in faults],
+)
 def test_a_page_with_a_fault_fails(check, fault, tab, tmp_path):
     (tmp_path / "page.html").write_text(BLANK % fault)
     assert CHECKS[check](tab, tmp_path / "page.html")

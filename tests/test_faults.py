@@ -22,7 +22,11 @@ def start():
 
     def started(study):
         command = [sys.executable, "-m", "fgkd.cli", "run", study.file]
-        drivers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True))
+        drivers.append(
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            )
+        )
         return drivers[-1]
 
     yield started
@@ -41,7 +45,11 @@ def processes(folder):
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # another user's, or it has ended
-            if process.environ().get("FGKD_RUNS") == str(folder.parent) and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+            if (
+                process.environ().get("FGKD_RUNS") == str(folder.parent)
+                and process.status() != psutil.STATUS_ZOMBIE
+                and process.pid != os.getpid()
+            ):
                 found.add(process)
     return found
 
@@ -57,7 +65,9 @@ def kernels(folder):
 
 
 @pytest.mark.fault("a kernel killed, Ctrl-C and kill -9 in one study")
-def test_a_run_that_loses_a_kernel_is_interrupted_and_killed_ends_with_the_tables_of_an_undisturbed_one(start, make_study, tmp_path, monkeypatch, wait_for):
+def test_a_run_that_loses_a_kernel_is_interrupted_and_killed_ends_with_the_tables_of_an_undisturbed_one(
+    start, make_study, tmp_path, monkeypatch, wait_for
+):
     study = make_study(SMALL)
     folder = study.folder
 
@@ -66,7 +76,11 @@ def test_a_run_that_loses_a_kernel_is_interrupted_and_killed_ends_with_the_table
     before, known = results(folder), kernels(folder)
     wait_for(lambda: kernels(folder) - known, 60).pop().kill()
     output = driver.communicate(timeout=300)[0]
-    assert driver.returncode == 1 and output.count("failed: ") == 1 and "its kernel ended without an error message: it was killed" in output
+    assert (
+        driver.returncode == 1
+        and output.count("failed: ") == 1
+        and "its kernel ended without an error message: it was killed" in output
+    )
     assert before < results(folder) and wait_for(lambda: not processes(folder), 5)
 
     before = results(folder)
@@ -74,7 +88,11 @@ def test_a_run_that_loses_a_kernel_is_interrupted_and_killed_ends_with_the_table
     assert wait_for(lambda: before < results(folder), 120)
     os.killpg(driver.pid, signal.SIGINT)
     output = driver.communicate(timeout=10)[0]
-    assert driver.returncode == 130 and "interrupted: finished runs are kept, the same command continues" in output and "Traceback" not in output
+    assert (
+        driver.returncode == 130
+        and "interrupted: finished runs are kept, the same command continues" in output
+        and "Traceback" not in output
+    )
     assert wait_for(lambda: not processes(folder), 5)
 
     before = results(folder)
@@ -92,5 +110,10 @@ def test_a_run_that_loses_a_kernel_is_interrupted_and_killed_ends_with_the_table
     monkeypatch.setenv("FGKD_RUNS", str(tmp_path / "undisturbed"))
     stages.write_study_tables(study, "correlation", stages.study_tables(study))
     for name in ("teachers", "metrics", "students", "correlations", "epochs"):
-        tables = [pd.read_csv(f / "tables" / f"{name}.csv").drop(columns=["commit", "seconds", "peak_memory_mb"], errors="ignore") for f in (folder, study.folder)]
+        tables = [
+            pd.read_csv(f / "tables" / f"{name}.csv").drop(
+                columns=["commit", "seconds", "peak_memory_mb"], errors="ignore"
+            )
+            for f in (folder, study.folder)
+        ]
         pd.testing.assert_frame_equal(*tables, check_exact=True)

@@ -35,8 +35,14 @@ def test_there_is_a_notebook_for_every_stage():
 
 def test_it_opens_with_a_question_and_its_contract(notebook):
     first = notebook.cells[0]
-    assert first.cell_type == "markdown" and first.source.startswith("# ") and first.source.splitlines()[0].endswith("?")
-    assert all(f"**{word}.**" in first.source for word in ("Question", "Expectation", "Inputs and outputs", "Cost"))
+    assert (
+        first.cell_type == "markdown"
+        and first.source.startswith("# ")
+        and first.source.splitlines()[0].endswith("?")
+    )
+    assert all(
+        f"**{word}.**" in first.source for word in ("Question", "Expectation", "Inputs and outputs", "Cost")
+    )
 
 
 def test_its_third_cell_holds_literal_parameters_and_the_fourth_checks_them(notebook):
@@ -44,7 +50,10 @@ def test_its_third_cell_holds_literal_parameters_and_the_fourth_checks_them(note
     assert cells[1].metadata.tags == ["parameters"]
     assert all(line.count("=") == 1 for line in cells[1].source.splitlines())
     values = {line.target.id: ast.literal_eval(line.value) for line in ast.parse(cells[1].source).body}
-    assert cells[2].source.startswith("studies.check_parameters(globals(), " + ", ".join(f"{n}={type(v).__name__}" for n, v in values.items()))
+    assert cells[2].source.startswith(
+        "studies.check_parameters(globals(), "
+        + ", ".join(f"{n}={type(v).__name__}" for n, v in values.items())
+    )
 
 
 def test_papermill_knows_the_type_the_default_and_the_meaning_of_each_parameter(notebook_file):
@@ -105,8 +114,12 @@ def test_classes_that_their_colour_tells_apart_are_not_held_to_be_fine_grained(t
     )
     notebook = PROJECT / "notebooks" / "02_data.ipynb"
     words = [str(notebook), str(out), "-r", "study", str(study), "-r", "dataset", "photos"]
-    done = subprocess.run([sys.executable, "-m", "fgkd.engine.execute", *words], env=os.environ | {"FGKD_WARM": "0"},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fgkd.engine.execute", *words],
+        env=os.environ | {"FGKD_WARM": "0"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     said = [
         o.data.get("text/markdown", "") for c in code(nbformat.read(out, 4)) for o in c.outputs if "data" in o
@@ -120,7 +133,9 @@ def test_classes_that_their_colour_tells_apart_are_not_held_to_be_fine_grained(t
 def test_its_cells_are_short_and_define_nothing(notebook):
     for cell in code(notebook):
         assert len(cell.source.splitlines()) <= 15 and not cell.source.rstrip().endswith(";")
-        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(ast.parse(cell.source)))
+        assert not any(
+            isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(ast.parse(cell.source))
+        )
 
 
 def test_its_outputs_are_stored_in_order_without_paths_times_or_messages(notebook):
@@ -129,7 +144,9 @@ def test_its_outputs_are_stored_in_order_without_paths_times_or_messages(noteboo
     for cell in code(notebook):
         for output in cell.outputs:
             assert output.output_type not in ("stream", "error"), cell.source
-        assert not any(word in str(cell.outputs) for word in (str(PROJECT), "/home/", "/tmp/", "site-packages"))
+        assert not any(
+            word in str(cell.outputs) for word in (str(PROJECT), "/home/", "/tmp/", "site-packages")
+        )
         assert not {"papermill", "execution"} & set(cell.metadata)
 
 

@@ -35,11 +35,20 @@ def test_ten_species_two_pretrained_networks_fz_ft_and_a_student(tmp_path):
     classes = sorted(p.name for p in (REALDATA / "cub100" / "train").iterdir())[:10]
     file = tmp_path / "photos.yaml"
     file.write_text(STUDY.format(root=REALDATA, classes=classes))
-    done = subprocess.run([sys.executable, "-m", "fgkd.cli", "run", str(file)], env=os.environ | {"FGKD_RUNS": str(tmp_path)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fgkd.cli", "run", str(file)],
+        env=os.environ | {"FGKD_RUNS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     tables = {f.stem: pd.read_csv(f) for f in (tmp_path / "photos" / "tables").glob("*.csv")}
     teachers = tables["teachers"].set_index(["teacher", "recipe"]).tac
-    assert len(teachers) == 4 and teachers["mobilenetv2"].min() > 0.6 and teachers["mobilenetv1"].min() > 0.3  # chance is 0.1
-    assert len(tables["students"]) == 5 and tables["students"].drop(columns="agreement").notna().all(axis=None)
+    assert (
+        len(teachers) == 4 and teachers["mobilenetv2"].min() > 0.6 and teachers["mobilenetv1"].min() > 0.3
+    )  # chance is 0.1
+    assert len(tables["students"]) == 5 and tables["students"].drop(columns="agreement").notna().all(
+        axis=None
+    )
     assert len(tables["metrics"]) == 4 and tables["metrics"].notna().all(axis=None)
     assert set(tables["correlations"].groupby("strategy").n.first()) == {2}

@@ -14,8 +14,10 @@ import pytest
 
 from fgkd.study import PROJECT
 
-pytestmark = pytest.mark.skipif(os.environ.get("FGKD_TEST_SLURM") != "1", reason="starts Slurm's daemons: make test-slurm")
-ETC = Path("/etc/slurm")             # where a job's own commands look: Snakemake's executor hands on no SLURM_CONF
+pytestmark = pytest.mark.skipif(
+    os.environ.get("FGKD_TEST_SLURM") != "1", reason="starts Slurm's daemons: make test-slurm"
+)
+ETC = Path("/etc/slurm")  # where a job's own commands look: Snakemake's executor hands on no SLURM_CONF
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIGURATION = """
 ClusterName=fgkd
@@ -57,7 +59,11 @@ def installed():
     """Whether Slurm's daemons are there, after an attempt to install Debian's packages."""
     if not all(map(shutil.which, DAEMONS)) and os.geteuid() == 0 and shutil.which("apt-get"):
         for words in (["update"], ["install", "-y", "munge", "slurmctld", "slurmd", "slurm-client"]):
-            subprocess.run(["apt-get", "-q", *words], env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, capture_output=True)
+            subprocess.run(
+                ["apt-get", "-q", *words],
+                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+                capture_output=True,
+            )
     return os.geteuid() == 0 and all(map(shutil.which, DAEMONS))
 
 
@@ -65,7 +71,9 @@ def installed():
 def slurm(tmp_path_factory):
     """The environment in which Slurm's commands find a node of their own, which ends with the tests."""
     if not installed():
-        pytest.skip("Slurm could not be installed here: it takes root, and Debian's packages munge, slurmctld and slurmd")
+        pytest.skip(
+            "Slurm could not be installed here: it takes root, and Debian's packages munge, slurmctld and slurmd"
+        )
     if (ETC / "slurm.conf").exists():
         pytest.skip(f"{ETC} has a slurm.conf: this machine belongs to a cluster of its own")
     folder, host = tmp_path_factory.mktemp("slurm"), socket.gethostname()
@@ -73,13 +81,28 @@ def slurm(tmp_path_factory):
     for name in ("state", "spool"):
         (folder / name).mkdir()
     controller, node = free_ports(2)
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, host=host, controller=controller, node=node))
+    (folder / "slurm.conf").write_text(
+        CONFIGURATION.format(folder=folder, host=host, controller=controller, node=node)
+    )
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
     environment = dict(os.environ)
-    munge = ["munged", "--force", "--foreground", *(f"--{what}={folder}/munge.{end}" for what, end in (
-        ("key-file", "key"), ("socket", "socket"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed")))]
+    munge = [
+        "munged",
+        "--force",
+        "--foreground",
+        *(
+            f"--{what}={folder}/munge.{end}"
+            for what, end in (
+                ("key-file", "key"),
+                ("socket", "socket"),
+                ("pid-file", "pid"),
+                ("log-file", "log"),
+                ("seed-file", "seed"),
+            )
+        ),
+    ]
     ETC.mkdir(exist_ok=True)
     for name in ("slurm.conf", "cgroup.conf"):
         (ETC / name).unlink(missing_ok=True)
@@ -87,7 +110,11 @@ def slurm(tmp_path_factory):
     daemons = []
     try:
         for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]):
-            daemons.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            daemons.append(
+                subprocess.Popen(
+                    command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
+            )
             time.sleep(1)
         deadline = time.monotonic() + 60
         while "idle" not in ask(environment, "sinfo", "-h", "-o", "%T"):
@@ -107,8 +134,14 @@ def ask(environment, *words):
 
 
 def fgkd(environment, runs, *words):
-    return subprocess.Popen([sys.executable, "-m", "fgkd.cli", "run", "smoke", *words], cwd=PROJECT, env=environment | {"FGKD_RUNS": str(runs)},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "fgkd.cli", "run", "smoke", *words],
+        cwd=PROJECT,
+        env=environment | {"FGKD_RUNS": str(runs)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.mark.fault("a Slurm job killed")
@@ -135,7 +168,12 @@ def test_smoke_on_a_cluster_that_loses_a_job_ends_with_the_tables_of_this_machin
         output = again.communicate(timeout=900)[0]
         assert again.returncode == 0, output
     for name in ("teachers", "metrics", "students", "correlations", "epochs"):
-        tables = [pd.read_csv(tmp_path / run / "smoke" / "tables" / f"{name}.csv").drop(columns=["commit", "seconds", "peak_memory_mb"], errors="ignore") for run in ("here", "there")]
+        tables = [
+            pd.read_csv(tmp_path / run / "smoke" / "tables" / f"{name}.csv").drop(
+                columns=["commit", "seconds", "peak_memory_mb"], errors="ignore"
+            )
+            for run in ("here", "there")
+        ]
         pd.testing.assert_frame_equal(*tables, check_exact=True)
     print(f"{len(seen)} Slurm jobs, of which {killed} was killed; exit status of that run {there.returncode}")
 
@@ -145,8 +183,23 @@ def test_a_study_for_gpus_reaches_its_first_job_from_a_node_that_has_none(slurm,
     text = (PROJECT / "runs" / "smoke.yaml").read_text()
     small = text.replace("strategies: [FZ, FT, CAL, TGDA]", "strategies: [FT]").replace("[TGDA]", "[FT]")
     (tmp_path / "far.yaml").write_text("device: cuda\n" + small)
-    words = [sys.executable, "-m", "fgkd.cli", "run", str(tmp_path / "far.yaml"), "--profile", "profiles/slurm"]
-    done = subprocess.run(words, cwd=PROJECT, env=slurm | {"FGKD_RUNS": str(tmp_path)}, capture_output=True, text=True, timeout=900)
+    words = [
+        sys.executable,
+        "-m",
+        "fgkd.cli",
+        "run",
+        str(tmp_path / "far.yaml"),
+        "--profile",
+        "profiles/slurm",
+    ]
+    done = subprocess.run(
+        words,
+        cwd=PROJECT,
+        env=slurm | {"FGKD_RUNS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 1 and "failed: teacher/pretext/pretext/byobnet" in done.stderr
     assert "device is 'cuda', but PyTorch sees no GPU" in done.stderr
     assert {f.relative_to(tmp_path / "far").parts[0] for f in tmp_path.rglob("result.json")} == {"data"}

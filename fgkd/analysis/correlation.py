@@ -22,8 +22,8 @@ from fgkd.metrics.claims import METRICS
 
 GROUP = ["dataset", "student", "strategy", "loss"]
 STRENGTHS = ("weak", "modest", "strong")
-SURE = 5                         # teachers of which at least a perfect order has p < 0.05
-COUNTED = 9                      # teachers whose orders are all counted; of more they are sampled
+SURE = 5  # teachers of which at least a perfect order has p < 0.05
+COUNTED = 9  # teachers whose orders are all counted; of more they are sampled
 
 
 def spearman(x, y) -> float:
@@ -167,7 +167,7 @@ def holm(p) -> np.ndarray:
     [0.03, 0.06, 0.06]
     """
     p = np.asarray(p, float)
-    corrected, order = np.full(p.shape, math.nan), np.argsort(p)[:np.count_nonzero(~np.isnan(p))]
+    corrected, order = np.full(p.shape, math.nan), np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
     corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return corrected
 
@@ -224,7 +224,9 @@ def null_summary(n: int) -> dict[str, float]:
     {'abs_rho': 0.31, 'weak': 0.803, 'modest': 0.139, 'strong': 0.058}
     """
     null = _null(n)
-    return {"abs_rho": float(null.mean())} | dict(zip(STRENGTHS, (np.bincount(_grade(null), minlength=3) / len(null)).tolist()))
+    return {"abs_rho": float(null.mean())} | dict(
+        zip(STRENGTHS, (np.bincount(_grade(null), minlength=3) / len(null)).tolist())
+    )
 
 
 def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
@@ -238,11 +240,37 @@ def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     for group, members in points.groupby(GROUP, sort=True):
         for name, claim in METRICS.items():
             rho = spearman(members[name], members.accuracy)
-            rows.append(dict(zip(GROUP, group)) | {
-                "metric": name, "n": len(members), "seeds": members.seeds.min(), "rho": rho, "abs_rho": abs(rho), "p": exact_p(members[name], members.accuracy),
-                "strength": strength(rho), "direction": claim.direction, "agrees": rho * claim.direction,
-                **dict(zip(("low", "high"), interval(rho, len(members)))), "tau": kendall(members[name], members.accuracy)})
-    columns = [*GROUP, "metric", "n", "seeds", "rho", "abs_rho", "p", "strength", "direction", "agrees", "low", "high", "tau"]
+            rows.append(
+                dict(zip(GROUP, group))
+                | {
+                    "metric": name,
+                    "n": len(members),
+                    "seeds": members.seeds.min(),
+                    "rho": rho,
+                    "abs_rho": abs(rho),
+                    "p": exact_p(members[name], members.accuracy),
+                    "strength": strength(rho),
+                    "direction": claim.direction,
+                    "agrees": rho * claim.direction,
+                    **dict(zip(("low", "high"), interval(rho, len(members)))),
+                    "tau": kendall(members[name], members.accuracy),
+                }
+            )
+    columns = [
+        *GROUP,
+        "metric",
+        "n",
+        "seeds",
+        "rho",
+        "abs_rho",
+        "p",
+        "strength",
+        "direction",
+        "agrees",
+        "low",
+        "high",
+        "tau",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -264,7 +292,9 @@ def join_students_with_metrics(students: pd.DataFrame, metrics: pd.DataFrame) ->
         metrics.reindex(columns=[*keys, *before]), on=keys, how="left", validate="many_to_one", indicator=True
     )
     if len(lost := rows[rows._merge == "left_only"]):
-        raise ValueError(f"{len(lost)} students have no metrics of their teacher, the first: {lost.iloc[0][GROUP + ['teacher', 'seed']].to_dict()}")
+        raise ValueError(
+            f"{len(lost)} students have no metrics of their teacher, the first: {lost.iloc[0][GROUP + ['teacher', 'seed']].to_dict()}"
+        )
     teachers, values = (
         rows.groupby([*GROUP, "teacher"], sort=False),
         ["accuracy", *METRICS, "ratio12_nonpositive", "pilot_cost"],
@@ -275,7 +305,9 @@ def join_students_with_metrics(students: pd.DataFrame, metrics: pd.DataFrame) ->
 
 def example(points: pd.DataFrame) -> pd.DataFrame:
     """The points of one data set, student and loss, the first there are: a group a strategy."""
-    return points[(points[["dataset", "student", "loss"]] == points[["dataset", "student", "loss"]].iloc[0]).all(axis=1)]
+    return points[
+        (points[["dataset", "student", "loss"]] == points[["dataset", "student", "loss"]].iloc[0]).all(axis=1)
+    ]
 
 
 def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
@@ -289,8 +321,19 @@ def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """
     taught = students[students.strategy != "CE"]
     reached = taught.pivot(index=[*GROUP, "teacher"], columns="seed", values="accuracy")
-    table = pd.DataFrame({f"seed {seed}": agreement(join_students_with_metrics(rows, metrics)) for seed, rows in taught.groupby("seed")} | {"all": agreement(join_students_with_metrics(taught, metrics))})
-    other = pd.concat([group.corr(spearman).where(~np.eye(len(reached.columns), dtype=bool)) for _, group in reached.groupby(GROUP)]).mean()
+    table = pd.DataFrame(
+        {
+            f"seed {seed}": agreement(join_students_with_metrics(rows, metrics))
+            for seed, rows in taught.groupby("seed")
+        }
+        | {"all": agreement(join_students_with_metrics(taught, metrics))}
+    )
+    other = pd.concat(
+        [
+            group.corr(spearman).where(~np.eye(len(reached.columns), dtype=bool))
+            for _, group in reached.groupby(GROUP)
+        ]
+    ).mean()
     table.loc["other seed"] = [*other, other.mean()]
     return table.rename_axis("metric").reset_index()
 
@@ -298,11 +341,21 @@ def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 def agreement(points: pd.DataFrame, within: str | None = None) -> pd.Series:
     """Each metric's rho in the claimed direction, the mean over groups that have one; within: a column of `points` such as the teachers' norm,
     inside whose families alone the order then counts (`spearman_within`)."""
+
     def rho(group, name):
-        return spearman(group[name], group.accuracy) if within is None else spearman_within(group[name], group.accuracy, group[within])
+        return (
+            spearman(group[name], group.accuracy)
+            if within is None
+            else spearman_within(group[name], group.accuracy, group[within])
+        )
 
     groups = [group for _, group in points.groupby(GROUP)]
-    return pd.Series({name: pd.Series([claim.direction * rho(g, name) for g in groups]).mean() for name, claim in METRICS.items()})
+    return pd.Series(
+        {
+            name: pd.Series([claim.direction * rho(g, name) for g in groups]).mean()
+            for name, claim in METRICS.items()
+        }
+    )
 
 
 def ranking_stability(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataFrame:
@@ -313,8 +366,15 @@ def ranking_stability(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataF
     """
     wide = epochs.pivot(index=["dataset", "recipe", "seed", "teacher"], columns="epoch", values=metric)
     running = wide.T.expanding().mean().T
-    rhos = pd.DataFrame([{v + 1: spearman(group[v], group.iloc[:, -1]) for v in group} for _, group in running.groupby(["dataset", "recipe", "seed"])])
-    return pd.DataFrame({"views": rhos.columns, "rho": rhos.mean().to_numpy(), "lowest": rhos.min().to_numpy()})
+    rhos = pd.DataFrame(
+        [
+            {v + 1: spearman(group[v], group.iloc[:, -1]) for v in group}
+            for _, group in running.groupby(["dataset", "recipe", "seed"])
+        ]
+    )
+    return pd.DataFrame(
+        {"views": rhos.columns, "rho": rhos.mean().to_numpy(), "lowest": rhos.min().to_numpy()}
+    )
 
 
 def selection_outcomes(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
@@ -373,7 +433,13 @@ def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFr
     for name, rule in {"gain_random": "random", "gain_tac": METRICS["tac"].label}.items():
         gains = reached.sub(reached.get(rule, math.nan), axis=0)
         bounds = [mean_interval(gains[r], blocks) for r in table.index]
-        table = table.assign(**{name: gains.mean(), f"{name}_low": [low for low, _ in bounds], f"{name}_high": [high for _, high in bounds]})
+        table = table.assign(
+            **{
+                name: gains.mean(),
+                f"{name}_low": [low for low, _ in bounds],
+                f"{name}_high": [high for _, high in bounds],
+            }
+        )
     return table.sort_values("accuracy", ascending=False, kind="stable").reset_index()
 
 
@@ -446,7 +512,13 @@ def answer(picks: pd.DataFrame) -> str:
     if not len(picks):
         return "Not computed yet: no student of any teacher has ended."
     by = picks.set_index("rule").accuracy
-    rules = {"R12": "picked by R12", "TAC": "by TAC", "SSP": "by SSP", "random": "at random", "best": "by the best teacher"}
+    rules = {
+        "R12": "picked by R12",
+        "TAC": "by TAC",
+        "SSP": "by SSP",
+        "random": "at random",
+        "best": "by the best teacher",
+    }
     parts = [f"{text} {by[rule]:.1%}" for rule, text in rules.items() if rule in by]
     return "Mean accuracy of the student whose teacher is " + ", ".join(parts) + "."
 
@@ -466,17 +538,58 @@ def summary(correlations: pd.DataFrame, by=()) -> pd.DataFrame:
             [known[n] for n in defined.n], columns=["abs_rho", *STRENGTHS], dtype=float
         ).mean()
         weak, modest, strong = ((defined.strength == name).mean() for name in STRENGTHS)
-        rows.append([*key, len(defined), defined.dataset.nunique(), members.n.max(), defined.rho.mean(), defined.abs_rho.mean(), defined.agrees.mean(), strong, low, high,
-                     chance.abs_rho, chance.strong, weak, modest, chance.weak, chance.modest])
-    return pd.DataFrame(rows, columns=[
-        *by, "metric", "groups", "datasets", "teachers", "mean_rho", "mean_abs_rho", "agrees", "strong", "low", "high",
-        "chance_abs_rho", "chance_strong", "weak", "modest", "chance_weak", "chance_modest"])
+        rows.append(
+            [
+                *key,
+                len(defined),
+                defined.dataset.nunique(),
+                members.n.max(),
+                defined.rho.mean(),
+                defined.abs_rho.mean(),
+                defined.agrees.mean(),
+                strong,
+                low,
+                high,
+                chance.abs_rho,
+                chance.strong,
+                weak,
+                modest,
+                chance.weak,
+                chance.modest,
+            ]
+        )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            *by,
+            "metric",
+            "groups",
+            "datasets",
+            "teachers",
+            "mean_rho",
+            "mean_abs_rho",
+            "agrees",
+            "strong",
+            "low",
+            "high",
+            "chance_abs_rho",
+            "chance_strong",
+            "weak",
+            "modest",
+            "chance_weak",
+            "chance_modest",
+        ],
+    )
 
 
 def breakdown(correlations: pd.DataFrame) -> pd.DataFrame:
     """The `summary` for each data set, student, strategy and loss in turn: columns `by`, `value`, then its own."""
     parts = [summary(correlations, by).rename(columns={by: "value"}) for by in GROUP]
-    return pd.concat([part.assign(by=by) for by, part in zip(GROUP, parts)], ignore_index=True).set_index(["by", "value"]).reset_index()
+    return (
+        pd.concat([part.assign(by=by) for by, part in zip(GROUP, parts)], ignore_index=True)
+        .set_index(["by", "value"])
+        .reset_index()
+    )
 
 
 def headline(correlations: pd.DataFrame) -> pd.DataFrame:
@@ -485,7 +598,9 @@ def headline(correlations: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("agrees", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def compare(correlations: pd.DataFrame, first: str = "ratio12", others=("ssp", "tac"), *, value: str = "agrees") -> pd.DataFrame:
+def compare(
+    correlations: pd.DataFrame, first: str = "ratio12", others=("ssp", "tac"), *, value: str = "agrees"
+) -> pd.DataFrame:
     """Does `first` rank teachers better than each of the others?  One row a rival, over the groups in which both have a rho.
 
     difference: mean of first's `value` (agrees or abs_rho) less the rival's, with its interval (low, high) and the p of swapping the
@@ -497,8 +612,18 @@ def compare(correlations: pd.DataFrame, first: str = "ratio12", others=("ssp", "
         differences = (wide[first] - wide[rival]).dropna()
         sets = differences.index.get_level_values("dataset")
         low, high = mean_interval(differences, sets)
-        rows.append({"metric": first, "rival": rival, "groups": len(differences), "datasets": sets.nunique(), "difference": differences.mean(),
-                     "low": low, "high": high, "p": math.nan if sets.nunique() < 6 else swap_p(differences, sets)})
+        rows.append(
+            {
+                "metric": first,
+                "rival": rival,
+                "groups": len(differences),
+                "datasets": sets.nunique(),
+                "difference": differences.mean(),
+                "low": low,
+                "high": high,
+                "p": math.nan if sets.nunique() < 6 else swap_p(differences, sets),
+            }
+        )
     return pd.DataFrame(rows).assign(p_holm=lambda table: holm(table.p))
 
 

@@ -41,8 +41,13 @@ def strength_counts() -> pd.DataFrame:
     table[metrics] = table[metrics].mul(table.groups / 100, axis=0).round().astype(int)
     strong = table[table.strength == "strong"].set_index("scope")[["groups", *metrics]]
     others = 2 * strong.loc["all"] - strong.sum()
-    table = pd.concat([table, pd.DataFrame([{"scope": "others", "strength": "strong"} | others.to_dict()])], ignore_index=True)
-    return table[["scope", "strength", "groups", *metrics]].assign(chance=table.groups * table.strength.map(correlation.null_summary(8)))
+    table = pd.concat(
+        [table, pd.DataFrame([{"scope": "others", "strength": "strong"} | others.to_dict()])],
+        ignore_index=True,
+    )
+    return table[["scope", "strength", "groups", *metrics]].assign(
+        chance=table.groups * table.strength.map(correlation.null_summary(8))
+    )
 
 
 def comparisons() -> pd.DataFrame:
@@ -52,15 +57,29 @@ def comparisons() -> pd.DataFrame:
     Quantities: mean abs(rho) of a data set's groups, and accuracy in % of the LCNet-035 student (TGDA) whose teacher is picked.
     """
     parts = []
-    for quantity, name in {"mean abs_rho": "correlation_by_dataset", "accuracy of the pick": "lcnet035_tgda_accuracy"}.items():
+    for quantity, name in {
+        "mean abs_rho": "correlation_by_dataset",
+        "accuracy of the pick": "lcnet035_tgda_accuracy",
+    }.items():
         table = published(name).set_index("dataset").drop("average")
         rows = []
         for rival in ("tac", "ssp"):
             difference = (table.ratio12 - table[rival]).round(9)
             low, high = correlation.mean_interval(difference, table.index)
             better, equal, worse = ((np.sign(difference) == sign).sum() for sign in (1, 0, -1))
-            rows.append({"quantity": quantity, "rival": rival, "better": better, "equal": equal, "worse": worse, "difference": difference.mean(),
-                         "low": low, "high": high, "p": correlation.swap_p(difference, table.index)})
+            rows.append(
+                {
+                    "quantity": quantity,
+                    "rival": rival,
+                    "better": better,
+                    "equal": equal,
+                    "worse": worse,
+                    "difference": difference.mean(),
+                    "low": low,
+                    "high": high,
+                    "p": correlation.swap_p(difference, table.index),
+                }
+            )
         parts.append(pd.DataFrame(rows).assign(p_holm=lambda part: correlation.holm(part.p)))
     return pd.concat(parts, ignore_index=True)
 
@@ -72,12 +91,28 @@ def cub_group() -> pd.DataFrame:
     Two students were read off the figure as equal, which leaves -0.862; the printed -0.905 is that of the order in which the claim
     holds for these two (row 'ratio12, untied').
     """
-    points = published("cub_resnet18_tgda").merge(published("cal_teacher_accuracy"), on="teacher", validate="one_to_one")
+    points = published("cub_resnet18_tgda").merge(
+        published("cal_teacher_accuracy"), on="teacher", validate="one_to_one"
+    )
     reached, rows = points.student_accuracy, []
-    for name, x, y in (("ratio12", points.ratio12, reached), ("ratio12, untied", points.ratio12, reached - 1e-6 * points.ratio12), ("tac", points.cub, reached)):
+    for name, x, y in (
+        ("ratio12", points.ratio12, reached),
+        ("ratio12, untied", points.ratio12, reached - 1e-6 * points.ratio12),
+        ("tac", points.cub, reached),
+    ):
         rho = correlation.spearman(x, y)
         low, high = correlation.interval(rho, len(points))
-        rows.append({"metric": name, "n": len(points), "rho": rho, "low": low, "high": high, "p": correlation.exact_p(x, y), "tau": correlation.kendall(x, y)})
+        rows.append(
+            {
+                "metric": name,
+                "n": len(points),
+                "rho": rho,
+                "low": low,
+                "high": high,
+                "p": correlation.exact_p(x, y),
+                "tau": correlation.kendall(x, y),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -172,7 +207,9 @@ def _quantities(
     strong = published("strength").query("strength == 'strong'").set_index("scope")
     rho = published("correlation_by_dataset").set_index("dataset").loc["average"]
     picked = published("lcnet035_tgda_accuracy").set_index("dataset").loc["average"]
-    measured = correlations.assign(strong=(correlations.strength == "strong").where(correlations.rho.notna()).astype(float))
+    measured = correlations.assign(
+        strong=(correlations.strength == "strong").where(correlations.rho.notna()).astype(float)
+    )
     by_metric = {
         value: measured.pivot(index=correlation.GROUP, columns="metric", values=value)
         for value in ("agrees", "abs_rho", "strong")
@@ -180,13 +217,21 @@ def _quantities(
     agrees, size, is_strong = by_metric.values()
     n = measured.set_index([*correlation.GROUP, "metric"]).n.xs("ratio12", level="metric")
     chance = n.map(lambda n: correlation.null_summary(n)["abs_rho"] if n >= 3 else np.nan)
-    rows = [("R12: mean signed rho", np.nan, agrees.ratio12),
-            ("R12 - chance: mean |rho|", rho.ratio12 - correlation.null_summary(8)["abs_rho"], size.ratio12 - chance)]
+    rows = [
+        ("R12: mean signed rho", np.nan, agrees.ratio12),
+        (
+            "R12 - chance: mean |rho|",
+            rho.ratio12 - correlation.null_summary(8)["abs_rho"],
+            size.ratio12 - chance,
+        ),
+    ]
     for rival, name in {"ssp": "SSP", "tac": "TAC"}.items():
         share, ours = (strong.ratio12 - strong[rival]) / 100, is_strong.ratio12 - is_strong[rival]
-        rows += [(f"R12 - {name}: mean |rho|", rho.ratio12 - rho[rival], size.ratio12 - size[rival]),
-                 (f"R12 - {name}: mean signed rho", np.nan, agrees.ratio12 - agrees[rival]),
-                 (f"R12 - {name}: share of strong groups", share["all"], ours)]
+        rows += [
+            (f"R12 - {name}: mean |rho|", rho.ratio12 - rho[rival], size.ratio12 - size[rival]),
+            (f"R12 - {name}: mean signed rho", np.nan, agrees.ratio12 - agrees[rival]),
+            (f"R12 - {name}: share of strong groups", share["all"], ours),
+        ]
         rows += [
             (
                 f"R12 - {name}: share of strong groups, {scope}",

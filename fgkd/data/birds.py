@@ -28,23 +28,49 @@ PARTS = {
 # Proportions in half body lengths; pitch of the body and cock of the tail in degrees.
 Plan = namedtuple("Plan", "depth head neck tail wing leg pitch cock")
 PLANS = {
-    "tern": (0.50, 0.36, 0.02, 0.95, 0.45, 0.35, 6, 0), "wren": (0.70, 0.43, 0.03, 0.60, -0.15, 0.50, 8, 45),
-    "warbler": (0.60, 0.41, 0.05, 0.75, 0.00, 0.50, 16, 0), "finch": (0.64, 0.45, 0.05, 0.70, 0.05, 0.40, 24, -4),
-    "sparrow": (0.66, 0.43, 0.02, 0.75, 0.00, 0.45, 14, 4), "thrush": (0.64, 0.40, 0.12, 0.75, 0.08, 0.65, 30, -8),
-    "pipit": (0.53, 0.36, 0.10, 0.85, 0.00, 0.60, 20, -6), "wagtail": (0.54, 0.37, 0.06, 1.15, 0.00, 0.60, 8, 8),
-    "tit": (0.72, 0.50, 0.02, 0.70, -0.05, 0.40, 20, -4), "swallow": (0.48, 0.39, 0.00, 0.95, 0.50, 0.25, 22, -6),
-    "starling": (0.62, 0.38, 0.10, 0.55, 0.12, 0.60, 26, -6), "plover": (0.64, 0.46, 0.10, 0.50, 0.10, 0.85, 12, -8),
-    "robin": (0.74, 0.46, 0.05, 0.65, 0.00, 0.60, 28, 4), "flycatcher": (0.57, 0.43, 0.06, 0.80, 0.12, 0.30, 40, -8),
-    "jay": (0.62, 0.44, 0.10, 1.00, 0.00, 0.55, 20, -4), "chat": (0.65, 0.44, 0.10, 0.60, 0.02, 0.70, 32, 0),
+    "tern": (0.50, 0.36, 0.02, 0.95, 0.45, 0.35, 6, 0),
+    "wren": (0.70, 0.43, 0.03, 0.60, -0.15, 0.50, 8, 45),
+    "warbler": (0.60, 0.41, 0.05, 0.75, 0.00, 0.50, 16, 0),
+    "finch": (0.64, 0.45, 0.05, 0.70, 0.05, 0.40, 24, -4),
+    "sparrow": (0.66, 0.43, 0.02, 0.75, 0.00, 0.45, 14, 4),
+    "thrush": (0.64, 0.40, 0.12, 0.75, 0.08, 0.65, 30, -8),
+    "pipit": (0.53, 0.36, 0.10, 0.85, 0.00, 0.60, 20, -6),
+    "wagtail": (0.54, 0.37, 0.06, 1.15, 0.00, 0.60, 8, 8),
+    "tit": (0.72, 0.50, 0.02, 0.70, -0.05, 0.40, 20, -4),
+    "swallow": (0.48, 0.39, 0.00, 0.95, 0.50, 0.25, 22, -6),
+    "starling": (0.62, 0.38, 0.10, 0.55, 0.12, 0.60, 26, -6),
+    "plover": (0.64, 0.46, 0.10, 0.50, 0.10, 0.85, 12, -8),
+    "robin": (0.74, 0.46, 0.05, 0.65, 0.00, 0.60, 28, 4),
+    "flycatcher": (0.57, 0.43, 0.06, 0.80, 0.12, 0.30, 40, -8),
+    "jay": (0.62, 0.44, 0.10, 1.00, 0.00, 0.55, 20, -4),
+    "chat": (0.65, 0.44, 0.10, 0.60, 0.02, 0.70, 32, 0),
 }
 # 15 colours and 16 plans have no common factor, so counting round both at once meets every pair.
 BACKS = {
-    "azure": (74, 138, 200), "slate": (104, 118, 136), "olive": (124, 128, 66), "jade": (82, 158, 112),
-    "golden": (214, 166, 58), "ashy": (146, 146, 142), "teal": (48, 134, 136), "rosy": (200, 118, 122),
-    "umber": (112, 88, 66), "amber": (208, 134, 56), "moss": (92, 126, 74), "lilac": (142, 120, 174),
-    "sandy": (190, 158, 112), "cobalt": (62, 88, 166), "plum": (124, 74, 110),
+    "azure": (74, 138, 200),
+    "slate": (104, 118, 136),
+    "olive": (124, 128, 66),
+    "jade": (82, 158, 112),
+    "golden": (214, 166, 58),
+    "ashy": (146, 146, 142),
+    "teal": (48, 134, 136),
+    "rosy": (200, 118, 122),
+    "umber": (112, 88, 66),
+    "amber": (208, 134, 56),
+    "moss": (92, 126, 74),
+    "lilac": (142, 120, 174),
+    "sandy": (190, 158, 112),
+    "cobalt": (62, 88, 166),
+    "plum": (124, 74, 110),
 }
-BELLIES = ((244, 240, 228), (236, 218, 178), (240, 206, 190), (240, 226, 140), (214, 220, 224), (226, 208, 226))
+BELLIES = (
+    (244, 240, 228),
+    (236, 218, 178),
+    (240, 206, 190),
+    (240, 226, 140),
+    (214, 220, 224),
+    (226, 208, 226),
+)
 BEAKS = ((58, 54, 54), (112, 96, 78), (226, 142, 48), (206, 178, 112))
 RANGES = ("", "northern ", "southern ", "eastern ", "western ", "mountain ", "lowland ", "island ")
 RANGES += ("forest ", "desert ", "marsh ", "river ", "coastal ", "meadow ", "polar ", "tropical ")
@@ -89,15 +115,21 @@ def species(count: int, *, seed: int = 0, family_size: int = 4) -> tuple[Species
     siblings apart, if `count` < 1, or if there are not so many names.
     """
     if not 1 <= family_size <= 16:
-        raise ValueError(f"family_size={family_size}: two parts of four options make 1 to 16 siblings; ask for one of these.")
+        raise ValueError(
+            f"family_size={family_size}: two parts of four options make 1 to 16 siblings; ask for one of these."
+        )
     limit = len(RANGES) * len(BACKS) * len(PLANS) * family_size
     if not 1 <= count <= limit:
-        raise ValueError(f"count={count}: with family_size={family_size} there are 1 to {limit} species; ask for one of these.")
+        raise ValueError(
+            f"count={count}: with family_size={family_size} there are 1 to {limit} species; ask for one of these."
+        )
     families = range(math.ceil(count / family_size))
     return tuple(bird for index in families for bird in _family(index, seed, family_size))[:count]
 
 
-def render(species: Species, *, pixels: int, rng: np.random.Generator, size: float = 1.0) -> tuple[np.ndarray, Box]:
+def render(
+    species: Species, *, pixels: int, rng: np.random.Generator, size: float = 1.0
+) -> tuple[np.ndarray, Box]:
     """One picture, uint8 (pixels, pixels, 3), and the box (x0, y0, x1, y1) of the bird in it, in pixels, x1 and y1 exclusive.
 
     The box lies inside the picture and is tight to a pixel. Raises ValueError if `pixels` < 16, too few to show a bird.
@@ -106,7 +138,14 @@ def render(species: Species, *, pixels: int, rng: np.random.Generator, size: flo
 
 
 def draw(
-    count: int, per_species: int, *, pixels: int = 64, seed: int = 0, split: str = "train", family_size: int = 4, size: float = 1.0
+    count: int,
+    per_species: int,
+    *,
+    pixels: int = 64,
+    seed: int = 0,
+    split: str = "train",
+    family_size: int = 4,
+    size: float = 1.0,
 ) -> Birds:
     """`per_species` pictures of each of the first `count` species: N = count * per_species; `size` shrinks the birds.
 
@@ -122,7 +161,9 @@ def draw(
         keys = ([seed, zlib.crc32(split.encode()), label, index] for index in range(per_species))
         pictures += [_picture(bird, parts, pixels, np.random.default_rng(key), size) for key in keys]
     images, boxes = zip(*pictures)
-    return Birds(np.stack(images), np.repeat(np.arange(count), per_species), np.array(boxes, dtype=np.int64), world)
+    return Birds(
+        np.stack(images), np.repeat(np.arange(count), per_species), np.array(boxes, dtype=np.int64), world
+    )
 
 
 def _family(index: int, seed: int, size: int) -> list[Species]:
@@ -132,11 +173,19 @@ def _family(index: int, seed: int, size: int) -> list[Species]:
     family = f"{RANGES[(seed + index // (len(BACKS) * len(PLANS))) % len(RANGES)]}{back} {noun}"
     plan = Plan(*(np.array(PLANS[noun]) * rng.uniform(0.93, 1.07, 8)).tolist())
     base = _shade((np.array(BACKS[back]) + rng.integers(-12, 13, 3)).tolist())
-    colours = (base, BELLIES[rng.integers(len(BELLIES))], _shade(base, rng.uniform(0.6, 0.8)), BEAKS[rng.integers(len(BEAKS))])
+    colours = (
+        base,
+        BELLIES[rng.integers(len(BELLIES))],
+        _shade(base, rng.uniform(0.6, 0.8)),
+        BEAKS[rng.integers(len(BEAKS))],
+    )
     # More than half of the parts stay plain, the first option, or every bird would wear every ornament.
     common = [options[max(0, rng.integers(-3, 4))] for options in PARTS.values()]
     side = math.ceil(math.sqrt(size))
-    varied = [(part, sorted(rng.choice(4, side, replace=False))) for part in sorted(rng.choice(len(PARTS), 2, replace=False))]
+    varied = [
+        (part, sorted(rng.choice(4, side, replace=False)))
+        for part in sorted(rng.choice(len(PARTS), 2, replace=False))
+    ]
     siblings = []
     for cell in range(size):
         traits = list(common)
@@ -149,7 +198,13 @@ def _family(index: int, seed: int, size: int) -> list[Species]:
 
 def _parts(bird: Species) -> tuple[dict[str, np.ndarray], list[tuple[int, int, Colour]]]:
     """The corners that turn with each joint, (V, 2) each, and all polygons in drawing order as (first, last, colour)."""
-    joints = {"legs": _legs(bird), "tail": _tail(bird), "body": _body(bird), "head": _head(bird), "wing": _wing(bird)}
+    joints = {
+        "legs": _legs(bird),
+        "tail": _tail(bird),
+        "body": _body(bird),
+        "head": _head(bird),
+        "wing": _wing(bird),
+    }
     shapes = [shape for part in joints.values() for shape in part]
     ends = np.cumsum([0] + [len(points) for points, _ in shapes]).tolist()
     corners = {joint: np.concatenate([points for points, _ in part]) for joint, part in joints.items()}
@@ -161,7 +216,10 @@ def _legs(bird: Species) -> list[tuple[Points, Colour]]:
     hip, foot = -0.8 * bird.plan.depth, -bird.plan.depth - bird.plan.leg
     shapes = []
     for x, tone in ((0.22, _shade(colour, 0.8)), (-0.05, colour)):
-        shin, toes = _line((x - 0.08, hip), (x + 0.08, foot), 0.055), _line((x - 0.12, foot), (x + 0.36, foot), 0.05)
+        shin, toes = (
+            _line((x - 0.08, hip), (x + 0.08, foot), 0.055),
+            _line((x - 0.12, foot), (x + 0.36, foot), 0.05),
+        )
         shapes += [(shin, tone), (toes, tone)]
     return shapes
 
@@ -179,15 +237,46 @@ def _tail(bird: Species) -> list[tuple[Points, Colour]]:
 
 
 def _body(bird: Species) -> list[tuple[Points, Colour]]:
-    back, belly, tall, (x, y) = bird.colours[0], bird.colours[1], np.array([1, bird.plan.depth]), _skull(bird.plan)
+    back, belly, tall, (x, y) = (
+        bird.colours[0],
+        bird.colours[1],
+        np.array([1, bird.plan.depth]),
+        _skull(bird.plan),
+    )
     breast, r, d = bird.traits[7], bird.plan.head, bird.plan.depth
-    outline = [(-1.15, 0.1), (-0.6, 0.6), (0.1, 1.02), (0.7, 1.0), (1.08, 0.3), (0.8, -0.75), (0.2, -1.1), (-0.5, -0.8)]
-    front = [(-1.0, -0.15), (-0.2, -0.1), (0.5, 0.3), (0.86, 0.95), (1.07, 0.3), (0.8, -0.75), (0.2, -1.1), (-0.5, -0.8)]
+    outline = [
+        (-1.15, 0.1),
+        (-0.6, 0.6),
+        (0.1, 1.02),
+        (0.7, 1.0),
+        (1.08, 0.3),
+        (0.8, -0.75),
+        (0.2, -1.1),
+        (-0.5, -0.8),
+    ]
+    front = [
+        (-1.0, -0.15),
+        (-0.2, -0.1),
+        (0.5, 0.3),
+        (0.86, 0.95),
+        (1.07, 0.3),
+        (0.8, -0.75),
+        (0.2, -1.1),
+        (-0.5, -0.8),
+    ]
     under = [(-0.8, -0.45), (0.1, -0.85), (0.9, -0.3), (0.8, -0.72), (0.2, -1.1), (-0.5, -0.8)]
     neck = [(-0.1, 0.85 * d), (x - 1.05 * r, y + 0.2 * r), (x + 0.9 * r, y), (1.0, 0.3 * d), (0.5, 0.2 * d)]
     shapes = [(_smooth(outline) * tall, back), (_smooth(neck), back), (_smooth(front) * tall, belly)]
     shapes.append((_smooth(under) * tall, _shade(belly, 0.87)))
-    places = [(0.62, 0.3), (0.86, 0.25), (0.5, -0.1), (0.76, -0.12), (0.38, -0.48), (0.64, -0.5), (0.14, -0.72)]
+    places = [
+        (0.62, 0.3),
+        (0.86, 0.25),
+        (0.5, -0.1),
+        (0.76, -0.12),
+        (0.38, -0.48),
+        (0.64, -0.5),
+        (0.14, -0.72),
+    ]
     band = [(0.3, 0.12), (0.6, 0.2), (1.02, 0.42), (1.02, 0.12), (0.62, -0.1), (0.36, -0.12)]
     marks = {
         "spotted breast": [_disc(a, b * d, 0.065) for a, b in places],
@@ -205,8 +294,14 @@ def _head(bird: Species) -> list[tuple[Points, Colour]]:
     lower, upper = {
         "short beak": ([(0.9, 0.0), (1.5, -0.02), (0.85, -0.22)], [(0.8, 0.3), (1.55, -0.02), (0.9, -0.02)]),
         "long beak": ([(0.9, 0.0), (2.5, -0.09), (0.85, -0.24)], [(0.8, 0.28), (2.65, -0.08), (0.9, -0.02)]),
-        "stout beak": ([(0.9, 0.0), (1.55, -0.15), (0.75, -0.6)], [(0.65, 0.6), (1.3, 0.48), (1.75, -0.2), (0.9, -0.05)]),
-        "curved beak": ([(0.9, 0.0), (1.7, -0.25), (0.85, -0.26)], [(0.8, 0.32), (1.6, 0.2), (2.3, -0.9), (1.6, -0.2)]),
+        "stout beak": (
+            [(0.9, 0.0), (1.55, -0.15), (0.75, -0.6)],
+            [(0.65, 0.6), (1.3, 0.48), (1.75, -0.2), (0.9, -0.05)],
+        ),
+        "curved beak": (
+            [(0.9, 0.0), (1.7, -0.25), (0.85, -0.26)],
+            [(0.8, 0.32), (1.6, 0.2), (2.3, -0.9), (1.6, -0.2)],
+        ),
     }[beak]
     plumes = {
         "swept crest": [([(0.35, 0.8), (-0.5, 1.2), (-1.45, 1.15), (-0.85, 0.5)], cap)],
@@ -220,9 +315,23 @@ def _head(bird: Species) -> list[tuple[Points, Colour]]:
     }
     chin = _smooth([(1.0, -0.2), (0.4, -0.22), (-0.1, -0.6), (-0.1, -1.15), (0.65, -1.1), (0.95, -0.6)])
     top = _smooth([(1.05, 0.3), (0.75, 0.95), (0.0, 1.15), (-0.8, 0.85), (-1.1, 0.15), (-0.3, 0.42)])
-    shapes = [*plumes.get(crest, []), (lower, _shade(horn, 0.75)), (upper, horn), (_disc(0, 0, 1), back), (chin, bib)]
-    shapes += [(top, cap), *marks.get(eye, []), (_disc(0.38, 0.18, 0.2), BLACK), (_disc(0.44, 0.25, 0.07), WHITE)]
-    return [(np.array(_skull(bird.plan)) + bird.plan.head * np.asarray(points), colour) for points, colour in shapes]
+    shapes = [
+        *plumes.get(crest, []),
+        (lower, _shade(horn, 0.75)),
+        (upper, horn),
+        (_disc(0, 0, 1), back),
+        (chin, bib),
+    ]
+    shapes += [
+        (top, cap),
+        *marks.get(eye, []),
+        (_disc(0.38, 0.18, 0.2), BLACK),
+        (_disc(0.44, 0.25, 0.07), WHITE),
+    ]
+    return [
+        (np.array(_skull(bird.plan)) + bird.plan.head * np.asarray(points), colour)
+        for points, colour in shapes
+    ]
 
 
 def _wing(bird: Species) -> list[tuple[Points, Colour]]:
@@ -232,7 +341,9 @@ def _wing(bird: Species) -> list[tuple[Points, Colour]]:
     coverts = [(0.55, 0.5), (0.2, 0.75), (-0.3, 0.6), (-0.25, 0.1), (0.0, -0.2), (0.25, -0.38), (0.6, 0.0)]
     shapes = [(_smooth(outline), colour), (_smooth(coverts), _shade((np.array(colour) + back) / 2))]
     for k, y in enumerate((0.3, 0.1, -0.1)):
-        shapes.append((_line((-0.25, y), (tip + 0.25 + 0.2 * k, 0.14 - 0.03 * k), 0.03), _shade(colour, 0.72)))
+        shapes.append(
+            (_line((-0.25, y), (tip + 0.25 + 0.2 * k, 0.14 - 0.03 * k), 0.03), _shade(colour, 0.72))
+        )
     for x in {"one wing bar": [-0.14], "two wing bars": [-0.14, 0.16]}.get(mark, []):
         bar = [(-0.1, 0.58), (0.0, 0.58), (0.02, 0.2), (0.16, -0.2), (0.05, -0.24), (-0.1, 0.15)]
         shapes.append((np.array(bar) + (x, 0), WHITE))
@@ -241,7 +352,9 @@ def _wing(bird: Species) -> list[tuple[Points, Colour]]:
     return [(np.asarray(points) * (1, bird.plan.depth), tone) for points, tone in shapes]
 
 
-def _picture(bird: Species, parts: tuple, pixels: int, rng: np.random.Generator, size: float) -> tuple[np.ndarray, Box]:
+def _picture(
+    bird: Species, parts: tuple, pixels: int, rng: np.random.Generator, size: float
+) -> tuple[np.ndarray, Box]:
     if pixels < 16:
         raise ValueError(f"pixels={pixels}: a bird needs at least 16 pixels a side.")
     corners, polygons = parts
@@ -257,12 +370,30 @@ def _picture(bird: Species, parts: tuple, pixels: int, rng: np.random.Generator,
     return _develop(picture.reduce(over), rng), (x0, y0, x1, y1)
 
 
-def _pose(corners: dict[str, np.ndarray], plan: Plan, rng: np.random.Generator, size: float) -> tuple[np.ndarray, np.ndarray]:
+def _pose(
+    corners: dict[str, np.ndarray], plan: Plan, rng: np.random.Generator, size: float
+) -> tuple[np.ndarray, np.ndarray]:
     """All corners (V, 2) and the point between the feet (2,), in fractions of the picture, y down."""
-    pitch, nod, wag, droop = (rng.normal(0, 1, 4).clip(-2, 2) * (8, 7, 7, 3) + (plan.pitch, 0, plan.cock, 0)).tolist()
-    turns = {"head": nod - 0.6 * plan.pitch, "tail": -wag, "body": 0.0, "wing": droop, "legs": -0.8 * plan.pitch}
-    pivots = {"head": (0.6, 0.6 * plan.depth), "tail": (-0.75, 0), "body": (0, 0), "wing": (0.4, 0), "legs": (0, -plan.depth)}
-    points = np.concatenate([(p - pivots[joint]) @ _turn(turns[joint]) + pivots[joint] for joint, p in corners.items()])
+    pitch, nod, wag, droop = (
+        rng.normal(0, 1, 4).clip(-2, 2) * (8, 7, 7, 3) + (plan.pitch, 0, plan.cock, 0)
+    ).tolist()
+    turns = {
+        "head": nod - 0.6 * plan.pitch,
+        "tail": -wag,
+        "body": 0.0,
+        "wing": droop,
+        "legs": -0.8 * plan.pitch,
+    }
+    pivots = {
+        "head": (0.6, 0.6 * plan.depth),
+        "tail": (-0.75, 0),
+        "body": (0, 0),
+        "wing": (0.4, 0),
+        "legs": (0, -plan.depth),
+    }
+    points = np.concatenate(
+        [(p - pivots[joint]) @ _turn(turns[joint]) + pivots[joint] for joint, p in corners.items()]
+    )
     points = points @ _turn(pitch) * ((2 * rng.integers(2) - 1) * rng.uniform(0.88, 1.0), -1)
     low, high = points.min(0), points.max(0)
     scale = size * min(rng.uniform(0.18, 0.285), 0.94 / (high - low).max())
@@ -283,7 +414,9 @@ def _scenery(side: int, feet: np.ndarray, rng: np.random.Generator) -> Image.Ima
     places = rng.uniform((-5, -5, 3, 2), (69, 69, 12, 9), (blobs, 4)).tolist()
     for (x, y, a, b), tone in zip(places, rng.integers(len(tones), size=blobs).tolist()):
         pen.ellipse((x - a, y - b, x + a, y + b), fill=tones[tone])
-    near = far.filter(ImageFilter.BoxBlur(rng.uniform(0.7, 2.5))).resize((side, side), Image.Resampling.BILINEAR)
+    near = far.filter(ImageFilter.BoxBlur(rng.uniform(0.7, 2.5))).resize(
+        (side, side), Image.Resampling.BILINEAR
+    )
     pen = ImageDraw.Draw(near)
     tilt, bend, thick, shade = rng.uniform((-0.25, -0.1, 0.02, 0.6), (0.25, 0.1, 0.05, 1.4)).tolist()
     start, end = (rng.uniform(-0.2, 1.2, 2) * side).tolist()

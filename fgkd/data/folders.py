@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from fgkd import contents
 from fgkd.data import birds
-from fgkd.study import OFFICIAL, PRETEXT, Job, DataSpec, Study
 from fgkd.records import write_json
+from fgkd.study import OFFICIAL, PRETEXT, DataSpec, Job, Study
 
 SPLITS = ("train", "test")
 SHOWN = 20  # problems listed by name in one message
@@ -151,7 +151,9 @@ def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
             _build(spec, source, cache, progress)
             dataset = _read(spec, source, cache)
     if dataset is None:
-        raise DataError(f"{str(cache)!r}: the cache just written does not read back; check its disk, then run again")
+        raise DataError(
+            f"{str(cache)!r}: the cache just written does not read back; check its disk, then run again"
+        )
     return dataset
 
 
@@ -169,9 +171,17 @@ def check(dataset: Dataset) -> pd.DataFrame:
     for name, split, other in (("train", dataset.train, dataset.test), ("test", dataset.test, dataset.train)):
         counts = np.bincount(split.labels, minlength=len(dataset.classes))
         shared = np.isin(split.digests, other.digests)
-        rows.append({"split": name, "images": len(split), "classes": int((counts > 0).sum()),
-                     "smallest_class": int(counts.min()), "largest_class": int(counts.max()),
-                     "unreadable": 0, "in_both_splits": int(shared.sum())})
+        rows.append(
+            {
+                "split": name,
+                "images": len(split),
+                "classes": int((counts > 0).sum()),
+                "smallest_class": int(counts.min()),
+                "largest_class": int(counts.max()),
+                "unreadable": 0,
+                "in_both_splits": int(shared.sum()),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -277,28 +287,46 @@ def _birds(spec: DataSpec) -> _Source:
     counts = {"train": spec.species * spec.train, "test": spec.species * spec.test}
     options = [spec.species, spec.family_size, spec.train, spec.test, spec.seed, spec.resize, spec.size]
     fingerprint = _fingerprint("birds", options, inspect.getsource(birds))
-    return _Source(tuple(k.name for k in kinds), tuple(str(k.family) for k in kinds), counts, None, fingerprint)
+    return _Source(
+        tuple(k.name for k in kinds), tuple(str(k.family) for k in kinds), counts, None, fingerprint
+    )
 
 
 def _folder(spec: DataSpec) -> _Source:
     """The images below root/train/<class> and root/test/<class>, or below root/<class> with a seeded split."""
     root = Path(spec.root or "")
     if not spec.root or not root.is_dir():
-        raise DataError(f"{spec.key}: root {spec.root!r} is not a folder; name one that holds a folder per class, "
-                        "or train/ and test/ with a folder per class in each")
+        raise DataError(
+            f"{spec.key}: root {spec.root!r} is not a folder; name one that holds a folder per class, "
+            "or train/ and test/ with a folder per class in each"
+        )
     tops = _tops(spec, root)
     folders = {top: _subfolders(root / top) for top in tops}
     classes = _chosen(spec, sorted(set().union(*folders.values())))
-    alone = [f"{top}/{name}" for top, other in zip(tops, tops[::-1]) for name in classes if name not in folders[other]]
+    alone = [
+        f"{top}/{name}"
+        for top, other in zip(tops, tops[::-1])
+        for name in classes
+        if name not in folders[other]
+    ]
     if alone:
-        raise DataError(f"{spec.key}: {_some(alone)} without counterpart; a class needs images in train/ and test/")
+        raise DataError(
+            f"{spec.key}: {_some(alone)} without counterpart; a class needs images in train/ and test/"
+        )
     skipped: Counter[str] = Counter()
-    found = {top: {name: _images(root, f"{top}/{name}".lstrip("/"), skipped) for name in classes} for top in tops}
+    found = {
+        top: {name: _images(root, f"{top}/{name}".lstrip("/"), skipped) for name in classes} for top in tops
+    }
     empty = [f"{top}/{name}".lstrip("/") for top in tops for name in classes if not found[top][name]]
     if empty:
-        raise DataError(f"{spec.key}: no image in {_some(empty)} of {str(root)!r}; add images or remove the folders")
+        raise DataError(
+            f"{spec.key}: no image in {_some(empty)} of {str(root)!r}; add images or remove the folders"
+        )
     split = found if len(tops) == 2 else _seeded_split(spec, found[""])
-    files = {top: [(path, label) for label, name in enumerate(classes) for path in split[top][name]] for top in SPLITS}
+    files = {
+        top: [(path, label) for label, name in enumerate(classes) for path in split[top][name]]
+        for top in SPLITS
+    }
     kinds = ", ".join(f"{count} {'*' + ending!r}" for ending, count in sorted(skipped.items()))
     others = [name for name in _subfolders(root) if len(tops) == 2 and name not in tops]
     notes = (f"left out, since Pillow opens no such images: {kinds}",) if kinds else ()
@@ -312,15 +340,27 @@ def _official(spec: DataSpec) -> _Source:
 
     kind, root = spec.kind, official.root_of(spec.kind, spec.root)
     found, note = official.listing(kind, root), official.SETS[kind].note
-    wrong = ", ".join(f"{r.found:,} {r.check} (expected {r.expected:,})" for r in official.checks(kind, found).itertuples() if r.verdict == "wrong")
+    wrong = ", ".join(
+        f"{r.found:,} {r.check} (expected {r.expected:,})"
+        for r in official.checks(kind, found).itertuples()
+        if r.verdict == "wrong"
+    )
     if wrong and spec.check_counts:
-        raise DataError(f"{spec.key}: {str(root)!r} has {wrong}; complete it ('fgkd data {kind}'), or set check_counts: false to use a part on purpose")
+        raise DataError(
+            f"{spec.key}: {str(root)!r} has {wrong}; complete it ('fgkd data {kind}'), or set check_counts: false to use a part on purpose"
+        )
     notes = (f"not the whole set, as the study allows: {wrong}",) if wrong else ()
     source = _photos(spec, root, found.classes, found.files, notes + ((note,) if note else ()))
     return dataclasses.replace(source, shared=shared_cache(root, spec.resize))
 
 
-def _photos(spec: DataSpec, root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[str, int]]], notes: tuple[str, ...]) -> _Source:
+def _photos(
+    spec: DataSpec,
+    root: Path,
+    classes: tuple[str, ...],
+    files: dict[str, list[tuple[str, int]]],
+    notes: tuple[str, ...],
+) -> _Source:
     return _Source(classes, None, {top: len(files[top]) for top in SPLITS}, files, "", notes, root)
 
 
@@ -331,23 +371,33 @@ def _tops(spec: DataSpec, root: Path) -> tuple[str, ...]:
         return SPLITS
     usual = {"train", "training", "test", "testing", "val", "valid", "validation"}
     if names and all(name.casefold() in usual for name in names):
-        raise DataError(f"{spec.key}: {str(root)!r} holds {_some(names)}; expected both 'train' and 'test', spelt so")
+        raise DataError(
+            f"{spec.key}: {str(root)!r} holds {_some(names)}; expected both 'train' and 'test', spelt so"
+        )
     return ("",)
 
 
 def _chosen(spec: DataSpec, available: list[str]) -> tuple[str, ...]:
     """The class folders to use, sorted."""
     if not available:
-        raise DataError(f"{spec.key}: no class folders in {spec.root!r}; put the images of each class in a folder")
+        raise DataError(
+            f"{spec.key}: no class folders in {spec.root!r}; put the images of each class in a folder"
+        )
     absent = sorted(set(spec.classes) - set(available))
     if absent:
         close = {name: difflib.get_close_matches(name, available, n=1) for name in absent}
-        hints = "".join(f"; did you mean {match[0]!r} for {name!r}?" for name, match in close.items() if match)
-        raise DataError(f"{spec.key}: classes {_some(absent)} not found in {spec.root!r}, which has "
-                        f"{_some(available)}{hints}")
+        hints = "".join(
+            f"; did you mean {match[0]!r} for {name!r}?" for name, match in close.items() if match
+        )
+        raise DataError(
+            f"{spec.key}: classes {_some(absent)} not found in {spec.root!r}, which has "
+            f"{_some(available)}{hints}"
+        )
     classes = tuple(sorted(set(spec.classes) or available))
     if len(classes) < 2:
-        raise DataError(f"{spec.key}: {classes[0]!r} is the only class in {spec.root!r}; at least two are needed")
+        raise DataError(
+            f"{spec.key}: {classes[0]!r} is the only class in {spec.root!r}; at least two are needed"
+        )
     return classes
 
 
@@ -355,7 +405,9 @@ def _seeded_split(spec: DataSpec, found: dict[str, list[str]]) -> dict[str, dict
     """Each class in the order of its paths' hashes, the first part for test: a new image moves no other across."""
     single = [name for name, paths in found.items() if len(paths) < 2]
     if single:
-        raise DataError(f"{spec.key}: only one image of {_some(single)}; a class needs one for train and one for test")
+        raise DataError(
+            f"{spec.key}: only one image of {_some(single)}; a class needs one for train and one for test"
+        )
     split: dict[str, dict[str, list[str]]] = {top: {} for top in SPLITS}
     for name, paths in found.items():
         order = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(f"{spec.seed}/{path}")).digest())
@@ -365,7 +417,9 @@ def _seeded_split(spec: DataSpec, found: dict[str, list[str]]) -> dict[str, dict
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def _images(root: Path, folder: str, skipped: Counter[str]) -> list[str]:
@@ -414,7 +468,9 @@ def _read(spec: DataSpec, source: _Source, cache: Path) -> Dataset | None:
             expected = (source.counts[name], spec.resize, spec.resize, 3)
             if images.shape != expected or images.dtype != np.uint8 or len(entry["labels"]) != expected[0]:
                 return None
-            boxes = None if entry["boxes"] is None else np.array(entry["boxes"], dtype=np.int64).reshape(-1, 4)
+            boxes = (
+                None if entry["boxes"] is None else np.array(entry["boxes"], dtype=np.int64).reshape(-1, 4)
+            )
             labels = np.array(entry["labels"], dtype=np.int64)
             splits[name] = Split(images, labels, tuple(entry["names"]), boxes, tuple(entry["digests"]))
     except (OSError, EOFError, ValueError, KeyError, TypeError):
@@ -437,8 +493,12 @@ def _copies(train: Split, test: Split) -> tuple[str, ...]:
 def _build(spec: DataSpec, source: _Source, cache: Path, progress: bool) -> None:
     """Write the cache: everything under temporary names, then moved into place, index.json last."""
     files = [f"{split}.npy" for split in SPLITS] + ["index.json"]
-    index = {"fingerprint": source.fingerprint, "classes": source.classes, "families": source.families,
-             "counts": source.counts}
+    index = {
+        "fingerprint": source.fingerprint,
+        "classes": source.classes,
+        "families": source.families,
+        "counts": source.counts,
+    }
     failures: list[str] = []
     try:
         for split in SPLITS:
@@ -447,13 +507,20 @@ def _build(spec: DataSpec, source: _Source, cache: Path, progress: bool) -> None
             else:
                 paths = [path for path, _ in source.files[split]]
                 images = _decoded(spec, source.root, paths, failures, progress)
-                index[split] = {"labels": [label for _, label in source.files[split]], "names": paths, "boxes": None}
+                index[split] = {
+                    "labels": [label for _, label in source.files[split]],
+                    "names": paths,
+                    "boxes": None,
+                }
             shape = (source.counts[split], spec.resize, spec.resize, 3)
             index[split]["digests"] = _write(cache / f"{split}.npy.part", images, shape)
         if failures:
             more = f"\n  and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
-            raise UnreadableImages(f"{spec.key}: {len(failures)} of {sum(source.counts.values())} images cannot be decoded; "
-                                   "replace or remove them:\n  " + "\n  ".join(failures[:SHOWN]) + more, failures)
+            raise UnreadableImages(
+                f"{spec.key}: {len(failures)} of {sum(source.counts.values())} images cannot be decoded; "
+                "replace or remove them:\n  " + "\n  ".join(failures[:SHOWN]) + more,
+                failures,
+            )
         (cache / "index.json.part").write_text(json.dumps(index))
         (cache / "index.json").unlink(missing_ok=True)
         for name in files:
@@ -462,8 +529,10 @@ def _build(spec: DataSpec, source: _Source, cache: Path, progress: bool) -> None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         needed = sum(source.counts.values()) * spec.resize**2 * 3
-        raise DataError(f"{spec.key}: no space left for the cache {str(cache)!r}, which takes {needed:,} bytes; "
-                        "free some, choose another folder or a smaller resize") from error
+        raise DataError(
+            f"{spec.key}: no space left for the cache {str(cache)!r}, which takes {needed:,} bytes; "
+            "free some, choose another folder or a smaller resize"
+        ) from error
     finally:
         for name in files:
             (cache / f"{name}.part").unlink(missing_ok=True)
@@ -489,8 +558,15 @@ def _write(path: Path, images: Iterable[np.ndarray], shape: tuple[int, ...]) -> 
 def _drawn(spec: DataSpec, split: str) -> tuple[np.ndarray, dict]:
     """The birds of a split, (N, R, R, 3), and their part of the index."""
     per_species = {"train": spec.train, "test": spec.test}[split]
-    flock = birds.draw(spec.species, per_species, pixels=spec.resize, seed=spec.seed, split=split,
-                       family_size=spec.family_size, size=spec.size)
+    flock = birds.draw(
+        spec.species,
+        per_species,
+        pixels=spec.resize,
+        seed=spec.seed,
+        split=split,
+        family_size=spec.family_size,
+        size=spec.size,
+    )
     seen: Counter[int] = Counter()
     names = []
     for label in flock.labels.tolist():
@@ -499,7 +575,9 @@ def _drawn(spec: DataSpec, split: str) -> tuple[np.ndarray, dict]:
     return flock.images, {"labels": flock.labels.tolist(), "names": names, "boxes": flock.boxes.tolist()}
 
 
-def _decoded(spec: DataSpec, root: Path, paths: list[str], failures: list[str], progress: bool) -> Iterator[np.ndarray]:
+def _decoded(
+    spec: DataSpec, root: Path, paths: list[str], failures: list[str], progress: bool
+) -> Iterator[np.ndarray]:
     """The decoded images in order; those that fail are left out and described in `failures`."""
 
     def attempt(path: str) -> np.ndarray | DataError:
@@ -509,7 +587,13 @@ def _decoded(spec: DataSpec, root: Path, paths: list[str], failures: list[str], 
             return error
 
     cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
-    bar = tqdm(total=len(paths), desc=f"decoding {spec.key}", unit="image", delay=2, disable=None if progress else True)
+    bar = tqdm(
+        total=len(paths),
+        desc=f"decoding {spec.key}",
+        unit="image",
+        delay=2,
+        disable=None if progress else True,
+    )
     with ThreadPoolExecutor(cores) as pool, bar:
         for start in range(0, len(paths), 256):  # in batches, so that a slow disk does not fill the memory
             for image in pool.map(attempt, paths[start : start + 256]):

@@ -120,7 +120,11 @@ def centred(boxes: Tensor, size: int) -> Tensor:
 
 def overlap(boxes: Tensor, truth: Tensor) -> Tensor:
     """Intersection over union of boxes (N, 4) and (N, 4): (N,) in [0, 1]."""
-    common = (torch.minimum(boxes[:, 2:], truth[:, 2:]) - torch.maximum(boxes[:, :2], truth[:, :2])).clamp(min=0).prod(1)
+    common = (
+        (torch.minimum(boxes[:, 2:], truth[:, 2:]) - torch.maximum(boxes[:, :2], truth[:, :2]))
+        .clamp(min=0)
+        .prod(1)
+    )
     return common / sum((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, truth)).sub(common)
 
 

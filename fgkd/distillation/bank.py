@@ -24,10 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fgkd import metrics, records
+from fgkd.data.views import crop, draw_attention, drop
+from fgkd.distillation.training import EVAL_BATCH, Images, batches
 from fgkd.models import cal
 from fgkd.models.classifier import Classifier
-from fgkd.distillation.training import EVAL_BATCH, Images, batches
-from fgkd.data.views import crop, draw_attention, drop
 
 MANIFEST = "manifest.json"
 EXACT = ("boxes", "maps")  # what students need as it is stored
@@ -50,15 +50,18 @@ class Bank:
         view, rows = epoch % len(self.arrays["logits"]), index.to(self.device)
         if view not in self._slab:
             self._slab.clear()
-            self._slab[view] = {name: torch.from_numpy(np.array(array[view])).to(self.device)
-                                for name, array in self.arrays.items()}
+            self._slab[view] = {
+                name: torch.from_numpy(np.array(array[view])).to(self.device)
+                for name, array in self.arrays.items()
+            }
         found = {name: value[rows] for name, value in self._slab[view].items()}
         return {name: value if name in EXACT else value.float() for name, value in found.items()}
 
 
 @torch.no_grad()
-def teacher_outputs(teacher: Classifier, x: Tensor, draws: Tensor, *, augmented: bool = False,
-           features: bool = False) -> dict[str, Tensor]:
+def teacher_outputs(
+    teacher: Classifier, x: Tensor, draws: Tensor, *, augmented: bool = False, features: bool = False
+) -> dict[str, Tensor]:
     """What a teacher in eval mode says of views x (B, 3, S, S), to its students and to the bank.
 
     `logits` fp32 (B, C); features: also `features` fp32 (B, D); augmented (CAL only): also `boxes` int16
@@ -80,9 +83,18 @@ def teacher_outputs(teacher: Classifier, x: Tensor, draws: Tensor, *, augmented:
     }
 
 
-def write(folder: Path, teacher: Classifier, images: Images, *, views: int, views_seed: int, key: str,
-          keep: int | None = None, augmented: bool = False,
-          features: bool = False) -> tuple[dict, list[dict]]:
+def write(
+    folder: Path,
+    teacher: Classifier,
+    images: Images,
+    *,
+    views: int,
+    views_seed: int,
+    key: str,
+    keep: int | None = None,
+    augmented: bool = False,
+    features: bool = False,
+) -> tuple[dict, list[dict]]:
     """Run the teacher over `views` views of all images; write what it says, an .npy file (V, N, ...) a name.
 
     keep: how many views, the first ones, are stored, V; all unless given.  key: names what is not given here
@@ -94,14 +106,22 @@ def write(folder: Path, teacher: Classifier, images: Images, *, views: int, view
     """
     partial = folder.with_name(f".{folder.name}.partial")
     how = {"augmented": augmented, "features": features}
-    given = {"key": key, "weights": _digest(teacher), "images": len(images), "views": views, "keep": keep,
-             "views_seed": views_seed} | how
+    given = {
+        "key": key,
+        "weights": _digest(teacher),
+        "images": len(images),
+        "views": views,
+        "keep": keep,
+        "views_seed": views_seed,
+    } | how
     whole, sizes = _begun(partial, given)
     stored = views if keep is None else min(keep, views)
     left = tqdm(range(whole, views), desc="bank", unit="view", initial=whole, total=views, disable=None)
     try:
         for view in left:
-            said = [teacher_outputs(teacher, x, draws, **how) for _, x, draws in _inputs(images, views_seed, view)]
+            said = [
+                teacher_outputs(teacher, x, draws, **how) for _, x, draws in _inputs(images, views_seed, view)
+            ]
             said = {name: torch.cat([s[name] for s in said]) for name in said[0]}
             samples = {f"samples/{name}": value for name, value in _samples(said, images.labels).items()}
             for name, value in samples.items():
@@ -122,8 +142,9 @@ def write(folder: Path, teacher: Classifier, images: Images, *, views: int, view
 
 
 @torch.no_grad()
-def check(bank: Bank, teacher: Classifier, images: Images, *, views_seed: int, number: int = 3,
-          seed: int = 0) -> dict[str, float]:
+def check(
+    bank: Bank, teacher: Classifier, images: Images, *, views_seed: int, number: int = 3, seed: int = 0
+) -> dict[str, float]:
     """What the teacher says now against what `bank` holds, in `number` random batches, each of a random view.
 
     Returns by array the largest difference, as a share of the largest stored value: 0 on the machine that
@@ -133,7 +154,7 @@ def check(bank: Bank, teacher: Classifier, images: Images, *, views_seed: int, n
     parts = torch.arange(len(images)).split(EVAL_BATCH)
     for _ in range(number):
         view, part = rng.integers(len(bank.arrays["logits"])), parts[rng.integers(len(parts))]
-        (index, x, draws), = _inputs(images, views_seed, int(view), part)
+        ((index, x, draws),) = _inputs(images, views_seed, int(view), part)
         said = teacher_outputs(teacher, x, draws, augmented="boxes" in found, features="features" in found)
         for name, stored in bank.outputs(view, index).items():
             apart = (stored.float() - _stored(said[name]).float()).abs().max()
@@ -176,10 +197,13 @@ def _samples(said: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
 
 def _summaries(partial: Path, names_: list[str]) -> tuple[dict, list[dict]]:
     """The metrics over the samples of all views, and those of each view, from the files of samples."""
-    arrays = {Path(name).name: torch.from_numpy(np.load(partial / f"{name}.npy", mmap_mode="c"))
-              for name in names_}
-    rows = [{"epoch": view} | metrics.summarize_all({name: array[view] for name, array in arrays.items()})
-            for view in range(len(arrays["ratio12"]))]
+    arrays = {
+        Path(name).name: torch.from_numpy(np.load(partial / f"{name}.npy", mmap_mode="c")) for name in names_
+    }
+    rows = [
+        {"epoch": view} | metrics.summarize_all({name: array[view] for name, array in arrays.items()})
+        for view in range(len(arrays["ratio12"]))
+    ]
     return metrics.summarize_all({name: array.flatten() for name, array in arrays.items()}), rows
 
 
@@ -223,8 +247,10 @@ def _stored(values: Tensor) -> Tensor:
     half = values.half()
     if not torch.isfinite(half).all():
         largest = values.abs().max().item()
-        raise ValueError(f"the teacher's largest output is {largest:g}, beyond fp16 (65504): check that its "
-                         "training did not diverge")
+        raise ValueError(
+            f"the teacher's largest output is {largest:g}, beyond fp16 (65504): check that its "
+            "training did not diverge"
+        )
     return half
 
 

@@ -32,7 +32,9 @@ def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return _kl(student, teacher) * temperature**2
 
 
-def dkd(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float) -> Tensor:
+def dkd(
+    student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float
+) -> Tensor:
     """Decoupled knowledge distillation of logits (N, C >= 2) and (N, C) with labels (N,) -> scalar, nats times T^2.
 
         DKD = T^2 * (alpha * KL(b_teacher || b_student) + beta * KL(r_teacher || r_student)), mean over the batch
@@ -43,12 +45,16 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, beta: fl
     """
     student, teacher = _softened(student, teacher, temperature)
     if labels.shape != student.shape[:1] or student.shape[1] < 2:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, logits {tuple(student.shape)}: expected (N,) and (N, C) with 2 classes or more")
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, logits {tuple(student.shape)}: expected (N,) and (N, C) with 2 classes or more"
+        )
     (target, rest), (target_teacher, rest_teacher) = _decoupled(student, labels), _decoupled(teacher, labels)
     return (alpha * _kl(target, target_teacher) + beta * _kl(rest, rest_teacher)) * temperature**2
 
 
-def rkd(student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0) -> Tensor:
+def rkd(
+    student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
+) -> Tensor:
     """Relational knowledge distillation of logits or features (N, D1) and (N, D2) -> scalar.
 
         RKD = distance_weight * mean_ij H(d_ij - d'_ij) + angle_weight * mean_ijk H(cos_ijk - cos'_ijk)
@@ -62,7 +68,9 @@ def rkd(student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_w
     student, teacher = _single(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
         (distance, angle), (distance_teacher, angle_teacher) = _relations(student), _relations(teacher)
-    return distance_weight * F.smooth_l1_loss(distance, distance_teacher) + angle_weight * F.smooth_l1_loss(angle, angle_teacher)
+    return distance_weight * F.smooth_l1_loss(distance, distance_teacher) + angle_weight * F.smooth_l1_loss(
+        angle, angle_teacher
+    )
 
 
 def pkt(student: Tensor, teacher: Tensor) -> Tensor:
@@ -106,19 +114,37 @@ class CRD(nn.Module):
     buffers, as is Z: a training goes on from `state_dict` as if it had not stopped.
     """
 
-    def __init__(self, student_width: int, teacher_width: int, labels: Tensor, *, width: int = 128, negatives: int = 16384,
-                 temperature: float = 0.07, momentum: float = 0.5):
+    def __init__(
+        self,
+        student_width: int,
+        teacher_width: int,
+        labels: Tensor,
+        *,
+        width: int = 128,
+        negatives: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+    ):
         super().__init__()
         if not (negatives >= 1 and temperature > 0 and 0 <= momentum < 1):
-            raise ValueError(f"negatives are {negatives}, temperature {temperature}, momentum {momentum}: expected 1 or more, more than 0, and 0 up to 1")
+            raise ValueError(
+                f"negatives are {negatives}, temperature {temperature}, momentum {momentum}: expected 1 or more, more than 0, and 0 up to 1"
+            )
         counts = labels.unique(return_counts=True)[1]
         if labels.ndim != 1 or len(counts) < 2:
-            raise ValueError(f"labels have shape {tuple(labels.shape)} and {len(counts)} classes: expected (N,) with 2 classes or more")
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)} and {len(counts)} classes: expected (N,) with 2 classes or more"
+            )
         self.negatives = min(negatives, len(labels) - counts.max().item())
         self.temperature, self.momentum = temperature, momentum
-        self.embed_student, self.embed_teacher = nn.Linear(student_width, width), nn.Linear(teacher_width, width)
+        self.embed_student, self.embed_teacher = (
+            nn.Linear(student_width, width),
+            nn.Linear(teacher_width, width),
+        )
         self.register_buffer("labels", labels, persistent=False)
-        self.register_buffer("memory", (torch.rand(2, len(labels), width) * 2 - 1) * math.sqrt(3 / width))  # of length 1, about
+        self.register_buffer(
+            "memory", (torch.rand(2, len(labels), width) * 2 - 1) * math.sqrt(3 / width)
+        )  # of length 1, about
         self.register_buffer("log_z", torch.full((2,), -torch.inf))
         self.to(labels.device)
 
@@ -130,8 +156,10 @@ class CRD(nn.Module):
         student, teacher = _single(student, teacher)
         widths = self.embed_student.in_features, self.embed_teacher.in_features
         if (student.shape[1], teacher.shape[1]) != widths or index.shape != student.shape[:1]:
-            raise ValueError(f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}, index {tuple(index.shape)}: "
-                             f"expected (B, {widths[0]}), (B, {widths[1]}) and (B,)")
+            raise ValueError(
+                f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}, index {tuple(index.shape)}: "
+                f"expected (B, {widths[0]}), (B, {widths[1]}) and (B,)"
+            )
         index = index.to(self.labels.device)
         seen = torch.cat([index[:, None], self.draw(index)], dim=1)
         with torch.autocast(index.device.type, enabled=False):
@@ -148,15 +176,24 @@ class CRD(nn.Module):
     def draw(self, index: Tensor) -> Tensor:
         """Negatives of the images `index` (B,): (B, K) images of other classes, none twice, from torch's random numbers."""
         own = self.labels[index][:, None] == self.labels
-        return torch.rand(own.shape, device=own.device).masked_fill_(own, -1).topk(self.negatives, dim=1, sorted=False).indices
+        return (
+            torch.rand(own.shape, device=own.device)
+            .masked_fill_(own, -1)
+            .topk(self.negatives, dim=1, sorted=False)
+            .indices
+        )
 
 
 def _single(student: Tensor, teacher: Tensor, *, same_width: bool = False) -> tuple[Tensor, Tensor]:
     """Both in fp32, the teacher's cut from its graph, once their shapes fit."""
     fit = student.ndim == teacher.ndim == 2 and 0 < len(student) == len(teacher)
     if not fit or (same_width and student.shape != teacher.shape):
-        expected = "the same (N, D); rkd, pkt and CRD take two widths" if same_width else "(N, D1) and (N, D2)"
-        raise ValueError(f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}: expected {expected}")
+        expected = (
+            "the same (N, D); rkd, pkt and CRD take two widths" if same_width else "(N, D1) and (N, D2)"
+        )
+        raise ValueError(
+            f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}: expected {expected}"
+        )
     return student.float(), teacher.detach().float()
 
 
@@ -176,7 +213,9 @@ def _decoupled(log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of (label's class, others) (N, 2), and of each other class among the others (N, C), with 0 at the label's."""
     own = F.one_hot(labels, log_p.shape[1]).bool()
     others = log_p.masked_fill(own, -torch.inf)
-    return torch.stack([log_p.masked_fill(~own, 0).sum(1), others.logsumexp(1)], dim=1), others.log_softmax(1).masked_fill(own, 0)
+    return torch.stack([log_p.masked_fill(~own, 0).sum(1), others.logsumexp(1)], dim=1), others.log_softmax(
+        1
+    ).masked_fill(own, 0)
 
 
 def _polar(vectors: Tensor) -> tuple[Tensor, Tensor]:

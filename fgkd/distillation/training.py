@@ -28,12 +28,12 @@ from tqdm import tqdm
 
 from fgkd import metrics
 from fgkd.data import views
+from fgkd.data.folders import Split
 from fgkd.distillation import losses
 from fgkd.models import cal
-from fgkd.data.folders import Split
 from fgkd.models.classifier import Classifier, Head
-from fgkd.study import Distillation, Loss, Recipe, StudyError, Views
 from fgkd.records import write_bytes
+from fgkd.study import Distillation, Loss, Recipe, StudyError, Views
 
 CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 256
@@ -46,7 +46,9 @@ to be added up; all of them, and the index, on the model's device."""
 def device(name: str) -> torch.device:
     """'auto', 'cpu' or 'cuda' -> the device.  Raises StudyError for a GPU that is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise StudyError("device is 'cuda', but PyTorch sees no GPU: install a driver, or set 'device: cpu' in the study")
+        raise StudyError(
+            "device is 'cuda', but PyTorch sees no GPU: install a driver, or set 'device: cpu' in the study"
+        )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
@@ -62,7 +64,9 @@ class Images:
         self.split, self.sizes, self.device = split, sizes, on
         self.labels = torch.from_numpy(split.labels).to(on)
         free = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else 4 * 2**30
-        self.resident = torch.from_numpy(np.array(split.images)).to(on) if split.images.nbytes <= free / 2 else None
+        self.resident = (
+            torch.from_numpy(np.array(split.images)).to(on) if split.images.nbytes <= free / 2 else None
+        )
         self.indices = torch.device("cpu") if self.resident is None else self.labels.device
 
     def __len__(self) -> int:
@@ -142,13 +146,27 @@ def fit(
                 totals[name] = totals.get(name, 0) + part.detach() * len(index)
             hits += (logits.detach().argmax(1) == labels[index]).sum()
             if time.monotonic() - saved > CHECKPOINT_SECONDS and step + 1 < steps:
-                _save(checkpoint, trained, optimizer, history, {"steps": step + 1, "totals": totals, "hits": hits, "random": _random(on)})
+                _save(
+                    checkpoint,
+                    trained,
+                    optimizer,
+                    history,
+                    {"steps": step + 1, "totals": totals, "hits": hits, "random": _random(on)},
+                )
                 saved = time.monotonic()
-        row = {"epoch": epoch} | {n: t.item() / len(used) for n, t in totals.items()} | {"train_accuracy": hits.item() / len(used)}
+        row = (
+            {"epoch": epoch}
+            | {n: t.item() / len(used) for n, t in totals.items()}
+            | {"train_accuracy": hits.item() / len(used)}
+        )
         if not all(math.isfinite(v) for v in row.values()):
-            raise FloatingPointError(f"{title} diverged in epoch {epoch}: {row}. Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})")
+            raise FloatingPointError(
+                f"{title} diverged in epoch {epoch}: {row}. Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})"
+            )
         history.append(row)
-        if time.monotonic() - saved > CHECKPOINT_SECONDS:  # after the last epoch too: a cell trains several students
+        if (
+            time.monotonic() - saved > CHECKPOINT_SECONDS
+        ):  # after the last epoch too: a cell trains several students
             _save(checkpoint, trained, optimizer, history)
             saved = time.monotonic()
     return history
@@ -176,15 +194,29 @@ def attention(labels: Tensor, seed: int) -> Objective:
         y, raw = labels[index], model.attend(x)
         boxes, maps = cal.plan(raw.maps.detach(), draws(epoch)[index], x.shape[-1])
         augmented = model.attend(torch.cat([views.crop(x, boxes), views.drop(x, maps)]))
-        parts = cal.loss(raw.logits, augmented.logits, torch.cat([raw.effects, augmented.effects]), y, raw.features, model.attention.nearest(y))
+        parts = cal.loss(
+            raw.logits,
+            augmented.logits,
+            torch.cat([raw.effects, augmented.effects]),
+            y,
+            raw.features,
+            model.attention.nearest(y),
+        )
         model.attention.step(raw.features.detach(), y)
         return raw.logits, parts
 
     return objective
 
 
-def distillation(labels: Tensor, teacher: Callable[[Tensor, int, Tensor], dict[str, Tensor]], how: Distillation, *,
-                 augmented: bool = False, further: Callable | None = None, features: bool = False) -> Objective:
+def distillation(
+    labels: Tensor,
+    teacher: Callable[[Tensor, int, Tensor], dict[str, Tensor]],
+    how: Distillation,
+    *,
+    augmented: bool = False,
+    further: Callable | None = None,
+    features: bool = False,
+) -> Objective:
     """CE + beta * KD, what students minimise.  teacher: (images, epoch, index) -> what `bank.teacher_outputs` says, from a bank or by itself.
 
     augmented: TGDA, also on the crop and drop views of a CAL teacher, CE + beta (KD(raw) / 2 + KD(crop and drop)).
@@ -198,7 +230,10 @@ def distillation(labels: Tensor, teacher: Callable[[Tensor, int, Tensor], dict[s
         parts = {"ce": F.cross_entropy(logits, y), "kd": how.beta * soft}
         if augmented:
             more = model(torch.cat([views.crop(x, said["boxes"]), views.drop(x, said["maps"])]))
-            parts |= {"kd": how.beta * soft / 2, "views": how.beta * losses.kd(more, torch.cat([said["crop"], said["drop"]]), how.temperature)}
+            parts |= {
+                "kd": how.beta * soft / 2,
+                "views": how.beta * losses.kd(more, torch.cat([said["crop"], said["drop"]]), how.temperature),
+            }
         if further is not None:
             pair = (pooled, said["features"]) if features else (logits, said["logits"])
             parts["further"] = further(*pair, y, index)
@@ -218,7 +253,9 @@ class Further(nn.Module):
         self.spec = spec
         if spec.loss == "crd":
             self.crd = losses.CRD(student, teacher, labels, **spec.options)
-        self.projection = nn.Linear(student, teacher) if spec.loss == "hint" and student != teacher else nn.Identity()
+        self.projection = (
+            nn.Linear(student, teacher) if spec.loss == "hint" and student != teacher else nn.Identity()
+        )
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         match self.spec.loss:
@@ -234,8 +271,12 @@ class Further(nn.Module):
 
 
 @torch.inference_mode()
-def predict(run: Callable[[Tensor], Tensor], images: Images, seen: views.Views | None = None,
-            only: Tensor | None = None) -> Tensor:
+def predict(
+    run: Callable[[Tensor], Tensor],
+    images: Images,
+    seen: views.Views | None = None,
+    only: Tensor | None = None,
+) -> Tensor:
     """What `run`, a model in eval mode or a method of one, says of the images, (N, ...) on the CPU; of all of
     them, unless `only` some, and through their centre crops unless other views are given."""
     seen = images.centre() if seen is None else seen
@@ -250,15 +291,28 @@ def batches(images: Images, seen: views.Views, only: Tensor | None = None):
         yield part, images.batch(part, seen)
 
 
-def features(model: Classifier, images: Images, recipe: Recipe, *, views_seed: int, title: str) -> list[Tensor]:
+def features(
+    model: Classifier, images: Images, recipe: Recipe, *, views_seed: int, title: str
+) -> list[Tensor]:
     """The pooled features (N, D) of the frozen backbone in each view that recipe FZ trains on: computed once, for all trainings of a last layer."""
     model.eval()
     with torch.no_grad():
-        return [torch.cat([model.features_and_logits(x)[0] for _, x in batches(images, images.epoch(views_seed, epoch))])
-                for epoch in tqdm(range(min(recipe.views or recipe.epochs, recipe.epochs)), desc=f"{title}: features", unit="view", disable=None)]
+        return [
+            torch.cat(
+                [model.features_and_logits(x)[0] for _, x in batches(images, images.epoch(views_seed, epoch))]
+            )
+            for epoch in tqdm(
+                range(min(recipe.views or recipe.epochs, recipe.epochs)),
+                desc=f"{title}: features",
+                unit="view",
+                disable=None,
+            )
+        ]
 
 
-def fit_head(model: Classifier, images: Images, features: list[Tensor], recipe: Recipe, **options) -> list[dict]:
+def fit_head(
+    model: Classifier, images: Images, features: list[Tensor], recipe: Recipe, **options
+) -> list[dict]:
     """Train only the last layer, on `features` of the views in turn; options: those of `fit`."""
     check_head(model, images)
 
@@ -268,8 +322,17 @@ def fit_head(model: Classifier, images: Images, features: list[Tensor], recipe: 
     return fit(Head(model.head), inputs, images.labels, cross_entropy(images.labels), recipe, **options)
 
 
-def fit_images(model: Classifier, images: Images, objective: Objective, recipe: Recipe, *, views_seed: int,
-               views: int | None = None, compiled: bool = False, **options) -> list[dict]:
+def fit_images(
+    model: Classifier,
+    images: Images,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    views_seed: int,
+    views: int | None = None,
+    compiled: bool = False,
+    **options,
+) -> list[dict]:
     """Train the whole model on random views of the images, view (views_seed, epoch, index) in every epoch;
     options: those of `fit`.
 
@@ -306,7 +369,9 @@ def hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
     held = place < np.rint(counts / 5)[labels[order]]
     if not held.any():
-        raise StudyError(f"no class has more than {counts.max()} training images: a search for a learning rate holds out one in five of a class; give a single lr")
+        raise StudyError(
+            f"no class has more than {counts.max()} training images: a search for a learning rate holds out one in five of a class; give a single lr"
+        )
     return tuple(torch.from_numpy(np.sort(order[which])) for which in (~held, held))
 
 
@@ -319,8 +384,10 @@ def check_head(model: Classifier, images: Images) -> None:
     with torch.inference_mode():
         whole, parts = model.eval()(x), model.features_and_logits(x)[1]
     if not (whole - parts).abs().max() <= (1e-2 if x.is_cuda else 1e-3) * whole.abs().max():
-        raise StudyError(f"'{type(model.net).__name__}' has more than its last layer after the pooled "
-                         "features: neither recipe FZ nor a loss on features applies to it")
+        raise StudyError(
+            f"'{type(model.net).__name__}' has more than its last layer after the pooled "
+            "features: neither recipe FZ nor a loss on features applies to it"
+        )
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -350,10 +417,24 @@ def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, *, step: int, st
         group["lr"] = rate
 
 
-def _save(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict], begun: dict | None = None) -> None:
+def _save(
+    file: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: list[dict],
+    begun: dict | None = None,
+) -> None:
     """A checkpoint after the epochs of `history`, and, of one that has begun, its steps so far, their sums and the state of the random numbers."""
     buffer = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "begun": begun}, buffer)
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "history": history,
+            "begun": begun,
+        },
+        buffer,
+    )
     write_bytes(file, buffer.getvalue())
 
 

@@ -20,8 +20,8 @@ from fgkd import records
 from fgkd.study import OFFICIAL, PRETEXT, RECIPES, Job, Recipe, Study, StudyError
 
 KINDS = ("train", "forward")
-Work = Counter[tuple[str, str]]             # (timm name, kind of pass) -> images
-Rates = dict[tuple[str, str], float]        # (timm name, kind of pass) -> images a second
+Work = Counter[tuple[str, str]]  # (timm name, kind of pass) -> images
+Rates = dict[tuple[str, str], float]  # (timm name, kind of pass) -> images a second
 
 
 def size(study: Study, dataset: str) -> tuple[int, int, int]:
@@ -43,7 +43,11 @@ def size(study: Study, dataset: str) -> tuple[int, int, int]:
 def bank_bytes(study: Study, job: Job) -> int:
     """fp16 logits of all views; a TGDA bank has three of them, boxes, and drop maps of at most a 16th of the view's side; features are not counted."""
     images, _, classes = size(study, job.dataset)
-    view = 3 * classes + 4 + (study.views.crop // 16) ** 2 if study.bank_contents(job.strategy)["augmented"] else classes
+    view = (
+        3 * classes + 4 + (study.views.crop // 16) ** 2
+        if study.bank_contents(job.strategy)["augmented"]
+        else classes
+    )
     return study.bank_views * images * view * 2
 
 
@@ -90,7 +94,9 @@ def measured(study: Study) -> tuple[Rates, set[str]]:
         if work.total() and (record := records.record(study, part)):
             devices.add(record["provenance"]["device"])
             images.update(work)
-            seconds.update({key: record["provenance"]["seconds"] * n / work.total() for key, n in work.items()})
+            seconds.update(
+                {key: record["provenance"]["seconds"] * n / work.total() for key, n in work.items()}
+            )
     return {key: n / seconds[key] for key, n in images.items() if seconds[key]}, devices
 
 
@@ -104,15 +110,28 @@ def estimate(study: Study, left: list[Job], given: str | None = None) -> dict:
     device = " and ".join(sorted(devices)) or None
     if given:
         own, name = given_rates(given, study)
-        rates, device = rates | own, f"{name}, else measured on {device}" if rates.keys() - own.keys() else name
+        rates, device = (
+            rates | own,
+            f"{name}, else measured on {device}" if rates.keys() - own.keys() else name,
+        )
     works, rows = [sum((passes(study, c) for c in jobs), Work()) for jobs in (study.jobs(), left)], []
     for model in dict.fromkeys(model for model, _ in works[0]):
-        row = {"model": model} | {kind: works[0][model, kind] for kind in KINDS} | {f"{kind}_per_second": rates.get((model, kind)) for kind in KINDS}
-        rows.append(row | {name: _hours(work, model, rates) for name, work in zip(("hours", "hours_left"), works)})
+        row = (
+            {"model": model}
+            | {kind: works[0][model, kind] for kind in KINDS}
+            | {f"{kind}_per_second": rates.get((model, kind)) for kind in KINDS}
+        )
+        rows.append(
+            row | {name: _hours(work, model, rates) for name, work in zip(("hours", "hours_left"), works)}
+        )
     known = [row for row in rows if row["hours"] is not None]
-    return {"device": device, **{name: sum(row[name] for row in known) for name in ("hours", "hours_left")},
-            "without_throughput": [row["model"] for row in rows if row["hours"] is None],
-            "not_counted": [key for key in study.datasets if not size(study, key)[0]], "networks": rows}
+    return {
+        "device": device,
+        **{name: sum(row[name] for row in known) for name in ("hours", "hours_left")},
+        "without_throughput": [row["model"] for row in rows if row["hours"] is None],
+        "not_counted": [key for key in study.datasets if not size(study, key)[0]],
+        "networks": rows,
+    }
 
 
 def given_rates(text: str, study: Study) -> tuple[Rates, str]:
@@ -123,7 +142,9 @@ def given_rates(text: str, study: Study) -> tuple[Rates, str]:
     except ValueError:
         return _from_file(Path(text))
     models = [m.model for m in (*study.teachers.values(), *study.students.values())]
-    return {(model, kind): _rate(rate, "--images-per-second") for model in models for kind in KINDS}, f"a device of {text} images a second"
+    return {
+        (model, kind): _rate(rate, "--images-per-second") for model in models for kind in KINDS
+    }, f"a device of {text} images a second"
 
 
 def _trained(how: Recipe, train: int) -> tuple[int, int]:
@@ -141,16 +162,24 @@ def _answers(study: Study, recipe: str) -> int:
 
 def _hours(work: Work, model: str, rates: Rates) -> float | None:
     found = {kind: work[model, kind] for kind in KINDS if work[model, kind]}
-    return None if any((model, kind) not in rates for kind in found) else sum(n / rates[model, kind] for kind, n in found.items()) / 3600
+    return (
+        None
+        if any((model, kind) not in rates for kind in found)
+        else sum(n / rates[model, kind] for kind, n in found.items()) / 3600
+    )
 
 
 def _from_file(file: Path) -> tuple[Rates, str]:
     try:
         found = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"--images-per-second is '{file}': expected a number, or a YAML or JSON file ({' '.join(str(error).split())})") from None
+        raise StudyError(
+            f"--images-per-second is '{file}': expected a number, or a YAML or JSON file ({' '.join(str(error).split())})"
+        ) from None
     if not isinstance(found, dict):
-        raise StudyError(f"'{file}' holds {type(found).__name__}: expected '<model>: <images a second>', or '<model>: {{train: ..., forward: ...}}'")
+        raise StudyError(
+            f"'{file}' holds {type(found).__name__}: expected '<model>: <images a second>', or '<model>: {{train: ..., forward: ...}}'"
+        )
     device, rates = str(found.pop("device", f"the device of {file.name}")), {}
     for model, value in found.items():
         for kind, rate in (value if isinstance(value, dict) else dict.fromkeys(KINDS, value)).items():

@@ -25,7 +25,9 @@ class Portless(NBClientEngine):
     def execute_managed_notebook(cls, nb_man, kernel_name, **options):
         with tempfile.TemporaryDirectory(prefix="fgkd-", dir=os.environ["FGKD_SOCKETS"]) as folder:
             manager = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
-            return super().execute_managed_notebook(nb_man, kernel_name, config=Config({"KernelManager": manager}), **options)
+            return super().execute_managed_notebook(
+                nb_man, kernel_name, config=Config({"KernelManager": manager}), **options
+            )
 
 
 @contextlib.contextmanager
@@ -44,4 +46,15 @@ if __name__ == "__main__":
         Path(os.environ["FGKD_EXIT"]).unlink(missing_ok=True)
     papermill_engines.register("portless", Portless)
     with _kernels():
-        papermill(["-k", "python3", "--engine", "portless", "--no-progress-bar", "--log-level", "WARNING", *sys.argv[1:]])
+        papermill(
+            [
+                "-k",
+                "python3",
+                "--engine",
+                "portless",
+                "--no-progress-bar",
+                "--log-level",
+                "WARNING",
+                *sys.argv[1:],
+            ]
+        )

@@ -35,7 +35,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-SOCKET_PATH = 103                # characters of a socket's path that Linux (107) and macOS (103) both take
+SOCKET_PATH = 103  # characters of a socket's path that Linux (107) and macOS (103) both take
 BELOW = 2 * len("/fgkd-abcdefgh") + len("/kernel-ipc-5")  # what `warm`, `execute` and ZeroMQ add to it
 
 
@@ -50,16 +50,37 @@ def warm(environment: dict[str, str], held: tuple[int, ...] = ()):
     with tempfile.TemporaryDirectory(prefix="fgkd-", dir=_sockets_folder()) as folder:
         address, spec = f"{folder}/socket", Path(folder) / "kernels" / "python3"
         spec.mkdir(parents=True)
-        (spec / "kernel.json").write_text(json.dumps({
-            "argv": [sys.executable, "-I", "-S", __file__, address, "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}))
-        server = subprocess.Popen([sys.executable, "-m", "fgkd.engine.kernels", address], stdin=subprocess.PIPE, env=environment,
-                                  process_group=0, pass_fds=held)
+        (spec / "kernel.json").write_text(
+            json.dumps(
+                {
+                    "argv": [sys.executable, "-I", "-S", __file__, address, "-f", "{connection_file}"],
+                    "display_name": "Python 3",
+                    "language": "python",
+                }
+            )
+        )
+        server = subprocess.Popen(
+            [sys.executable, "-m", "fgkd.engine.kernels", address],
+            stdin=subprocess.PIPE,
+            env=environment,
+            process_group=0,
+            pass_fds=held,
+        )
         while not os.path.exists(address):
             if server.poll() is not None:
-                raise OSError(f"the process that notebooks start from ended at once (exit status {server.returncode}): see its message above")
+                raise OSError(
+                    f"the process that notebooks start from ended at once (exit status {server.returncode}): see its message above"
+                )
             time.sleep(0.01)
         try:
-            yield environment | {"FGKD_SOCKETS": folder, "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, environment.get("JUPYTER_PATH")]))}, server.pid
+            yield (
+                environment
+                | {
+                    "FGKD_SOCKETS": folder,
+                    "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, environment.get("JUPYTER_PATH")])),
+                },
+                server.pid,
+            )
         finally:
             server.stdin.close()
             server.wait()
@@ -134,7 +155,9 @@ def _handle(connection: socket.socket, forks: bool) -> None:
     threading.Thread(target=forward, daemon=True).start()
     _, ended, used = os.wait4(kernel, 0)
     status = os.waitstatus_to_exitcode(ended)
-    if file := request["environment"].get("FGKD_EXIT"):  # how it ended is worth knowing, and not worth failing for
+    if file := request["environment"].get(
+        "FGKD_EXIT"
+    ):  # how it ended is worth knowing, and not worth failing for
         peak = used.ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
         with contextlib.suppress(OSError):
             Path(file).write_text(json.dumps({"exit_status": status, "peak_memory_mb": peak}))
@@ -176,7 +199,9 @@ def _run_kernel(watched: int, arguments: list[str]) -> None:
     from ipykernel.iostream import IOPubThread
     from ipykernel.kernelapp import IPKernelApp
 
-    IOPubThread._setup_pipe_in = lambda thread: setattr(thread, "_pipe_flag", False)  # it listens on a TCP port for what forks of the kernel print
+    IOPubThread._setup_pipe_in = lambda thread: setattr(
+        thread, "_pipe_flag", False
+    )  # it listens on a TCP port for what forks of the kernel print
     IPKernelApp.launch_instance()
     sys.stdout.flush()
     os._exit(0)

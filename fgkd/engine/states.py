@@ -56,9 +56,7 @@ def left(study: Study) -> dict[Job, str]:
     for job in reversed(jobs):
         if job not in reasons:
             continue
-        for bank in (
-            study.banks_of(job) if job.stage == "distill" and wants_bank(study, job, known) else ()
-        ):
+        for bank in study.banks_of(job) if job.stage == "distill" and wants_bank(study, job, known) else ():
             if not (study.path(bank) / "views" / "logits.npy").exists():
                 reasons.setdefault(
                     bank, "its views, deleted after their last student, are needed by new students"
@@ -87,7 +85,9 @@ def why(study: Study, job: Job, found: dict, known: dict | None = None) -> str:
     if found["state"] == "running":
         return "is running"
     reasons = list(
-        dict.fromkeys(r for part in records.record_jobs(study, job) if (r := _changed(study, job, part, known)))
+        dict.fromkeys(
+            r for part in records.record_jobs(study, job) if (r := _changed(study, job, part, known))
+        )
     )
     if not reasons:
         return "its notebook is to run again"

@@ -36,26 +36,35 @@ METRICS = {
     "ssp": Claim("SSP", 1, "arXiv 2605.15689: std of the probabilities of ranks 2 to 4"),
     "tac": Claim("TAC", 1, "the teacher's top-1 accuracy on the test split"),
     "nll": Claim(
-        "NLL", -1,
-        "Menon et al. 2021: teachers of better probabilities, not only of better labels, teach better"),
+        "NLL",
+        -1,
+        "Menon et al. 2021: teachers of better probabilities, not only of better labels, teach better",
+    ),
     "ece": Claim("ECE", -1, "Guo et al. 2017: expected calibration error; a direction as for NLL"),
     "train_accuracy": Claim("training accuracy", 1, "top-1 accuracy on the views that the students see"),
     "parameters": Claim(
-        "parameters", 1,
-        "number of the teacher's weights; Cho and Hariharan 2019 found larger ones no better"),
+        "parameters", 1, "number of the teacher's weights; Cho and Hariharan 2019 found larger ones no better"
+    ),
     "logme": Claim("LogME", 1, "You et al. 2021: evidence of a linear model of the labels on the features"),
     "leep": Claim(
-        "LEEP", 1, "Nguyen et al. 2020: log-likelihood of the labels through the pretrained head's classes"),
+        "LEEP", 1, "Nguyen et al. 2020: log-likelihood of the labels through the pretrained head's classes"
+    ),
     "nce": Claim(
-        "NCE", 1,
-        "Tran et al. 2019: negative conditional entropy of the labels given the pretrained head's class"),
+        "NCE",
+        1,
+        "Tran et al. 2019: negative conditional entropy of the labels given the pretrained head's class",
+    ),
     "pilot": Claim(
-        "pilot", 1,
+        "pilot",
+        1,
         "the student's own training accuracy after a tenth of its epochs, rounded up: successive halving "
         "(Jamieson and Talwalkar 2016) chooses so",
-        begun=True),
+        begun=True,
+    ),
     "agreement": Claim(
-        "agreement", 1,
+        "agreement",
+        1,
         "Stanton et al. 2021: share of test images of which the student says what its teacher says",
-        afterwards=True),
+        afterwards=True,
+    ),
 }

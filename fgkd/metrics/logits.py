@@ -191,9 +191,11 @@ def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
     >>> {name: round(value, 3) for name, value in found.items()}
     {'nll': 1.667, 'ece': 0.561, 'train_accuracy': 0.5}
     """
-    return {"nll": values["nll"].mean().item(),
-            "ece": calibration_error(values["confidence"], values["correct"]),
-            "train_accuracy": values["correct"].mean().item()}
+    return {
+        "nll": values["nll"].mean().item(),
+        "ece": calibration_error(values["confidence"], values["correct"]),
+        "train_accuracy": values["correct"].mean().item(),
+    }
 
 
 def summarize_all(values: dict[str, Tensor]) -> dict[str, float]:
@@ -273,9 +275,16 @@ class _Some:
         return (named == self.labels).double()
 
     def plain(self) -> dict[str, Tensor]:
-        return {"ratio12": self.ratio(1, 2), "ratio12_centred": self.centred(), "ratio13": self.ratio(1, 3),
-                "ratio23": self.ratio(2, 3), "ratio12_softmax": self.margin().exp(), "margin": self.margin(),
-                "entropy": self.entropy(), "ssp": self.secondary_std(3)}
+        return {
+            "ratio12": self.ratio(1, 2),
+            "ratio12_centred": self.centred(),
+            "ratio13": self.ratio(1, 3),
+            "ratio23": self.ratio(2, 3),
+            "ratio12_softmax": self.margin().exp(),
+            "margin": self.margin(),
+            "entropy": self.entropy(),
+            "ssp": self.secondary_std(3),
+        }
 
     def counted(self) -> dict[str, Tensor]:
         return self.plain() | {"nonpositive": self.p(2) <= 0}
@@ -323,8 +332,10 @@ def _check_finite(logits: Tensor) -> None:
     """Raise ValueError for NaN and infinity, but not for finite logits whose sum alone is infinite."""
     bad = (~torch.isfinite(logits)).any(1).nonzero().flatten()
     if len(bad):
-        raise ValueError(f"logits of {len(bad)} of {len(logits)} samples are NaN or infinite (first: sample "
-                         f"{bad[0].item()}): check that the teacher's training did not diverge")
+        raise ValueError(
+            f"logits of {len(bad)} of {len(logits)} samples are NaN or infinite (first: sample "
+            f"{bad[0].item()}): check that the teacher's training did not diverge"
+        )
 
 
 def _checked(labels, logits: Tensor) -> Tensor:
@@ -332,6 +343,8 @@ def _checked(labels, logits: Tensor) -> Tensor:
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels have shape {tuple(labels.shape)}: expected ({len(logits)},), one a sample")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(f"labels run from {labels.min().item()} to {labels.max().item()}: expected 0 to "
-                         f"{logits.shape[1] - 1}, the classes of the logits")
+        raise ValueError(
+            f"labels run from {labels.min().item()} to {labels.max().item()}: expected 0 to "
+            f"{logits.shape[1] - 1}, the classes of the logits"
+        )
     return labels

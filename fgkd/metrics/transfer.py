@@ -39,12 +39,16 @@ def logme(features, labels) -> float:
         explained = (basis.T @ (features.T @ targets)) ** 2
     values, power = values.clamp(min=0)[:, None], targets.sum(0)
     if values.max() == 0:
-        raise ValueError("features are 0 for every sample: expected those of a network that tells images apart")
+        raise ValueError(
+            "features are 0 for every sample: expected those of a network that tells images apart"
+        )
 
     def evidence(log_ratio: Tensor) -> Tensor:
         ratio = log_ratio.exp()
         error = (power - (explained / (values + ratio)).sum(0)).clamp(min=1e-12)
-        return ((log_ratio - (values + ratio).log()).sum(0) - n * ((2 * math.pi / n * error).log() + 1)) / (2 * n)
+        return ((log_ratio - (values + ratio).log()).sum(0) - n * ((2 * math.pi / n * error).log() + 1)) / (
+            2 * n
+        )
 
     grid = values.max().log() + torch.linspace(-18, 18, 37, dtype=torch.float64, device=features.device)
     best = grid[torch.stack([evidence(at) for at in grid]).argmax(0)]
@@ -65,8 +69,12 @@ def leep(probabilities, labels) -> float:
     (0.0, -0.6931)
     """
     probabilities, labels = _sampled(probabilities, labels, "probabilities")
-    if (probabilities < 0).any() or not torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-3):
-        raise ValueError("probabilities are negative or do not sum to 1 in each row: expected a softmax, not logits")
+    if (probabilities < 0).any() or not torch.allclose(
+        probabilities.sum(1), probabilities.new_ones(()), atol=1e-3
+    ):
+        raise ValueError(
+            "probabilities are negative or do not sum to 1 in each row: expected a softmax, not logits"
+        )
     classes, place = labels.unique(return_inverse=True)
     joint = probabilities.new_zeros(len(classes), probabilities.shape[1]).index_add_(0, place, probabilities)
     given = joint / joint.sum(0).clamp(min=1e-300)
@@ -85,7 +93,9 @@ def nce(source, labels) -> float:
     """
     source = torch.as_tensor(source)
     if source.ndim != 1:
-        raise ValueError(f"source has shape {tuple(source.shape)}: expected (N,), the class named for each sample")
+        raise ValueError(
+            f"source has shape {tuple(source.shape)}: expected (N,), the class named for each sample"
+        )
     return leep((source[:, None] == source.unique()).double(), labels)
 
 
@@ -93,8 +103,12 @@ def _sampled(values, labels, name: str) -> tuple[Tensor, Tensor]:
     values = torch.as_tensor(values).detach().double()
     labels = torch.as_tensor(labels, device=values.device)
     if values.ndim != 2 or not len(values) or labels.shape != values.shape[:1]:
-        raise ValueError(f"{name} have shape {tuple(values.shape)} and labels {tuple(labels.shape)}: expected (N, D) and (N,), a label a sample")
+        raise ValueError(
+            f"{name} have shape {tuple(values.shape)} and labels {tuple(labels.shape)}: expected (N, D) and (N,), a label a sample"
+        )
     if not torch.isfinite(values).all():
-        raise ValueError(f"{name} of {(~torch.isfinite(values)).any(1).sum().item()} of {len(values)} samples are NaN or infinite: "
-                         "check that the network's training did not diverge")
+        raise ValueError(
+            f"{name} of {(~torch.isfinite(values)).any(1).sum().item()} of {len(values)} samples are NaN or infinite: "
+            "check that the network's training did not diverge"
+        )
     return values, labels

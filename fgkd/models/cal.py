@@ -25,8 +25,12 @@ from fgkd.data import views
 from fgkd.models.classifier import Classifier
 
 CENTRE_STEP = 0.05
-CROP, DROP, PADDING = (0.4, 0.6), (0.2, 0.5), 0.1     # thresholds drawn in training, as shares of a map's maximum
-TEST_CROPS = ((0.3, 0.1), (0.2, 0.1), (0.1, 0.05))    # threshold and padding of each
+CROP, DROP, PADDING = (
+    (0.4, 0.6),
+    (0.2, 0.5),
+    0.1,
+)  # thresholds drawn in training, as shares of a map's maximum
+TEST_CROPS = ((0.3, 0.1), (0.2, 0.1), (0.1, 0.05))  # threshold and padding of each
 
 
 class Attended(NamedTuple):
@@ -108,12 +112,20 @@ class CAL(Classifier):
 
     def _crops(self, images: Tensor) -> Tensor:
         seen, size = self.attend(images), images.shape[-1]
-        crops = [views.crop(images, views.boxes(seen.maps.mean(1), seen.maps.new_full((len(images),), t), padding=p, size=size)) for t, p in TEST_CROPS]
+        crops = [
+            views.crop(
+                images,
+                views.boxes(seen.maps.mean(1), seen.maps.new_full((len(images),), t), padding=p, size=size),
+            )
+            for t, p in TEST_CROPS
+        ]
         return torch.stack([seen.logits, *map(self, crops)]).mean(0)
 
     def _map(self, images: Tensor) -> Tensor:
         with self.autocast(images):
-            found = self.net.forward_intermediates(self.normalize(images), indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)
+            found = self.net.forward_intermediates(
+                self.normalize(images), indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+            )
         return _normed(self.norm, found[0].float())
 
 
@@ -123,13 +135,19 @@ def pool(features: Tensor, maps: Tensor) -> Tensor:
     return F.normalize(pooled.sign() * (pooled.abs() + 1e-6).sqrt(), dim=1)
 
 
-def loss(raw: Tensor, augmented: Tensor, effects: Tensor, labels: Tensor, features: Tensor, centres: Tensor) -> dict[str, Tensor]:
+def loss(
+    raw: Tensor, augmented: Tensor, effects: Tensor, labels: Tensor, features: Tensor, centres: Tensor
+) -> dict[str, Tensor]:
     """CAL's loss by its parts, to be added up: CE(raw) / 3 + 2/3 CE(crop and drop) + CE(effects) + squared distance to the centres / B.
 
     raw: (B, C); augmented: (2 B, C), crops then drops; effects: (3 B, C), of all of these; features, centres: (B, M D).
     """
-    return {"ce": F.cross_entropy(raw, labels) / 3, "views": F.cross_entropy(augmented, labels.repeat(2)) * 2 / 3,
-            "effects": F.cross_entropy(effects, labels.repeat(3)), "centres": (features - centres).square().sum() / len(labels)}
+    return {
+        "ce": F.cross_entropy(raw, labels) / 3,
+        "views": F.cross_entropy(augmented, labels.repeat(2)) * 2 / 3,
+        "effects": F.cross_entropy(effects, labels.repeat(3)),
+        "centres": (features - centres).square().sum() / len(labels),
+    }
 
 
 def plan(maps: Tensor, draws: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from fgkd.models import van  # noqa: F401  (registers VAN with timm)
-from fgkd.study import Model, StudyError, check_weights
 from fgkd.records import write_bytes
+from fgkd.study import Model, StudyError, check_weights
 
 
 class Classifier(nn.Module):
@@ -36,8 +36,10 @@ class Classifier(nn.Module):
     def __init__(self, net: nn.Module):
         super().__init__()
         if not hasattr(net, "get_classifier"):
-            raise StudyError(f"'{type(net).__name__}' has no get_classifier(): expected timm's method that "
-                             "gives the last layer; add it to the network")
+            raise StudyError(
+                f"'{type(net).__name__}' has no get_classifier(): expected timm's method that "
+                "gives the last layer; add it to the network"
+            )
         self.net = net
         if isinstance(last := net.get_classifier(), nn.Module):
             last.forward = functools.partial(_in_fp32, last.forward)
@@ -65,7 +67,9 @@ class Classifier(nn.Module):
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features before the last layer, fp32 (N, D), and the logits (N, C) that it makes of them."""
         with self.autocast(images):
-            features = self.net.forward_head(self.net.forward_features(self.normalize(images)), pre_logits=True)
+            features = self.net.forward_head(
+                self.net.forward_features(self.normalize(images)), pre_logits=True
+            )
         features = features.float()
         return features, Head(self.head)(features)
 
@@ -74,7 +78,9 @@ class Classifier(nn.Module):
         """The network's last layer: linear, or a 1 x 1 convolution."""
         layer = self.net.get_classifier()
         if not isinstance(layer, nn.Module):
-            raise StudyError(f"'{type(self.net).__name__}' has {len(layer)} heads: expected one; for LeViT and DeiT set 'options: {{distilled: false}}'")
+            raise StudyError(
+                f"'{type(self.net).__name__}' has {len(layer)} heads: expected one; for LeViT and DeiT set 'options: {{distilled: false}}'"
+            )
         return layer
 
     def no_weight_decay(self) -> set[str]:
@@ -117,11 +123,15 @@ def check_name(name: str) -> None:
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         close = difflib.get_close_matches(base, timm.list_models(), n=3)
-        raise StudyError(f"model '{name}' is not known to timm {timm.__version__}: "
-                         f"{'did you mean ' + ', '.join(close) + '?' if close else 'see timm.list_models()'} A model of your own goes into 'plugins:'")
+        raise StudyError(
+            f"model '{name}' is not known to timm {timm.__version__}: "
+            f"{'did you mean ' + ', '.join(close) + '?' if close else 'see timm.list_models()'} A model of your own goes into 'plugins:'"
+        )
     tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
-        raise StudyError(f"model '{base}' has no tag '{tag}': expected {'one of ' + ', '.join(tags) if tags else 'no tag'}")
+        raise StudyError(
+            f"model '{base}' has no tag '{tag}': expected {'one of ' + ', '.join(tags) if tags else 'no tag'}"
+        )
 
 
 def load_plugins(files: tuple[str, ...]) -> None:
@@ -141,7 +151,9 @@ def load_plugins(files: tuple[str, ...]) -> None:
 
 def save(model: nn.Module, file: Path) -> None:
     """Write a model's weights as safetensors, atomically."""
-    write_bytes(file, safetensors.torch.save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
+    write_bytes(
+        file, safetensors.torch.save({k: v.contiguous().cpu() for k, v in model.state_dict().items()})
+    )
 
 
 def restore(model: nn.Module, file: Path, *, skip: str = "") -> None:
@@ -152,10 +164,14 @@ def restore(model: nn.Module, file: Path, *, skip: str = "") -> None:
     try:
         state = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise StudyError(f"weights '{file}' cannot be read: {error}. Delete the file to train it anew") from error
+        raise StudyError(
+            f"weights '{file}' cannot be read: {error}. Delete the file to train it anew"
+        ) from error
     own = model.state_dict()
     if skip:
-        state = {k: v for k, v in state.items() if not k.startswith(skip)} | {k: v for k, v in own.items() if k.startswith(skip)}
+        state = {k: v for k, v in state.items() if not k.startswith(skip)} | {
+            k: v for k, v in own.items() if k.startswith(skip)
+        }
     if wrong := _misfits(state, own):
         raise StudyError(f"weights '{file}' do not fit the model: {wrong}. Delete the file to train it anew")
     model.load_state_dict(state)
@@ -175,12 +191,21 @@ def pretraining(spec: Model) -> str:
     if spec.pretraining or spec.weights in ("none", "pretext"):
         return spec.pretraining or spec.weights
     config = timm.get_pretrained_cfg(spec.model)
-    return "unknown" if config is None or config.tag in ("", "untrained") else config.tag.rsplit("_")[-1].replace("22k", "21k")
+    return (
+        "unknown"
+        if config is None or config.tag in ("", "untrained")
+        else config.tag.rsplit("_")[-1].replace("22k", "21k")
+    )
 
 
 def norm(model: nn.Module) -> str:
     """The kind of normalisation that most of the network's layers have: BatchNorm, GroupNorm, LayerNorm, RmsNorm, or none."""
-    kinds = Counter(kind for module in model.modules() for kind in ("BatchNorm", "GroupNorm", "LayerNorm", "RmsNorm") if kind in type(module).__name__)
+    kinds = Counter(
+        kind
+        for module in model.modules()
+        for kind in ("BatchNorm", "GroupNorm", "LayerNorm", "RmsNorm")
+        if kind in type(module).__name__
+    )
     return kinds.most_common(1)[0][0] if kinds else "none"
 
 
@@ -192,7 +217,11 @@ def _in_fp32(forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
 
 def _create(spec: Model, classes: int, crop: int) -> nn.Module:
     options = dict(spec.options)
-    config = timm.get_pretrained_cfg(spec.model, allow_unregistered=False) if timm.models.is_model_pretrained(spec.model) else None
+    config = (
+        timm.get_pretrained_cfg(spec.model, allow_unregistered=False)
+        if timm.models.is_model_pretrained(spec.model)
+        else None
+    )
     if config is not None and config.fixed_input_size and config.input_size[-1] != crop:
         options.setdefault("img_size", crop)
     try:
@@ -204,7 +233,11 @@ def _create(spec: Model, classes: int, crop: int) -> nn.Module:
     except StudyError:
         raise
     except Exception as error:  # a hub's and a builder's errors are of many types
-        source = {"none": "could not be built", "pretext": "could not be built", "timm": "could not be loaded from timm's hub"}
+        source = {
+            "none": "could not be built",
+            "pretext": "could not be built",
+            "timm": "could not be loaded from timm's hub",
+        }
         what = source.get(spec.weights, f"could not load weights '{spec.weights}'")
         raise StudyError(f"model '{spec.model}' {what}: {' '.join(str(error).split())[:400]}") from error
 
@@ -214,22 +247,38 @@ def _from_file(spec: Model, options: dict) -> nn.Module:
     try:
         state = load_state_dict(spec.weights, use_ema=False, device="cpu", weights_only=True)
     except Exception as error:
-        raise StudyError(f"weights '{spec.weights}' cannot be read: {error}. Expected a safetensors file or a PyTorch state dict") from error
+        raise StudyError(
+            f"weights '{spec.weights}' cannot be read: {error}. Expected a safetensors file or a PyTorch state dict"
+        ) from error
     head = timm.create_model(spec.model, **options).pretrained_cfg["classifier"]
     names = [head] if isinstance(head, str) else list(head)
     weight = next((state[f"{n}.weight"] for n in names if f"{n}.weight" in state), None)
     classes = 0 if weight is None else weight.shape[0]
     try:
-        return timm.create_model(spec.model, pretrained=True, num_classes=classes,
-                                 pretrained_cfg_overlay={"file": spec.weights, "num_classes": classes}, **options)
+        return timm.create_model(
+            spec.model,
+            pretrained=True,
+            num_classes=classes,
+            pretrained_cfg_overlay={"file": spec.weights, "num_classes": classes},
+            **options,
+        )
     except RuntimeError as error:
-        raise StudyError(f"weights '{spec.weights}' do not fit model '{spec.model}': {' '.join(str(error).split())[:400]}. "
-                         "Name the model that they were saved from") from None
+        raise StudyError(
+            f"weights '{spec.weights}' do not fit model '{spec.model}': {' '.join(str(error).split())[:400]}. "
+            "Name the model that they were saved from"
+        ) from None
 
 
 def _misfits(state: dict, own: dict) -> str:
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
-    parts = [f"{what} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
-             for what, names in (("missing", missing), ("unexpected", extra), ("shape of", shapes)) if names]
+    shapes = [
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    parts = [
+        f"{what} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
+        for what, names in (("missing", missing), ("unexpected", extra), ("shape of", shapes))
+        if names
+    ]
     return "; ".join(parts)

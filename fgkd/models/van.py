@@ -23,10 +23,13 @@ class LargeKernelAttention(nn.Sequential):
     """Features times a map of themselves: (N, C, H, W) -> (N, C, H, W)."""
 
     def __init__(self, dim: int):
-        super().__init__(OrderedDict(
-            conv0=nn.Conv2d(dim, dim, 5, padding=2, groups=dim),
-            conv_spatial=nn.Conv2d(dim, dim, 7, padding=9, groups=dim, dilation=3),
-            conv1=nn.Conv2d(dim, dim, 1)))
+        super().__init__(
+            OrderedDict(
+                conv0=nn.Conv2d(dim, dim, 5, padding=2, groups=dim),
+                conv_spatial=nn.Conv2d(dim, dim, 7, padding=9, groups=dim, dilation=3),
+                conv1=nn.Conv2d(dim, dim, 1),
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x * super().forward(x)
@@ -36,8 +39,14 @@ class Attention(nn.Sequential):
     """The gate between two 1 x 1 convolutions, with a shortcut: (N, C, H, W) -> (N, C, H, W)."""
 
     def __init__(self, dim: int):
-        super().__init__(OrderedDict(
-            proj_1=nn.Conv2d(dim, dim, 1), activation=nn.GELU(), spatial_gating_unit=LargeKernelAttention(dim), proj_2=nn.Conv2d(dim, dim, 1)))
+        super().__init__(
+            OrderedDict(
+                proj_1=nn.Conv2d(dim, dim, 1),
+                activation=nn.GELU(),
+                spatial_gating_unit=LargeKernelAttention(dim),
+                proj_2=nn.Conv2d(dim, dim, 1),
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
@@ -52,8 +61,14 @@ class Block(nn.Module):
         self.attn = Attention(dim)
         self.layer_scale_1 = LayerScale2d(dim, 0.01)
         self.norm2 = nn.BatchNorm2d(dim)
-        self.mlp = nn.Sequential(OrderedDict(
-            fc1=nn.Conv2d(dim, hidden, 1), dwconv=nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden), act=nn.GELU(), fc2=nn.Conv2d(hidden, dim, 1)))
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                fc1=nn.Conv2d(dim, hidden, 1),
+                dwconv=nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden),
+                act=nn.GELU(),
+                fc2=nn.Conv2d(hidden, dim, 1),
+            )
+        )
         self.layer_scale_2 = LayerScale2d(dim, 0.01)
         self.drop_path = DropPath(drop_path)
 
@@ -65,14 +80,29 @@ class Block(nn.Module):
 class VAN(nn.Module):
     """Four stages and a linear head, with the methods and attributes that timm's models have: (N, 3, H, W) -> (N, num_classes)."""
 
-    def __init__(self, dims: tuple[int, ...], depths: tuple[int, ...], mlp_ratios: tuple[int, ...] = (8, 8, 4, 4),
-                 num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_path_rate: float = 0.0):
+    def __init__(
+        self,
+        dims: tuple[int, ...],
+        depths: tuple[int, ...],
+        mlp_ratios: tuple[int, ...] = (8, 8, 4, 4),
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_path_rate: float = 0.0,
+    ):
         super().__init__()
         drops = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        self.stages = nn.Sequential(*(
-            _stage(before, dim, dim * ratio, drop, first=i == 0)
-            for i, (before, dim, ratio, drop) in enumerate(zip((in_chans, *dims), dims, mlp_ratios, drops))))
-        self.feature_info = [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)]
+        self.stages = nn.Sequential(
+            *(
+                _stage(before, dim, dim * ratio, drop, first=i == 0)
+                for i, (before, dim, ratio, drop) in enumerate(
+                    zip((in_chans, *dims), dims, mlp_ratios, drops)
+                )
+            )
+        )
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+        ]
         self.num_features = self.head_hidden_size = dims[-1]
         self.reset_classifier(num_classes, global_pool)
         self.apply(_initialize)
@@ -87,14 +117,21 @@ class VAN(nn.Module):
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-    def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
-                              output_fmt: str = "NCHW", intermediates_only: bool = False) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The outputs of some stages, as timm's models give them; `norm` changes nothing: every stage ends with its own."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is '{output_fmt}': expected NCHW")
         take, last = feature_take_indices(len(self.stages), indices)
         maps = []
-        for i, stage in enumerate(self.stages[:last + 1] if stop_early else self.stages):
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
             if i in take:
                 maps.append(x)
@@ -116,7 +153,11 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str
     parts = {"patch_embed": "downsample", "block": "blocks", "norm": "norm"}
 
     def rename(name: str) -> str:
-        name = re.sub(r"^(patch_embed|block|norm)(\d)", lambda found: f"stages.{int(found[2]) - 1}.{parts[found[1]]}", name)
+        name = re.sub(
+            r"^(patch_embed|block|norm)(\d)",
+            lambda found: f"stages.{int(found[2]) - 1}.{parts[found[1]]}",
+            name,
+        )
         return re.sub(r"(layer_scale_\d)$", r"\1.gamma", name).replace("dwconv.dwconv", "dwconv")
 
     return {rename(name): value for name, value in state.items()}
@@ -124,9 +165,23 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str
 
 # Mean and std are not ImageNet's: the authors' code leaves them to timm 0.4.12, whose default for a model configured like a ViT was 0.5;
 # OpenMMLab's configurations of VAN have the same.
-default_cfgs = generate_default_cfgs({name: {
-    "input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.9, "interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
-    "num_classes": 1000, "first_conv": "stages.0.downsample.proj", "classifier": "head", "license": "apache-2.0"} for name in ("van_b0.in1k", "van_b3.in1k")})
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.9,
+            "interpolation": "bicubic",
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "num_classes": 1000,
+            "first_conv": "stages.0.downsample.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+        }
+        for name in ("van_b0.in1k", "van_b3.in1k")
+    }
+)
 
 
 @register_model
@@ -146,10 +201,15 @@ def _create(name: str, pretrained: bool, **options) -> VAN:
 def _stage(before: int, dim: int, hidden: int, drops: list[float], *, first: bool) -> nn.Sequential:
     """Overlapping patches, blocks and a norm: (N, before, H, W) -> (N, dim, H/4, W/4) if first, else (N, dim, H/2, W/2)."""
     size, stride = (7, 4) if first else (3, 2)
-    return nn.Sequential(OrderedDict(
-        downsample=nn.Sequential(OrderedDict(proj=nn.Conv2d(before, dim, size, stride, size // 2), norm=nn.BatchNorm2d(dim))),
-        blocks=nn.Sequential(*(Block(dim, hidden, drop) for drop in drops)),
-        norm=LayerNorm2d(dim)))
+    return nn.Sequential(
+        OrderedDict(
+            downsample=nn.Sequential(
+                OrderedDict(proj=nn.Conv2d(before, dim, size, stride, size // 2), norm=nn.BatchNorm2d(dim))
+            ),
+            blocks=nn.Sequential(*(Block(dim, hidden, drop) for drop in drops)),
+            norm=LayerNorm2d(dim),
+        )
+    )
 
 
 def _initialize(layer: nn.Module) -> None:

@@ -30,18 +30,23 @@ from nbconvert.filters.ansi import ansi2html, strip_ansi
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 
-from fgkd.analysis import correlation, findings, paper
-from fgkd.report import plots
 from fgkd import records
+from fgkd.analysis import correlation, findings, paper
 from fgkd.metrics import METRICS
+from fgkd.report import plots
 from fgkd.study import PROJECT, Job, Study
 
 TEMPLATES = Path(__file__).parent / "templates"
 RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "pilot", "random", "no teacher")
 STATES = ("done", "failed", "waiting", "running")
 SECTIONS = {
-    "intro": "The idea", "data": "Data", "teacher": "Teachers", "bank": "Banks and R12", "distill": "Students",
-    "correlation": "Analysis", "report": "Analysis",
+    "intro": "The idea",
+    "data": "Data",
+    "teacher": "Teachers",
+    "bank": "Banks and R12",
+    "distill": "Students",
+    "correlation": "Analysis",
+    "report": "Analysis",
 }
 FIGURES = {
     "ranks": "The order of teachers by each metric, and by their students: level lines are a metric that ranks them right.",
@@ -75,10 +80,18 @@ class Entry:
 
     def __post_init__(self):
         if self.state not in STATES:
-            raise ValueError(f"state of {self.title!r} is {self.state!r}; expected one of {', '.join(STATES)}")
+            raise ValueError(
+                f"state of {self.title!r} is {self.state!r}; expected one of {', '.join(STATES)}"
+            )
         parts = self.href.split("/")
-        if not self.href.endswith(".html") or self.href == "index.html" or any(p in ("", ".", "..") for p in parts):
-            raise ValueError(f"href of {self.title!r} is {self.href!r}; expected a relative path such as 'runs/a.html'")
+        if (
+            not self.href.endswith(".html")
+            or self.href == "index.html"
+            or any(p in ("", ".", "..") for p in parts)
+        ):
+            raise ValueError(
+                f"href of {self.title!r} is {self.href!r}; expected a relative path such as 'runs/a.html'"
+            )
 
 
 def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
@@ -106,7 +119,11 @@ def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
             records.write_table(frame, study.folder / "tables" / f"{name}.csv")
         found.pop("headline")
     entries = [_entry(study, job, state) for job, state in states.items()]
-    missing = [f"{job.id} ({state['state']}{': ' + state['error'] if state['error'] else ''})" for job, state in states.items() if state["state"] != "done"]
+    missing = [
+        f"{job.id} ({state['state']}{': ' + state['error'] if state['error'] else ''})"
+        for job, state in states.items()
+        if state["state"] != "done"
+    ]
     return site(
         study.folder / "report",
         title="Which teacher should your small model learn from?",
@@ -149,9 +166,7 @@ def notes(study: Study) -> list[str]:
     found = [f"{key}: {spec.note}" for key, spec in study.datasets.items() if spec.note]
     for job in study.jobs():
         for record in records.records(study, job) if job.stage in ("data", "bank") else ():
-            found += [
-                f"{job.dataset}: {note}" for note in record.get("notes", []) if "also in train" in note
-            ]
+            found += [f"{job.dataset}: {note}" for note in record.get("notes", []) if "also in train" in note]
             share = record["rows"][0].get("ratio12_nonpositive", 0)
             if share > plots.UNDEFINED:
                 found.append(
@@ -288,18 +303,48 @@ def _entry(study: Study, job: Job, state: Mapping) -> Entry:
     row = " · ".join(dict.fromkeys(part for part in (job.dataset, job.strategy) if job.teacher))
     name = " · ".join(part for part in (job.teacher or job.dataset, seed) if part) or job.notebook
     shown = state["state"] if state["state"] in STATES else "waiting"
-    return Entry(SECTIONS[job.stage], name, study.path(job) / f"{job.notebook}.ipynb", f"{job.id}.html", shown, ", ".join(detail), row)
+    return Entry(
+        SECTIONS[job.stage],
+        name,
+        study.path(job) / f"{job.notebook}.ipynb",
+        f"{job.id}.html",
+        shown,
+        ", ".join(detail),
+        row,
+    )
 
 
 def _headline(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The headline table in a reader's words, and a caption that says once what is the same in all its rows."""
-    same = {c: table[c].iloc[0] for c in ("groups", "datasets", "teachers", "chance_abs_rho", "chance_strong") if table[c].nunique() == 1}
-    words = {"metric": "metric", "agrees": "rho in the claimed direction", "low": "from", "high": "to (95 %)", "mean_abs_rho": "|rho|", "chance_abs_rho": "|rho| by chance",
-             "strong": "strong groups", "chance_strong": "strong by chance", "groups": "groups", "datasets": "data sets", "teachers": "teachers"}
-    shown = table[[c for c in words if c not in same]].dropna(axis=1, how="all").round(3).rename(columns=words)
+    same = {
+        c: table[c].iloc[0]
+        for c in ("groups", "datasets", "teachers", "chance_abs_rho", "chance_strong")
+        if table[c].nunique() == 1
+    }
+    words = {
+        "metric": "metric",
+        "agrees": "rho in the claimed direction",
+        "low": "from",
+        "high": "to (95 %)",
+        "mean_abs_rho": "|rho|",
+        "chance_abs_rho": "|rho| by chance",
+        "strong": "strong groups",
+        "chance_strong": "strong by chance",
+        "groups": "groups",
+        "datasets": "data sets",
+        "teachers": "teachers",
+    }
+    shown = (
+        table[[c for c in words if c not in same]].dropna(axis=1, how="all").round(3).rename(columns=words)
+    )
     shown["metric"] = [METRICS[m].label for m in table["metric"]]
     facts = [f"{words[c]} {value:.3g}" for c, value in same.items()]
-    return shown, f"Every metric, means over groups, best first. The same for all: {', '.join(facts)}." if facts else "Every metric, means over groups, best first."
+    return (
+        shown,
+        f"Every metric, means over groups, best first. The same for all: {', '.join(facts)}."
+        if facts
+        else "Every metric, means over groups, best first.",
+    )
 
 
 def _standings(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -325,9 +370,17 @@ def _standings(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def _facts(study: Study, found: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """What the study was made with: its own settings, and every commit, device and version of a package that
     a record names, with the number of records where there are several."""
-    facts = {"study": Path(study.file).name, "seed": ", ".join(map(str, study.seeds)), "teachers": ", ".join(m.model for m in study.teachers.values()),
-             "students": ", ".join(m.model for m in study.students.values()), "strategies": ", ".join(study.strategies)}
-    facts |= {f"recipe {name}": ", ".join(f"{k} {v}" for k, v in vars(recipe).items()) for name, recipe in study.recipes.items()}
+    facts = {
+        "study": Path(study.file).name,
+        "seed": ", ".join(map(str, study.seeds)),
+        "teachers": ", ".join(m.model for m in study.teachers.values()),
+        "students": ", ".join(m.model for m in study.students.values()),
+        "strategies": ", ".join(study.strategies),
+    }
+    facts |= {
+        f"recipe {name}": ", ".join(f"{k} {v}" for k, v in vars(recipe).items())
+        for name, recipe in study.recipes.items()
+    }
     known: dict[Job, str] = {}
     made = [one["provenance"] for job in study.jobs() for one in records.records(study, job, known)]
     for name in ("commit", "device", "python", "threads"):
@@ -359,7 +412,12 @@ def _entry_page(entry: Entry, out: Path) -> str:
         return "page"
     home = Path(os.path.relpath(out / "index.html", target.parent)).as_posix()
     try:
-        page(notebook, target, title=f"{entry.section}: {' · '.join(filter(None, (entry.row, entry.title)))}", home=home)
+        page(
+            notebook,
+            target,
+            title=f"{entry.section}: {' · '.join(filter(None, (entry.row, entry.title)))}",
+            home=home,
+        )
     except nbformat.reader.NotJSONError:
         target.unlink(missing_ok=True)
         return "unreadable"
@@ -371,8 +429,13 @@ def _sections(entries: Sequence[Entry], pages: Mapping[str, str]) -> list[dict]:
     sections = {}
     for entry in entries:
         href = quote(entry.href) if pages[entry.href] == "page" else None
-        sections.setdefault(entry.section, {}).setdefault(entry.row, []).append({"entry": entry, "href": href})
-    return [{"name": name, "rows": rows, "counts": _counts([e for e in entries if e.section == name])} for name, rows in sections.items()]
+        sections.setdefault(entry.section, {}).setdefault(entry.row, []).append(
+            {"entry": entry, "href": href}
+        )
+    return [
+        {"name": name, "rows": rows, "counts": _counts([e for e in entries if e.section == name])}
+        for name, rows in sections.items()
+    ]
 
 
 def _counts(entries: Sequence[Entry]) -> str:
@@ -389,13 +452,19 @@ def _figure(path: Path, caption: str, out: Path) -> dict:
     target = out / "figures" / path.name
     if target.resolve() != path.resolve():
         shutil.copyfile(path, target)
-    return {"src": f"figures/{quote(path.name)}", "caption": caption, "alt": re.split(r"(?<=[.:;])\s", caption)[0]}
+    return {
+        "src": f"figures/{quote(path.name)}",
+        "caption": caption,
+        "alt": re.split(r"(?<=[.:;])\s", caption)[0],
+    }
 
 
 def _table(name: str, frame: pd.DataFrame, caption: str | None, out: Path, *, rows: int) -> dict:
     """Write a table as CSV; its first rows as HTML, to four digits."""
     if not re.fullmatch(r"\w[\w .-]*", name):
-        raise ValueError(f"table name {name!r} is no file name; use letters, digits, '_', '-', '.' and spaces")
+        raise ValueError(
+            f"table name {name!r} is no file name; use letters, digits, '_', '-', '.' and spaces"
+        )
     if any(label is not None for label in frame.index.names):
         frame = frame.reset_index()
     index = not isinstance(frame.index, pd.RangeIndex)
@@ -425,21 +494,32 @@ def _cells(nb: nbformat.NotebookNode, *, folder: Path) -> list[dict]:
             continue
         if cell.cell_type == "markdown":
             markup = _markdown(cell.source, folder=folder, attachments=cell.get("attachments"))
-            markup = re.sub(r'(<h[1-6]) id="([^"]*)"', lambda m: m[1] if m[2] in ids or ids.add(m[2]) else m[0], markup)  # the first keeps its address
-            headings = [(int(n), _plain(name)) for n, name in re.findall(r"(?s)<h([1-6])[^>]*>(.*?)</h\1>", markup)]
+            markup = re.sub(
+                r'(<h[1-6]) id="([^"]*)"', lambda m: m[1] if m[2] in ids or ids.add(m[2]) else m[0], markup
+            )  # the first keeps its address
+            headings = [
+                (int(n), _plain(name)) for n, name in re.findall(r"(?s)<h([1-6])[^>]*>(.*?)</h\1>", markup)
+            ]
             heading = headings[-1][1] if headings else heading
             cells.append({"kind": "markdown", "html": Markup(markup), "headings": headings})
         elif cell.cell_type == "code":
             alt = cell.metadata.get("alt") or (f"Figure in the part “{heading}”" if heading else "Figure")
             outputs = cell.get("outputs", [])
-            cells.append({
-                "kind": "code",
-                "count": cell.get("execution_count"),
-                "source": Markup(highlight(cell.source.replace(f"{PROJECT}/", "")).replace("<pre>", '<pre tabindex="0">')),
-                "label": _label(tags),
-                "outputs": _outputs(outputs, alt=alt, folder=folder),
-                "failed": "raises-exception" not in tags and any(o.output_type == "error" for o in outputs),
-            })
+            cells.append(
+                {
+                    "kind": "code",
+                    "count": cell.get("execution_count"),
+                    "source": Markup(
+                        highlight(cell.source.replace(f"{PROJECT}/", "")).replace(
+                            "<pre>", '<pre tabindex="0">'
+                        )
+                    ),
+                    "label": _label(tags),
+                    "outputs": _outputs(outputs, alt=alt, folder=folder),
+                    "failed": "raises-exception" not in tags
+                    and any(o.output_type == "error" for o in outputs),
+                }
+            )
     return cells
 
 
@@ -479,7 +559,10 @@ def _data(output: nbformat.NotebookNode, *, alt: str, folder: Path) -> dict:
     for mime in ("image/svg+xml", "image/png", "image/jpeg"):
         if mime in data:
             alt = meta.get("alt") or meta.get(mime, {}).get("alt") or alt
-            return {"kind": "image", "html": _image(mime, data[mime], alt, width=meta.get(mime, {}).get("width"))}
+            return {
+                "kind": "image",
+                "html": _image(mime, data[mime], alt, width=meta.get(mime, {}).get("width")),
+            }
     if "text/html" in data:
         return {"kind": "html", "html": Markup(_clean_output(data["text/html"]))}
     if "text/markdown" in data:
@@ -534,7 +617,9 @@ class _Renderer(IPythonRenderer):
         return _formula(rf"\begin{{{name}}}{body}\end{{{name}}}", display=True)
 
     def block_html(self, html):
-        return html  # the inherited methods parse each tag by itself to embed pictures, and so close it at once
+        return (
+            html  # the inherited methods parse each tag by itself to embed pictures, and so close it at once
+        )
 
     def inline_html(self, html):
         return html
@@ -564,7 +649,9 @@ def _formula(latex: str, *, display: bool) -> str:
 def _text(text: object) -> Markup:
     """Plain text, escaped, with its `$...$` as formulas: for captions and names."""
     parts = re.split(_Inlines.FORMULA.replace("?P<math_inline_tex>", ""), str(text))
-    return Markup("".join(_formula(p, display=False) if i % 2 else html.escape(p) for i, p in enumerate(parts)))
+    return Markup(
+        "".join(_formula(p, display=False) if i % 2 else html.escape(p) for i, p in enumerate(parts))
+    )
 
 
 def _plain(markup: str) -> str:
@@ -582,7 +669,9 @@ _MATH_TAGS = frozenset(
     "math menclose mfrac mi mmultiscripts mn mo mover mpadded mphantom mroot mrow ms mspace msqrt mstyle msub msubsup"
     " msup mtable mtd mtext mtr munder munderover".split()
 )
-_ATTRIBUTES = frozenset("alt class checked colspan disabled height id open rowspan scope start title width".split())
+_ATTRIBUTES = frozenset(
+    "alt class checked colspan disabled height id open rowspan scope start title width".split()
+)
 _MATH_ATTRIBUTES = frozenset(
     "accent accentunder columnalign columnspacing depth display displaystyle fence form height largeop linethickness"
     " lspace mathvariant maxsize minsize movablelimits notation rowspacing rspace scriptlevel stretchy symmetric"
@@ -646,7 +735,9 @@ def _tables(markup: str, *, name: str = "Table") -> str:
                     cell["class"] = "long"
         box = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": name}
         table.wrap(soup.new_tag("div", attrs=box))
-    return re.sub(r"(<th[^>]*>)([^<]*)", lambda m: m[1] + m[2].replace("_", "_<wbr>"), str(soup))  # long names break after an underscore
+    return re.sub(
+        r"(<th[^>]*>)([^<]*)", lambda m: m[1] + m[2].replace("_", "_<wbr>"), str(soup)
+    )  # long names break after an underscore
 
 
 # Files

@@ -18,8 +18,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from fgkd.metrics import METRICS, calibration_error, labelled_samples
 from fgkd.analysis.correlation import STRENGTHS, SURE, described, spearman, strength
+from fgkd.metrics import METRICS, calibration_error, labelled_samples
 
 # Okabe and Ito's palette, told apart by colour-blind readers; the shapes tell apart what print in grey does not.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
@@ -33,15 +33,33 @@ def set_style() -> None:
     """matplotlib's settings for all figures of the study; in a notebook, figures as PNG."""
     if get_ipython() is not None:
         set_matplotlib_formats("png")
-    plt.rcParams.update({
-        "figure.dpi": 96, "savefig.dpi": 150, "figure.constrained_layout.use": True, "figure.constrained_layout.h_pad": 0.07, "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6", "axes.axisbelow": True,
-        "legend.frameon": False, "image.interpolation": "nearest", "svg.hashsalt": "fgkd"})
+    plt.rcParams.update(
+        {
+            "figure.dpi": 96,
+            "savefig.dpi": 150,
+            "figure.constrained_layout.use": True,
+            "figure.constrained_layout.h_pad": 0.07,
+            "font.size": 10,
+            "axes.titlesize": 11,
+            "axes.titleweight": "bold",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#E6E6E6",
+            "axes.axisbelow": True,
+            "legend.frameon": False,
+            "image.interpolation": "nearest",
+            "svg.hashsalt": "fgkd",
+        }
+    )
 
 
 def teacher_styles(teachers) -> dict[str, dict]:
     """Colour and marker of each teacher, by its place in the study: name -> {'color', 'marker'}."""
-    return {t: {"color": PALETTE[i % len(PALETTE)], "marker": SHAPES[(i + i // len(PALETTE)) % len(SHAPES)]} for i, t in enumerate(teachers)}
+    return {
+        t: {"color": PALETTE[i % len(PALETTE)], "marker": SHAPES[(i + i // len(PALETTE)) % len(SHAPES)]}
+        for i, t in enumerate(teachers)
+    }
 
 
 def save(figure: Figure, folder: Path, name: str) -> Figure:
@@ -55,7 +73,9 @@ def save(figure: Figure, folder: Path, name: str) -> Figure:
 def contact_sheet(rows: list[np.ndarray], titles: list[str], *, picture: float = 0.85) -> Figure:
     """Pictures (k, H, W, 3) uint8 in rows, each row with its title; `picture`: side of one in inches."""
     columns = max(len(r) for r in rows)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(columns * picture + 2.2, len(rows) * picture), squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(columns * picture + 2.2, len(rows) * picture), squeeze=False
+    )
     for line, pictures, title in zip(axes, rows, titles):
         for axis in line:
             axis.axis("off")
@@ -75,7 +95,11 @@ def logit_bars(logits, titles: list[str]) -> Figure:
         colours[order[0]], colours[order[1]] = PALETTE[0], PALETTE[1]
         axis.bar(np.arange(len(values)), values, color=colours)
         axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(title=f"{title}\nR12 = {values[order[0]] / values[order[1]]:.2f}", xlabel="class", xticks=np.arange(len(values)))
+        axis.set(
+            title=f"{title}\nR12 = {values[order[0]] / values[order[1]]:.2f}",
+            xlabel="class",
+            xticks=np.arange(len(values)),
+        )
     axes[0][0].set_ylabel("raw logit")
     return _closed(figure)
 
@@ -97,7 +121,11 @@ def top_two(logits, *, title: str) -> Figure:
     shown = ratio[(ratio > 0) & (ratio < 6)]
     right.hist(shown, bins=40, color=PALETTE[0])
     right.axvline(np.median(ratio), color=PALETTE[1], label=f"median {np.median(ratio):.2f}")
-    right.set(xlabel="R12 of a sample", ylabel="samples", title=f"{len(shown)} of {len(ratio)} samples lie in this range")
+    right.set(
+        xlabel="R12 of a sample",
+        ylabel="samples",
+        title=f"{len(shown)} of {len(ratio)} samples lie in this range",
+    )
     right.legend()
     return _closed(figure)
 
@@ -106,8 +134,15 @@ def curves(history: pd.DataFrame, *, by: str | None = None, title: str) -> Figur
     """Loss and training accuracy of each epoch; `by`: a column whose values become lines."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.9))
     for i, (name, rows) in enumerate(history.groupby(by, sort=False) if by else [("", history)]):
-        total = rows.drop(columns=["epoch", "train_accuracy", "student", "loss", "run"], errors="ignore").sum(axis=1)
-        style = {"color": PALETTE[i % len(PALETTE)], "label": name, "marker": SHAPES[i % len(SHAPES)], "markersize": 3}
+        total = rows.drop(columns=["epoch", "train_accuracy", "student", "loss", "run"], errors="ignore").sum(
+            axis=1
+        )
+        style = {
+            "color": PALETTE[i % len(PALETTE)],
+            "label": name,
+            "marker": SHAPES[i % len(SHAPES)],
+            "markersize": 3,
+        }
         left.plot(rows.epoch + 1, total, **style)
         right.plot(rows.epoch + 1, 100 * rows.train_accuracy, **style)
     left.set(xlabel="epoch", ylabel="training loss", title=title)
@@ -119,16 +154,22 @@ def curves(history: pd.DataFrame, *, by: str | None = None, title: str) -> Figur
 
 def attention(pictures, maps, boxes, crops, drops) -> Figure:
     """What attention makes of a few images: pictures with their boxes (k, 4), maps (k, h, w), crops and drops; all pictures (k, 3, S, S), 0 to 255."""
-    pictures, crops, drops = (np.asarray(p).transpose(0, 2, 3, 1).astype(np.uint8) for p in (pictures, crops, drops))
+    pictures, crops, drops = (
+        np.asarray(p).transpose(0, 2, 3, 1).astype(np.uint8) for p in (pictures, crops, drops)
+    )
     size, rows = pictures.shape[1], ("image and box", "attention", "crop", "drop")
-    figure, axes = plt.subplots(len(rows), len(pictures), figsize=(1.15 * len(pictures) + 1.2, 1.2 * len(rows)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), len(pictures), figsize=(1.15 * len(pictures) + 1.2, 1.2 * len(rows)), squeeze=False
+    )
     for column, (picture, seen, box, crop, drop) in enumerate(zip(pictures, maps, boxes, crops, drops)):
         for axis, image in zip(axes[:, column], (picture, seen, crop, drop)):
             axis.imshow(image, extent=(0, size, size, 0), cmap="viridis")
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
         top, left, bottom, right = box
-        axes[0, column].add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=PALETTE[1], linewidth=2))
+        axes[0, column].add_patch(
+            plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=PALETTE[1], linewidth=2)
+        )
     for axis, name in zip(axes[:, 0], rows):
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
     return _closed(figure)
@@ -142,10 +183,23 @@ def ratio_boxplot(logits: dict[str, np.ndarray]) -> Figure:
         top = np.sort(np.asarray(logits[name], float), axis=1)[:, :-3:-1]
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = top[:, 0] / top[:, 1]
-        axis.boxplot(ratio[np.isfinite(ratio)], positions=[i], orientation="horizontal", widths=0.6, whis=(5, 95), showfliers=False,
-                     patch_artist=True, boxprops={"facecolor": PALETTE[5]}, medianprops={"color": "black"})
+        axis.boxplot(
+            ratio[np.isfinite(ratio)],
+            positions=[i],
+            orientation="horizontal",
+            widths=0.6,
+            whis=(5, 95),
+            showfliers=False,
+            patch_artist=True,
+            boxprops={"facecolor": PALETTE[5]},
+            medianprops={"color": "black"},
+        )
     axis.axvline(1, color="#8A8A8A", linewidth=0.8)
-    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="R12 of a test image (1: the two best classes tie)")
+    axis.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        xlabel="R12 of a test image (1: the two best classes tie)",
+    )
     axis.invert_yaxis()
     return _closed(figure)
 
@@ -198,7 +252,9 @@ def metric_scatter(table: pd.DataFrame, names: list[str], teachers) -> Figure:
     samples.
     """
     look, strategies = teacher_styles(teachers), list(dict.fromkeys(table.strategy))
-    figure, axes = plt.subplots(len(strategies), len(names), figsize=(3.9 * len(names), 2.9 * len(strategies)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(strategies), len(names), figsize=(3.9 * len(names), 2.9 * len(strategies)), squeeze=False
+    )
     for line, strategy in zip(axes, strategies):
         rows = table[table.strategy == strategy]
         for axis, name in zip(line, names):
@@ -209,13 +265,20 @@ def metric_scatter(table: pd.DataFrame, names: list[str], teachers) -> Figure:
                     getattr(row, name), 100 * row.accuracy, s=45, zorder=3, **look[row.teacher] | filled
                 )
             _fit(axis, rows[name].to_numpy(), 100 * rows.accuracy.to_numpy())
-            axis.set(title=f"{strategy}: rho {described(spearman(rows[name], rows.accuracy), len(rows))}",
-                     xlabel=f"{METRICS[name].label}  ({'smaller' if METRICS[name].direction < 0 else 'larger'} is claimed better)")
+            axis.set(
+                title=f"{strategy}: rho {described(spearman(rows[name], rows.accuracy), len(rows))}",
+                xlabel=f"{METRICS[name].label}  ({'smaller' if METRICS[name].direction < 0 else 'larger'} is claimed better)",
+            )
             axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.margins(0.2)
         line[0].set_ylabel("student accuracy, %")
     _explain(figure, any(_hollow(table, name) for name in names))
-    return _closed(_named(figure, {axis: table[table.strategy == s].teacher for line, s in zip(axes, strategies) for axis in line}))
+    return _closed(
+        _named(
+            figure,
+            {axis: table[table.strategy == s].teacher for line, s in zip(axes, strategies) for axis in line},
+        )
+    )
 
 
 def ranks(table: pd.DataFrame, names: list[str], teachers) -> Figure:
@@ -228,14 +291,22 @@ def ranks(table: pd.DataFrame, names: list[str], teachers) -> Figure:
         rows = table[table.strategy == strategy]
         reached = rows.accuracy.rank(ascending=False, method="first")
         for axis, name in zip(line, names):
-            order = (METRICS[name].direction * rows[name]).rank(ascending=False, method="first", na_option="bottom")
+            order = (METRICS[name].direction * rows[name]).rank(
+                ascending=False, method="first", na_option="bottom"
+            )
             hollow = _hollow(rows, name)
             for teacher, left, right in zip(rows.teacher, order, reached):
                 filled = {"markerfacecolor": "white"} if teacher in hollow else {}
                 axis.plot((0, 1), (left, right), **look[teacher] | filled)
                 axis.text(1.08, right, teacher, fontsize=9, va="center")
-            axis.set(title=f"{strategy}: {METRICS[name].label}", xlim=(-0.15, 2.1), ylim=(len(rows) + 0.5, 0.5), yticks=range(1, len(rows) + 1),
-                     xticks=(0, 1), xticklabels=("metric", "students"))
+            axis.set(
+                title=f"{strategy}: {METRICS[name].label}",
+                xlim=(-0.15, 2.1),
+                ylim=(len(rows) + 0.5, 0.5),
+                yticks=range(1, len(rows) + 1),
+                xticks=(0, 1),
+                xticklabels=("metric", "students"),
+            )
         line[0].set_ylabel("rank")
     _explain(figure, any(_hollow(table, name) for name in names))
     return _closed(figure)
@@ -250,17 +321,29 @@ def capacity(points: pd.DataFrame, metric: str, teachers) -> Figure:
     hollow = _hollow(points, metric)
     means = points.groupby("teacher", sort=False)[[metric, "parameters", "accuracy"]].mean()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-    for axis, values, text in zip(axes, (means[metric], 100 * means.accuracy), (METRICS[metric].label, "student accuracy, %")):
+    for axis, values, text in zip(
+        axes, (means[metric], 100 * means.accuracy), (METRICS[metric].label, "student accuracy, %")
+    ):
         for teacher, value in values.items():
             filled = {"facecolors": "none"} if teacher in hollow and axis is axes[0] else {}
             axis.scatter(
-                means.parameters[teacher] / 1e6, value, s=45, zorder=3, **teacher_styles(teachers)[teacher] | filled
+                means.parameters[teacher] / 1e6,
+                value,
+                s=45,
+                zorder=3,
+                **teacher_styles(teachers)[teacher] | filled,
             )
         rho = spearman(means.parameters, values)
         axis.set_xscale("log", subs=())
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if np.ptp(np.log10(means.parameters)) > 0.5 else range(1, 10)))
+        axis.xaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if np.ptp(np.log10(means.parameters)) > 0.5 else range(1, 10))
+        )
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.set(xlabel="million weights of the teacher", ylabel=text, title=f"rho {rho:+.2f} (n = {len(means)})" if strength(rho) else "rho undefined")
+        axis.set(
+            xlabel="million weights of the teacher",
+            ylabel=text,
+            title=f"rho {rho:+.2f} (n = {len(means)})" if strength(rho) else "rho undefined",
+        )
         axis.margins(0.2)
     _explain(figure, bool(hollow))
     return _closed(_named(figure, {axis: means.index for axis in axes}))
@@ -302,14 +385,20 @@ def reliability(logits: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
     for (name, values), style in zip(logits.items(), teacher_styles(logits).values()):
         found = {k: v.numpy() for k, v in labelled_samples(values, labels).items()}
         ece = calibration_error(found["confidence"], found["correct"])
-        bins = pd.DataFrame(found).groupby(np.ceil(15 * found["confidence"]).astype(int))[["confidence", "correct"]].mean()
+        bins = (
+            pd.DataFrame(found)
+            .groupby(np.ceil(15 * found["confidence"]).astype(int))[["confidence", "correct"]]
+            .mean()
+        )
         axis.plot(bins.confidence, bins.correct, label=f"{name}, ECE {ece:.3f}", **style)
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence: the largest probability", ylabel="accuracy")
     axis.legend()
     return _closed(figure)
 
 
-def confused_pairs(logits: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[str, ...], *, pairs: int = 8) -> Figure:
+def confused_pairs(
+    logits: dict[str, np.ndarray], labels: np.ndarray, classes: tuple[str, ...], *, pairs: int = 8
+) -> Figure:
     """The pairs of classes that are taken for each other most often, a mark a name: share of the pair's images, of logits (N, C) each, labels (N,)."""
     counts = np.bincount(labels, minlength=len(classes))
     shares = {}
@@ -323,8 +412,14 @@ def confused_pairs(logits: dict[str, np.ndarray], labels: np.ndarray, classes: t
     for y, (a, b) in enumerate(places):
         axis.plot([100 * s[a, b] for s in shares.values()], [y] * len(shares), color="#B0B0B0", zorder=1)
     for (name, share), style in zip(shares.items(), teacher_styles(shares).values()):
-        axis.scatter([100 * share[place] for place in places], range(len(places)), label=name, zorder=2, **style)
-    axis.set(yticks=range(len(places)), yticklabels=[f"{classes[a]}\n{classes[b]}" for a, b in places], xlabel="images of the pair that are taken for the other, %")
+        axis.scatter(
+            [100 * share[place] for place in places], range(len(places)), label=name, zorder=2, **style
+        )
+    axis.set(
+        yticks=range(len(places)),
+        yticklabels=[f"{classes[a]}\n{classes[b]}" for a, b in places],
+        xlabel="images of the pair that are taken for the other, %",
+    )
     axis.invert_yaxis()
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _closed(figure)
@@ -338,15 +433,24 @@ def rho_heatmap(correlations: pd.DataFrame, names: tuple[str, ...] = ("ratio12",
     columns = ["dataset", "student", "strategy", "loss"]
     look = {"annot": True, "fmt": "+.2f", "vmin": -1, "vmax": 1, "cmap": "RdBu", "linewidths": 0.5}
     if correlations.groupby(columns).ngroups > 16:
-        figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 1.2 + 0.34 * correlations.dataset.nunique()), sharey=True)
+        figure, axes = plt.subplots(
+            1,
+            len(names),
+            figsize=(3.4 * len(names), 1.2 + 0.34 * correlations.dataset.nunique()),
+            sharey=True,
+        )
         for axis, name in zip(axes, names):
-            table = correlations[correlations.metric == name].pivot_table(index="dataset", columns="strategy", values="agrees", sort=False, dropna=False)
+            table = correlations[correlations.metric == name].pivot_table(
+                index="dataset", columns="strategy", values="agrees", sort=False, dropna=False
+            )
             seaborn.heatmap(table, ax=axis, cbar=name == names[-1], **look)
             axis.set(xlabel="", ylabel="", title=METRICS[name].label)
         axes[0].tick_params(axis="y", rotation=0)
         return _closed(figure)
     varying = [c for c in columns if correlations[c].nunique() > 1] or ["strategy"]
-    table = correlations.assign(group=correlations[varying].agg(", ".join, axis=1)).pivot_table(index="metric", columns="group", values="agrees", sort=False, dropna=False)
+    table = correlations.assign(group=correlations[varying].agg(", ".join, axis=1)).pivot_table(
+        index="metric", columns="group", values="agrees", sort=False, dropna=False
+    )
     table.index = [METRICS[m].label for m in table.index]
     figure, axis = plt.subplots(figsize=(3.2 + 0.9 * table.shape[1], 0.9 + 0.36 * len(table)))
     seaborn.heatmap(table, ax=axis, cbar_kws={"label": "rho in the claimed direction"}, **look)
@@ -362,7 +466,12 @@ def strengths(correlations: pd.DataFrame, names: list[str], null: float | None) 
     The title says so where groups have so few teachers that no order of them is significant.
     """
     figure, axis = plt.subplots(figsize=(7, 3))
-    counts = correlations[correlations.rho.notna()].groupby("metric").strength.value_counts(normalize=True).unstack(fill_value=0)
+    counts = (
+        correlations[correlations.rho.notna()]
+        .groupby("metric")
+        .strength.value_counts(normalize=True)
+        .unstack(fill_value=0)
+    )
     left = np.zeros(len(names))
     for name, colour in zip(STRENGTHS[::-1], (PALETTE[0], PALETTE[5], "#D0D0D0")):
         share = np.array([100 * counts.get(name, pd.Series(dtype=float)).get(m, 0) for m in names])
@@ -371,7 +480,10 @@ def strengths(correlations: pd.DataFrame, names: list[str], null: float | None) 
     if null is not None:
         axis.axvline(100 * null, color="black", linestyle="--", label="strong by chance")
     axis.invert_yaxis()
-    axis.set(xlabel=f"groups, % (of {correlations.groupby(['dataset', 'student', 'strategy', 'loss']).ngroups})", xlim=(0, 100))
+    axis.set(
+        xlabel=f"groups, % (of {correlations.groupby(['dataset', 'student', 'strategy', 'loss']).ngroups})",
+        xlim=(0, 100),
+    )
     if (most := correlations.n.max()) < SURE:
         axis.set_title(f"of {most} teachers no order is significant, however strong")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -446,7 +558,13 @@ def _fit(axis, x, y) -> None:
     there = np.isfinite(x) & np.isfinite(y)
     if there.sum() > 2 and np.ptp(x[there]) > 0:
         reach = np.array([x[there].min(), x[there].max()])
-        axis.plot(reach, np.polyval(np.polyfit(x[there], y[there], 1), reach), color="#B0B0B0", linewidth=1, zorder=1)
+        axis.plot(
+            reach,
+            np.polyval(np.polyfit(x[there], y[there], 1), reach),
+            color="#B0B0B0",
+            linewidth=1,
+            zorder=1,
+        )
 
 
 def _named(figure: Figure, names: dict) -> Figure:
@@ -455,15 +573,35 @@ def _named(figure: Figure, names: dict) -> Figure:
     scale = figure.dpi / 72
     for axis, texts in names.items():
         spots = [np.ma.filled(c.get_offsets(), np.nan)[0] for c in axis.collections]
-        found = [(text, spot, axis.transData.transform(spot)) for text, spot in zip(texts, spots) if np.isfinite(spot).all()]
+        found = [
+            (text, spot, axis.transData.transform(spot))
+            for text, spot in zip(texts, spots)
+            if np.isfinite(spot).all()
+        ]
         taken = [Bbox.from_extents(*(at - 4 * scale), *(at + 4 * scale)) for _, _, at in found]
         for text, spot, at in found:
-            label = axis.annotate(text, spot, (0, 0), textcoords="offset points", fontsize=8, va="center", ha="center", in_layout=False)
+            label = axis.annotate(
+                text,
+                spot,
+                (0, 0),
+                textcoords="offset points",
+                fontsize=8,
+                va="center",
+                ha="center",
+                in_layout=False,
+            )
             size = np.array(label.get_window_extent().size)
-            offsets = [np.array(side) * (size / 2 + (4 + reach) * scale) for reach in (0, 7, 14, 24)
-                       for side in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))]
+            offsets = [
+                np.array(side) * (size / 2 + (4 + reach) * scale)
+                for reach in (0, 7, 14, 24)
+                for side in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+            ]
             boxes = [Bbox.from_bounds(*(at + offset - size / 2), *size) for offset in offsets]
-            costs = [sum(box.overlaps(other) for other in taken) + 9 * (not all(axis.bbox.contains(*corner) for corner in (box.min, box.max))) for box in boxes]
+            costs = [
+                sum(box.overlaps(other) for other in taken)
+                + 9 * (not all(axis.bbox.contains(*corner) for corner in (box.min, box.max)))
+                for box in boxes
+            ]
             best = int(np.argmin(costs))
             label.xyann = offsets[best] / scale
             taken.append(boxes[best])

@@ -13,9 +13,9 @@ import torch
 
 from fgkd import cli, stages
 from fgkd.data import views
+from fgkd.data.folders import Split
 from fgkd.distillation import bank, training
 from fgkd.models import cal, classifier
-from fgkd.data.folders import Split
 from fgkd.study import Job, Model, Views
 
 EPOCHS, N, CLASSES = 3, 17, 5
@@ -25,14 +25,18 @@ SHAPE = {"logits": (EPOCHS, N, CLASSES)}
 @pytest.fixture
 def images():
     pixels = np.random.default_rng(2).integers(0, 256, (N, 36, 36, 3), dtype=np.uint8)
-    return training.Images(Split(pixels, np.arange(N) % CLASSES, ("",) * N), Views(resize=36, crop=32), torch.device("cpu"))
+    return training.Images(
+        Split(pixels, np.arange(N) % CLASSES, ("",) * N), Views(resize=36, crop=32), torch.device("cpu")
+    )
 
 
 @pytest.fixture
 def teacher():
     model = classifier.build(Model("t", "test_resnet"), CLASSES, crop=32, seed=4).eval().requires_grad_(False)
     with torch.no_grad():
-        model.head.bias += torch.tensor([3.0, 2.5, 2.0, 1.5, 1.0])  # R12 of a network around 0 is dominated by a few samples
+        model.head.bias += torch.tensor(
+            [3.0, 2.5, 2.0, 1.5, 1.0]
+        )  # R12 of a network around 0 is dominated by a few samples
     return model
 
 
@@ -55,11 +59,16 @@ def read(folder, shapes=SHAPE):
 
 def online(teacher, images):
     """Logits (E, N, C) of the same views, cut, flipped and normalised by hand."""
-    mean, std = (np.array(teacher.net.pretrained_cfg[k], np.float32) * np.float32(255) for k in ("mean", "std"))
+    mean, std = (
+        np.array(teacher.net.pretrained_cfg[k], np.float32) * np.float32(255) for k in ("mean", "std")
+    )
     found = []
     for epoch in range(EPOCHS):
         seen = images.epoch(8, epoch)
-        crops = [p[t : t + 32, left : left + 32][:, :: -1 if flip else 1] for p, t, left, flip in zip(images.split.images, seen.top, seen.left, seen.flip)]
+        crops = [
+            p[t : t + 32, left : left + 32][:, :: -1 if flip else 1]
+            for p, t, left, flip in zip(images.split.images, seen.top, seen.left, seen.flip)
+        ]
         x = torch.from_numpy(np.stack([(c - mean) / std for c in crops])).permute(0, 3, 1, 2)
         with torch.inference_mode():
             found.append(teacher.net(x))
@@ -72,16 +81,29 @@ def by_hand(logits):
     each = np.exp(logits - logits.max(1, keepdims=True).astype(np.float64))
     each /= each.sum(1, keepdims=True)
     confidence, correct, place = each.max(1), each.argmax(1) == labels, np.ceil(each.max(1) * 15)
-    ece = sum(abs((correct[place == b] * 1.0 - confidence[place == b]).sum()) for b in set(place)) / len(logits)
+    ece = sum(abs((correct[place == b] * 1.0 - confidence[place == b]).sum()) for b in set(place)) / len(
+        logits
+    )
     centred = np.sort(logits - logits.astype(np.float64).mean(1, keepdims=True), axis=1)[:, ::-1]
     p = np.sort(logits.astype(np.float64), axis=1)[:, ::-1]
     q = np.exp(p - p[:, :1])
     q /= q.sum(1, keepdims=True)
     ratio = p[:, 0] / p[:, 1]
-    return {"ratio12": ratio.mean(), "ratio12_median": np.median(ratio), "ratio12_nonpositive": (p[:, 1] <= 0).mean(), "ratio13": (p[:, 0] / p[:, 2]).mean(),
-            "ratio23": (p[:, 1] / p[:, 2]).mean(), "ratio12_softmax": (q[:, 0] / q[:, 1]).mean(), "margin": (p[:, 0] - p[:, 1]).mean(),
-            "entropy": -(q * np.log(q)).sum(1).mean(), "ssp": q[:, 1:4].std(1, ddof=1).mean(), "ratio12_centred": (centred[:, 0] / centred[:, 1]).mean(),
-            "nll": -np.log(each[np.arange(len(logits)), labels]).mean(), "ece": ece, "train_accuracy": correct.mean()}
+    return {
+        "ratio12": ratio.mean(),
+        "ratio12_median": np.median(ratio),
+        "ratio12_nonpositive": (p[:, 1] <= 0).mean(),
+        "ratio13": (p[:, 0] / p[:, 2]).mean(),
+        "ratio23": (p[:, 1] / p[:, 2]).mean(),
+        "ratio12_softmax": (q[:, 0] / q[:, 1]).mean(),
+        "margin": (p[:, 0] - p[:, 1]).mean(),
+        "entropy": -(q * np.log(q)).sum(1).mean(),
+        "ssp": q[:, 1:4].std(1, ddof=1).mean(),
+        "ratio12_centred": (centred[:, 0] / centred[:, 1]).mean(),
+        "nll": -np.log(each[np.arange(len(logits)), labels]).mean(),
+        "ece": ece,
+        "train_accuracy": correct.mean(),
+    }
 
 
 def test_a_banks_metrics_and_logits_equal_an_online_pass_over_the_same_views(tmp_path, teacher, images):
@@ -105,7 +127,9 @@ def test_a_batch_reads_its_own_images_logits(tmp_path, teacher, images):
     write(tmp_path / "views", teacher, images)
     found, index = read(tmp_path / "views"), torch.tensor([16, 0, 16])
     logits = found.outputs(2, index)["logits"]
-    assert logits.dtype == torch.float32 and np.array_equal(logits, found.arrays["logits"][2][[16, 0, 16]].astype(np.float32))
+    assert logits.dtype == torch.float32 and np.array_equal(
+        logits, found.arrays["logits"][2][[16, 0, 16]].astype(np.float32)
+    )
 
 
 def test_two_banks_of_one_teacher_are_the_same_bytes_and_another_seeds_are_not(tmp_path, teacher, images):
@@ -146,13 +170,22 @@ def kill_at(monkeypatch, module, function, call):
     monkeypatch.setattr(module, function, killing)
 
 
-@pytest.mark.parametrize("function, call, whole", [
-    ("batches", 1, 0), ("batches", 3, 2), ("append", 1, 0), ("append", 2 * 20 + 7, 2),
-    ("append", 2 * 20 + 19, 2), ("_summaries", 1, 5)],
-    ids=["at once", "in a pass", "first array", "samples", "arrays", "after the last view"])
+@pytest.mark.parametrize(
+    "function, call, whole",
+    [
+        ("batches", 1, 0),
+        ("batches", 3, 2),
+        ("append", 1, 0),
+        ("append", 2 * 20 + 7, 2),
+        ("append", 2 * 20 + 19, 2),
+        ("_summaries", 1, 5),
+    ],
+    ids=["at once", "in a pass", "first array", "samples", "arrays", "after the last view"],
+)
 @pytest.mark.fault("a bank killed half way")
 def test_a_bank_that_is_killed_goes_on_after_its_last_whole_view(
-        tmp_path, cal_teacher, images, monkeypatch, in_child, function, call, whole):
+    tmp_path, cal_teacher, images, monkeypatch, in_child, function, call, whole
+):
     folder, how = tmp_path / "views", {"views": 5, "augmented": True, "features": True}
     undisturbed = write(tmp_path / "other", cal_teacher, images, **how)
     with monkeypatch.context() as patch:
@@ -171,7 +204,8 @@ def test_a_bank_that_is_killed_goes_on_after_its_last_whole_view(
 
 @pytest.mark.fault("a bank killed half way")
 def test_a_bank_of_40_views_killed_twice_from_outside_repeats_at_most_a_view_each_time(
-        tmp_path, teacher, images, monkeypatch, wait_for):
+    tmp_path, teacher, images, monkeypatch, wait_for
+):
     folder = tmp_path / "views"
     undisturbed = write(tmp_path / "other", teacher, images, views=40)
     passes = tmp_path / "passes"
@@ -198,7 +232,8 @@ def test_a_bank_of_40_views_killed_twice_from_outside_repeats_at_most_a_view_eac
 
 @pytest.mark.fault("a bank killed half way")
 def test_a_studys_bank_that_is_killed_goes_on_and_its_record_is_that_of_one_that_was_not(
-        make_study, monkeypatch, in_child):
+    make_study, monkeypatch, in_child
+):
     killed, other = (make_study({"name": name, "recipes.student.epochs": 5}) for name in ("killed", "other"))
     undisturbed, stored = stages.bank(other, "birds", "resnet", "FT")
     stages.teacher(killed, "birds", "resnet", "FT")
@@ -211,11 +246,23 @@ def test_a_studys_bank_that_is_killed_goes_on_and_its_record_is_that_of_one_that
     assert run.rows.equals(undisturbed.rows) and run.table("epochs").equals(undisturbed.table("epochs"))
 
 
-@pytest.mark.parametrize("change", [
-    {"key": "other"}, {"views": 6}, {"views_seed": 9}, {"keep": 2}, {"features": True}, "weights",
-    "a file is lost", "a file is cut"], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "other"},
+        {"views": 6},
+        {"views_seed": 9},
+        {"keep": 2},
+        {"features": True},
+        "weights",
+        "a file is lost",
+        "a file is cut",
+    ],
+    ids=str,
+)
 def test_what_was_begun_with_other_inputs_or_is_not_all_there_is_begun_anew(
-        tmp_path, teacher, images, monkeypatch, in_child, change):
+    tmp_path, teacher, images, monkeypatch, in_child, change
+):
     folder, options = tmp_path / "views", change if isinstance(change, dict) else {}
     with monkeypatch.context() as patch:
         kill_at(patch, bank, "batches", 4)
@@ -246,7 +293,9 @@ def test_epochs_take_the_views_in_turn(tmp_path, teacher, images):
     write(tmp_path / "views", teacher, images)
     found, index = read(tmp_path / "views"), torch.tensor([3, 1])
     for epoch in (0, 2, 3, 7):
-        assert np.array_equal(found.outputs(epoch, index)["logits"], found.arrays["logits"][epoch % 3][[3, 1]])
+        assert np.array_equal(
+            found.outputs(epoch, index)["logits"], found.arrays["logits"][epoch % 3][[3, 1]]
+        )
     assert not torch.equal(found.outputs(0, index)["logits"], found.outputs(1, index)["logits"])
 
 
@@ -275,8 +324,13 @@ def test_a_check_sees_other_views_other_numbers_and_another_teacher(tmp_path, ca
 
 
 def test_a_studys_banks_are_what_their_teachers_say(make_study):
-    study = make_study({"strategies": ["FT", "TGDA"], "teachers": {"resnet": {"model": "test_resnet"}},
-                        "recipes.CAL": {"epochs": 1, "batch_size": 8, "lr": 0.01, "maps": 4}})
+    study = make_study(
+        {
+            "strategies": ["FT", "TGDA"],
+            "teachers": {"resnet": {"model": "test_resnet"}},
+            "recipes.CAL": {"epochs": 1, "batch_size": 8, "lr": 0.01, "maps": 4},
+        }
+    )
     images = training.Images(stages.data(study, "birds").train, study.views, torch.device("cpu"))
     for recipe, arrays in (("FT", 1), ("CAL", 5)):
         _, stored = stages.bank(study, "birds", "resnet", recipe)
@@ -294,16 +348,31 @@ def test_a_file_that_is_cut_short_is_not_read(tmp_path, teacher, images, kept):
     assert read(tmp_path / "views") is None
 
 
-@pytest.mark.parametrize("array", [
-    np.zeros((EPOCHS, N, CLASSES + 1), np.float16), np.zeros((EPOCHS - 1, N, CLASSES), np.float16), np.array({"a": 1})],
-    ids=["classes", "epochs", "object"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((EPOCHS, N, CLASSES + 1), np.float16),
+        np.zeros((EPOCHS - 1, N, CLASSES), np.float16),
+        np.array({"a": 1}),
+    ],
+    ids=["classes", "epochs", "object"],
+)
 def test_a_file_of_another_shape_is_not_read(tmp_path, array):
     np.save(tmp_path / "logits.npy", array)
     assert read(tmp_path) is None
 
 
-@pytest.mark.parametrize("value, message", [(7e4, "largest output is .*beyond fp16 .65504.*diverge"), (math.nan, "NaN or infinite"), (math.inf, "NaN or infinite")])
-def test_logits_that_fp16_cannot_hold_are_refused_and_leave_no_file(tmp_path, teacher, images, value, message):
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (7e4, "largest output is .*beyond fp16 .65504.*diverge"),
+        (math.nan, "NaN or infinite"),
+        (math.inf, "NaN or infinite"),
+    ],
+)
+def test_logits_that_fp16_cannot_hold_are_refused_and_leave_no_file(
+    tmp_path, teacher, images, value, message
+):
     with torch.no_grad():
         teacher.head.bias[1] = value
     with pytest.raises(ValueError, match=message):
@@ -313,7 +382,8 @@ def test_logits_that_fp16_cannot_hold_are_refused_and_leave_no_file(tmp_path, te
 
 @pytest.mark.fault("a full disk under a bank")
 def test_a_full_disk_names_the_file_and_the_remedy_and_what_is_whole_is_kept(
-        tmp_path, teacher, images, monkeypatch, in_child):
+    tmp_path, teacher, images, monkeypatch, in_child
+):
     """Files may have 1,000 bytes: five of eight views of logits, 170 bytes each, fit behind the header."""
     folder = tmp_path / "views"
     undisturbed = write(tmp_path / "other", teacher, images, views=8)
@@ -334,7 +404,11 @@ def test_a_full_disk_names_the_file_and_the_remedy_and_what_is_whole_is_kept(
 def test_a_student_of_the_bank_has_the_losses_of_one_taught_online(make_study):
     """The bank rounds logits to fp16, at most 5e-4 of them; over three epochs losses were seen to part by less than 1e-4 of themselves."""
     runs = {}
-    for name, changes in {"stored": {}, "online": {"online": True}, "other": {"distillation.temperature": 2.1}}.items():
+    for name, changes in {
+        "stored": {},
+        "online": {"online": True},
+        "other": {"distillation.temperature": 2.1},
+    }.items():
         study = make_study({"name": name, "recipes.student.epochs": 3} | changes)
         runs[name] = stages.distill(study, "birds", "resnet", "FT").table("history")[["ce", "kd"]].to_numpy()
         assert (study.folder / "bank").exists() == (name != "online")
@@ -345,10 +419,20 @@ def test_a_student_of_the_bank_has_the_losses_of_one_taught_online(make_study):
 
 def test_tgda_students_and_all_losses_have_the_same_losses_from_the_bank_and_online(make_study):
     """Seen: the largest deviation of any part in any epoch was 7e-4 of itself, RKD of features; logits are stored in fp16."""
-    losses = {"dkd": None, "rkd": {"on": "features"}, "pkt": {"on": "features"}, "hint": {"on": "features"}, "hint_logits": {"loss": "hint"},
-              "crd": {"on": "features", "options": {"negatives": 8, "width": 16}}}
-    common = {"strategies": ["CAL", "TGDA"], "recipes.CAL": {"epochs": 2, "batch_size": 8, "lr": 0.01, "maps": 4}, "losses": losses,
-              "teachers": {"resnet": {"model": "test_resnet", "options": {"output_stride": 8}}}}
+    losses = {
+        "dkd": None,
+        "rkd": {"on": "features"},
+        "pkt": {"on": "features"},
+        "hint": {"on": "features"},
+        "hint_logits": {"loss": "hint"},
+        "crd": {"on": "features", "options": {"negatives": 8, "width": 16}},
+    }
+    common = {
+        "strategies": ["CAL", "TGDA"],
+        "recipes.CAL": {"epochs": 2, "batch_size": 8, "lr": 0.01, "maps": 4},
+        "losses": losses,
+        "teachers": {"resnet": {"model": "test_resnet", "options": {"output_stride": 8}}},
+    }
     runs = {}
     for name, online in (("stored", False), ("online", True)):
         study = make_study(common | {"name": name, "online": online})
@@ -361,22 +445,44 @@ def test_tgda_students_and_all_losses_have_the_same_losses_from_the_bank_and_onl
 
 
 def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_both(tmp_path, images):
-    teacher = cal.CAL(classifier.build(Model("t", "test_resnet", options={"output_stride": 8}), CLASSES, crop=32, seed=4).net, CLASSES, 4).eval()
+    teacher = cal.CAL(
+        classifier.build(
+            Model("t", "test_resnet", options={"output_stride": 8}), CLASSES, crop=32, seed=4
+        ).net,
+        CLASSES,
+        4,
+    ).eval()
     summary, rows = write(tmp_path / "views", teacher, images, augmented=True, features=True)
     names = bank.names(augmented=True, features=True)
     found = read(tmp_path / "views", {n: (EPOCHS, N) for n in names})
-    assert {n: a.shape[2:] for n, a in found.arrays.items()} == {"logits": (5,), "features": (96,), "boxes": (4,), "maps": (4, 4), "crop": (5,), "drop": (5,)}
+    assert {n: a.shape[2:] for n, a in found.arrays.items()} == {
+        "logits": (5,),
+        "features": (96,),
+        "boxes": (4,),
+        "maps": (4, 4),
+        "crop": (5,),
+        "drop": (5,),
+    }
     index = torch.tensor([11, 2])
     said, x = found.outputs(1, index), images.batch(index, images.epoch(8, 1))
     with torch.no_grad():
         for view, pixels in (("crop", views.crop(x, said["boxes"])), ("drop", views.drop(x, said["maps"]))):
             torch.testing.assert_close(said[view], teacher(pixels), rtol=1e-2, atol=1e-2)
-    everything = {view: np.asarray(found.arrays[view], np.float64).reshape(-1, CLASSES) for view in ("crop", "drop")}
+    everything = {
+        view: np.asarray(found.arrays[view], np.float64).reshape(-1, CLASSES) for view in ("crop", "drop")
+    }
     for view, logits in everything.items():
         top = np.sort(logits, axis=1)[:, ::-1]
-        assert np.median(top[:, 0] / top[:, 1]) != 0 and f"ratio12_{view}" in summary and f"ratio12_{view}" in rows[0]
+        assert (
+            np.median(top[:, 0] / top[:, 1]) != 0
+            and f"ratio12_{view}" in summary
+            and f"ratio12_{view}" in rows[0]
+        )
     (tmp_path / "views" / "maps.npy").unlink()
-    assert read(tmp_path / "views", {n: (EPOCHS, N) for n in names}) is None and read(tmp_path / "views") is not None
+    assert (
+        read(tmp_path / "views", {n: (EPOCHS, N) for n in names}) is None
+        and read(tmp_path / "views") is not None
+    )
 
 
 def test_the_command_tells_a_bank_that_agrees_from_one_of_another_teacher_and_a_damaged_one(tiny, capsys):

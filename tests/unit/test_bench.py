@@ -11,9 +11,23 @@ from fgkd.distillation import losses, training
 from fgkd.study import StudyError, Views
 
 CPU = torch.device("cpu")
-TINY = bench.Size(images=8, classes=4, views=Views(36, 32), batch=4, epochs=1, small="test_resnet", large="test_byobnet",
-                  unmeasured=0, turns=2, long_turns=1, photos=8, photo_views=Views(40, 32), logits=(1000, 20),
-                  view=(300, 20), growth=4)
+TINY = bench.Size(
+    images=8,
+    classes=4,
+    views=Views(36, 32),
+    batch=4,
+    epochs=1,
+    small="test_resnet",
+    large="test_byobnet",
+    unmeasured=0,
+    turns=2,
+    long_turns=1,
+    photos=8,
+    photo_views=Views(40, 32),
+    logits=(1000, 20),
+    view=(300, 20),
+    growth=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +46,17 @@ def test_every_part_has_rows_of_positive_numbers_in_order(found):
 
 def test_the_goals_are_those_of_steps_views_metrics_and_growth(found):
     goals = {(row["part"], row["goal"].partition(";")[0]) for row in found[0]["rows"] if row["goal"]}
-    assert goals == {("step", "at most 1.10"), ("views", "at least 10"), ("metrics", "at most 4"),
-                     ("metrics", "at most 100 MB"), ("growth", "at most 4")}
+    assert goals == {
+        ("step", "at most 1.10"),
+        ("views", "at least 10"),
+        ("metrics", "at most 4"),
+        ("metrics", "at most 100 MB"),
+        ("growth", "at most 4"),
+    }
     growth = [row["what"] for row in found[0]["rows"] if row["part"] == "growth"]
-    assert growth == [f"4 times the {kind}" for kind in ("images", "classes", "epochs", "teachers", "students")]
+    assert growth == [
+        f"4 times the {kind}" for kind in ("images", "classes", "epochs", "teachers", "students")
+    ]
 
 
 def test_the_table_has_a_line_a_row_and_names_machine_and_load(found):
@@ -54,7 +75,9 @@ def test_works_take_turns_and_a_ratio_is_the_median_of_those_of_the_turns(tmp_pa
         place = bench.Bench(CPU, bench.Size(unmeasured=1), tmp_path, bar)
         seconds = place.turns({name: lambda name=name: told.append(name) for name in "ab"}, 2)
     assert told == ["a", "b"] * 3 and all(values.shape == (2,) for values in seconds.values())
-    row = place.row({"a": torch.tensor([2.0, 9.0, 4.0]).numpy(), "b": torch.tensor([1.0, 1.0, 4.0]).numpy()}, "a", "b")
+    row = place.row(
+        {"a": torch.tensor([2.0, 9.0, 4.0]).numpy(), "b": torch.tensor([1.0, 1.0, 4.0]).numpy()}, "a", "b"
+    )
     assert (row.taken, row.beside, row.ratio, row.low, row.high) == (4, 1, 2, 1.5, 5.5)
 
 

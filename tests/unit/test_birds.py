@@ -22,7 +22,10 @@ def test_the_same_call_draws_the_same_birds(flock):
 
 def test_pictures_labels_and_boxes_have_the_promised_shapes_and_types(flock):
     assert flock.images.shape == (24, 64, 64, 3) and flock.images.dtype == np.uint8
-    assert flock.labels.tolist() == [label for label in range(8) for _ in range(3)] and flock.labels.dtype == np.int64
+    assert (
+        flock.labels.tolist() == [label for label in range(8) for _ in range(3)]
+        and flock.labels.dtype == np.int64
+    )
     assert flock.boxes.shape == (24, 4) and flock.boxes.dtype == np.int64
     assert len(flock.species) == 8
 
@@ -47,7 +50,9 @@ def test_no_two_pictures_of_a_species_nor_two_splits_are_alike(flock):
 
 
 def test_render_draws_from_the_generator_it_is_given(flock):
-    first, again, other = (birds.render(flock.species[0], pixels=64, rng=np.random.default_rng(key)) for key in (1, 1, 2))
+    first, again, other = (
+        birds.render(flock.species[0], pixels=64, rng=np.random.default_rng(key)) for key in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first[0], again[0])
     assert first[1] == again[1] and first[1] != other[1]
 
@@ -72,7 +77,10 @@ def test_each_trait_is_an_option_of_its_part():
 def test_each_option_of_a_part_changes_the_picture():
     bird = birds.species(1)[0]
     for place, options in enumerate(birds.PARTS.values()):
-        looks = [dataclasses.replace(bird, traits=(*bird.traits[:place], o, *bird.traits[place + 1 :])) for o in options]
+        looks = [
+            dataclasses.replace(bird, traits=(*bird.traits[:place], o, *bird.traits[place + 1 :]))
+            for o in options
+        ]
         shown = {birds.render(look, pixels=64, rng=np.random.default_rng(0))[0].tobytes() for look in looks}
         assert len(shown) == len(options)
 
@@ -94,7 +102,9 @@ def _painted(monkeypatch, bird, colour, pixels, seed):
     """The picture of a bird painted all over in one colour, and its box."""
     corners, polygons = birds._parts(bird)
     with monkeypatch.context() as patch:
-        patch.setattr(birds, "_parts", lambda _: (corners, [(first, last, colour) for first, last, _ in polygons]))
+        patch.setattr(
+            birds, "_parts", lambda _: (corners, [(first, last, colour) for first, last, _ in polygons])
+        )
         return birds.render(bird, pixels=pixels, rng=np.random.default_rng(seed))
 
 
@@ -121,7 +131,9 @@ def test_boxes_lie_inside_the_picture_and_vary_in_place_and_size():
 def test_a_change_of_plumage_changes_nothing_outside_the_box():
     for seed, bird in enumerate(birds.species(12)):
         other = dataclasses.replace(bird, colours=bird.colours[::-1])
-        (first, box), (second, same) = (birds.render(b, pixels=64, rng=np.random.default_rng(seed)) for b in (bird, other))
+        (first, box), (second, same) = (
+            birds.render(b, pixels=64, rng=np.random.default_rng(seed)) for b in (bird, other)
+        )
         x0, y0, x1, y1 = box
         assert box == same and (first != second).any()
         second[y0:y1, x0:x1] = first[y0:y1, x0:x1]

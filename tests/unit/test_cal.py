@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fgkd.data import views
+from fgkd.data.folders import Split
 from fgkd.distillation import losses, training
 from fgkd.models import cal, classifier
-from fgkd.data.folders import Split
 from fgkd.study import Distillation, Model, Recipe, Views
 
 
@@ -37,7 +37,9 @@ def attention(*shape, seed=0):
 
 def teacher(name="test_resnet", classes=5, maps=4, **options):
     torch.manual_seed(3)
-    return cal.CAL(classifier.build(Model("t", name, options=options), classes, crop=64, seed=1).net, classes, maps).eval()
+    return cal.CAL(
+        classifier.build(Model("t", name, options=options), classes, crop=64, seed=1).net, classes, maps
+    ).eval()
 
 
 def images(n=6, size=64):
@@ -46,19 +48,39 @@ def images(n=6, size=64):
 
 def test_head_and_counterfactual_equal_the_released_implementation(given):
     head = cal.Attention(40, 11, 8).eval()
-    names = {"conv.weight": "conv_weight", "norm.weight": "bn_weight", "norm.bias": "bn_bias", "norm.running_mean": "bn_mean", "norm.running_var": "bn_var",
-             "fc.weight": "fc_weight"}
+    names = {
+        "conv.weight": "conv_weight",
+        "norm.weight": "bn_weight",
+        "norm.bias": "bn_bias",
+        "norm.running_mean": "bn_mean",
+        "norm.running_var": "bn_var",
+        "fc.weight": "fc_weight",
+    }
     head.load_state_dict(head.state_dict() | {ours: given[f"cal/{theirs}"] for ours, theirs in names.items()})
     found = head(given["cal/features"])
-    for ours, theirs in {"logits": "logits", "effects": "counterfactual_logits", "features": "feature_matrix", "maps": "attention_maps"}.items():
-        torch.testing.assert_close(getattr(found, ours), given[f"cal/{theirs}"], rtol=1e-5, atol=1e-5 * given[f"cal/{theirs}"].abs().max().item())
-    torch.testing.assert_close(found.maps.mean(1, keepdim=True), given["cal/attention_map"], rtol=1e-5, atol=1e-6)
+    for ours, theirs in {
+        "logits": "logits",
+        "effects": "counterfactual_logits",
+        "features": "feature_matrix",
+        "maps": "attention_maps",
+    }.items():
+        torch.testing.assert_close(
+            getattr(found, ours),
+            given[f"cal/{theirs}"],
+            rtol=1e-5,
+            atol=1e-5 * given[f"cal/{theirs}"].abs().max().item(),
+        )
+    torch.testing.assert_close(
+        found.maps.mean(1, keepdim=True), given["cal/attention_map"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_crop_and_drop_equal_the_released_implementation(given):
     pictures, seen = given["views/images"], given["views/attention"][:, 0]
     boxes = views.boxes(seen, torch.full((5,), 0.5), padding=0.1, size=56)
-    torch.testing.assert_close(views.crop(pictures, boxes), given["views/crop_theta0.5_pad0.1"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        views.crop(pictures, boxes), given["views/crop_theta0.5_pad0.1"], rtol=1e-4, atol=1e-4
+    )
     hidden = views.drop(torch.ones_like(pictures), views.drop_map(seen, torch.full((5,), 0.35)))
     kept = given["views/drop_theta0.35"] != 0
     assert torch.equal(hidden == 1, kept) and 0.1 < kept.float().mean() < 0.9
@@ -76,24 +98,59 @@ def test_tgda_equals_the_released_implementation(given, golden):
             return given["losses/student_logits"] if len(x) == 24 else given["tgda/student_aug"]
 
     crop, drop = given["tgda/teacher_aug"].chunk(2)
-    said = {"logits": given["losses/teacher_logits"], "crop": crop, "drop": drop, "boxes": torch.tensor([[0, 0, 8, 8]] * 24), "maps": torch.zeros(24, 2, 2)}
-    objective = training.distillation(given["losses/labels"], lambda *_: said, Distillation(temperature=2, beta=10), augmented=True)
+    said = {
+        "logits": given["losses/teacher_logits"],
+        "crop": crop,
+        "drop": drop,
+        "boxes": torch.tensor([[0, 0, 8, 8]] * 24),
+        "maps": torch.zeros(24, 2, 2),
+    }
+    objective = training.distillation(
+        given["losses/labels"], lambda *_: said, Distillation(temperature=2, beta=10), augmented=True
+    )
     _, parts = objective(Student(), torch.zeros(24, 3, 8, 8), 0, torch.arange(24))
     assert sum(parts.values()).item() == pytest.approx(golden["tgda"]["total_T2_beta10"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name, options", [
-    ("test_resnet", {}), ("test_resnet", {"output_stride": 8}), ("test_efficientnet", {}), ("test_byobnet", {}), ("test_convnext3", {}), ("test_vit3", {"img_size": 64}),
-    ("mobilenetv3_small_050", {}), ("lcnet_035", {}), ("vgg11", {}), ("levit_128s", {"distilled": False, "img_size": 64}), ("resnetv2_50", {}),
-    ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2, "embed_dim": 24, "num_heads": (2, 2, 2, 2), "depths": (1, 1, 1, 1)}),
-    ("deit3_small_patch16_224", {"img_size": 64, "depth": 1}), ("eva02_tiny_patch14_224", {"img_size": 56, "depth": 1})])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("test_resnet", {}),
+        ("test_resnet", {"output_stride": 8}),
+        ("test_efficientnet", {}),
+        ("test_byobnet", {}),
+        ("test_convnext3", {}),
+        ("test_vit3", {"img_size": 64}),
+        ("mobilenetv3_small_050", {}),
+        ("lcnet_035", {}),
+        ("vgg11", {}),
+        ("levit_128s", {"distilled": False, "img_size": 64}),
+        ("resnetv2_50", {}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {
+                "img_size": 64,
+                "window_size": 2,
+                "embed_dim": 24,
+                "num_heads": (2, 2, 2, 2),
+                "depths": (1, 1, 1, 1),
+            },
+        ),
+        ("deit3_small_patch16_224", {"img_size": 64, "depth": 1}),
+        ("eva02_tiny_patch14_224", {"img_size": 56, "depth": 1}),
+    ],
+)
 def test_every_kind_of_backbone_gives_spatial_maps_in_their_place(name, options):
     model = teacher(name, **options)
     size = options.get("img_size", 64)
     with torch.no_grad():
         seen = model.attend(images(2, size))
         features, logits = model.features_and_logits(images(2, size))
-    assert seen.logits.shape == (2, 5) and seen.maps.shape[:2] == (2, 4) and seen.maps.shape[2] == seen.maps.shape[3]
+    assert (
+        seen.logits.shape == (2, 5)
+        and seen.maps.shape[:2] == (2, 4)
+        and seen.maps.shape[2] == seen.maps.shape[3]
+    )
     torch.testing.assert_close(logits, seen.logits)
     assert features.shape == (2, model.net.feature_info[-1]["num_chs"])
 
@@ -111,10 +168,19 @@ def test_a_patchs_token_lies_where_the_patch_does(name):
 
 
 def test_swins_map_is_neither_transposed_nor_flattened():
-    net = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=2, embed_dim=24, num_heads=(2, 2, 2, 2), depths=(1, 1, 1, 1))
+    net = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=64,
+        window_size=2,
+        embed_dim=24,
+        num_heads=(2, 2, 2, 2),
+        depths=(1, 1, 1, 1),
+    )
     with torch.no_grad():
         expected = net.eval().forward_features(images(2).float())
-        found = net.forward_intermediates(images(2).float(), indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[0]
+        found = net.forward_intermediates(
+            images(2).float(), indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+        )[0]
     torch.testing.assert_close(found, expected.permute(0, 3, 1, 2))
 
 
@@ -139,7 +205,9 @@ def test_crops_of_whole_boxes_change_nothing_and_equal_slicing_and_resizing_else
     boxes = torch.tensor([[3, 10, 40, 31], [0, 0, 2, 64], [50, 20, 51, 22]])
     found = views.crop(x, boxes)
     for image, (top, left, bottom, right), result in zip(x, boxes.tolist(), found):
-        expected = F.interpolate(image[None, :, top:bottom, left:right], size=(64, 64), mode="bilinear", align_corners=True)[0]
+        expected = F.interpolate(
+            image[None, :, top:bottom, left:right], size=(64, 64), mode="bilinear", align_corners=True
+        )[0]
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-2)
 
 
@@ -192,12 +260,20 @@ def test_the_larger_the_threshold_the_smaller_the_crop_and_what_is_dropped():
     for t in (0.2, 0.5, 0.8):
         box = views.boxes(maps, torch.full((8,), t), padding=0.0, size=64)
         areas.append(((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])).sum().item())
-        hidden.append((views._upsample(views.drop_map(maps, torch.full((8,), t)).float(), 64) >= 1).sum().item())
-    assert areas == sorted(areas, reverse=True) and hidden == sorted(hidden, reverse=True) and len({*areas}) == len({*hidden}) == 3
+        hidden.append(
+            (views._upsample(views.drop_map(maps, torch.full((8,), t)).float(), 64) >= 1).sum().item()
+        )
+    assert (
+        areas == sorted(areas, reverse=True)
+        and hidden == sorted(hidden, reverse=True)
+        and len({*areas}) == len({*hidden}) == 3
+    )
 
 
 def test_the_attention_of_an_image_is_drawn_alike_however_many_there_are_and_apart_from_its_crop():
-    assert torch.equal(views.draw_attention(50, seed=4, epoch=1)[:7], views.draw_attention(7, seed=4, epoch=1))
+    assert torch.equal(
+        views.draw_attention(50, seed=4, epoch=1)[:7], views.draw_attention(7, seed=4, epoch=1)
+    )
     assert not torch.equal(views.draw_attention(7, seed=4, epoch=1), views.draw_attention(7, seed=4, epoch=2))
     seen = views.sample_views(2000, seed=4, epoch=1, resize=100, crop=1)
     assert abs(np.corrcoef(views.draw_attention(2000, seed=4, epoch=1)[:, 0], seen.top)[0, 1]) < 0.1
@@ -228,15 +304,25 @@ def test_the_counterfactual_is_random_in_training_and_plain_in_eval_mode():
 def test_a_cal_teacher_learns_and_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path, monkeypatch, n):
     """n = 1: a data set, and batch, of a single image."""
     pixels = np.random.default_rng(2).integers(0, 256, (n, 72, 72, 3), dtype=np.uint8)
-    split = training.Images(Split(pixels, np.arange(n) % 5, ("",) * n), Views(resize=72, crop=64), torch.device("cpu"))
+    split = training.Images(
+        Split(pixels, np.arange(n) % 5, ("",) * n), Views(resize=72, crop=64), torch.device("cpu")
+    )
 
     def train(name, epochs=3):
         model = teacher()
         options = {"views_seed": 1, "seed": 2, "checkpoint": tmp_path / name, "title": "CAL"}
-        return model, training.fit_images(model, split, training.attention(split.labels, 2), Recipe(epochs=epochs, batch_size=4, lr=0.01), **options)
+        return model, training.fit_images(
+            model,
+            split,
+            training.attention(split.labels, 2),
+            Recipe(epochs=epochs, batch_size=4, lr=0.01),
+            **options,
+        )
 
     whole, history = train("whole")
-    assert set(history[0]) == {"epoch", "ce", "views", "effects", "centres", "train_accuracy"} and all(map(math.isfinite, history[-1].values()))
+    assert set(history[0]) == {"epoch", "ce", "views", "effects", "centres", "train_accuracy"} and all(
+        map(math.isfinite, history[-1].values())
+    )
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
     save = training._save
 
@@ -249,7 +335,9 @@ def test_a_cal_teacher_learns_and_goes_on_from_a_checkpoint_to_the_same_weights(
         train("broken")
     monkeypatch.undo()
     resumed, again = train("broken")
-    assert again == history and all(torch.equal(v, resumed.state_dict()[k]) for k, v in whole.state_dict().items())
+    assert again == history and all(
+        torch.equal(v, resumed.state_dict()[k]) for k, v in whole.state_dict().items()
+    )
 
 
 def test_kd_of_both_views_is_their_mean():
@@ -260,7 +348,10 @@ def test_kd_of_both_views_is_their_mean():
 
 
 def test_overlap_by_hand_and_a_centred_box_of_the_same_shape():
-    boxes, truth = torch.tensor([[0.0, 0, 2, 4], [0, 0, 2, 2], [1, 1, 3, 3]]), torch.tensor([[0.0, 2, 2, 6], [4, 4, 6, 6], [1, 1, 3, 3]])
+    boxes, truth = (
+        torch.tensor([[0.0, 0, 2, 4], [0, 0, 2, 2], [1, 1, 3, 3]]),
+        torch.tensor([[0.0, 2, 2, 6], [4, 4, 6, 6], [1, 1, 3, 3]]),
+    )
     assert views.overlap(boxes, truth).tolist() == pytest.approx([4 / 12, 0, 1])
     assert views.centred(boxes, 8).tolist() == [[3, 2, 5, 6], [3, 3, 5, 5], [3, 3, 5, 5]]
 
@@ -294,11 +385,19 @@ def test_convnexts_map_has_passed_the_norm_that_its_head_applies_after_pooling()
     assert {"norm.weight", "norm.bias"} < set(model.state_dict())
 
 
-@pytest.mark.parametrize("name, options", [
-    ("test_convnext3", {}), ("edgenext_xx_small", {}), ("mambaout_kobe", {}), ("poolformerv2_s12", {}),
-    ("tiny_vit_5m_224", {}), ("test_vit_relpos", {"img_size": 64}),
-    ("beit_base_patch16_224", {"img_size": 64, "depth": 1, "embed_dim": 48}),
-    ("vit_tiny_patch16_224", {"img_size": 64, "depth": 1, "global_pool": "avg"})])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("test_convnext3", {}),
+        ("edgenext_xx_small", {}),
+        ("mambaout_kobe", {}),
+        ("poolformerv2_s12", {}),
+        ("tiny_vit_5m_224", {}),
+        ("test_vit_relpos", {"img_size": 64}),
+        ("beit_base_patch16_224", {"img_size": 64, "depth": 1, "embed_dim": 48}),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 1, "global_pool": "avg"}),
+    ],
+)
 def test_each_place_is_normalised_where_a_networks_last_norm_follows_its_pooling(name, options):
     size = options.get("img_size", 64)
     with torch.no_grad():
@@ -307,11 +406,27 @@ def test_each_place_is_normalised_where_a_networks_last_norm_follows_its_pooling
     torch.testing.assert_close(found.var(1, correction=0), torch.ones_like(found[:, 0]), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("name, options", [
-    ("test_resnet", {}), ("resnetv2_18", {}), ("resnetv2_50x1_bit", {}), ("test_vit3", {"img_size": 64}),
-    ("vit_tiny_patch16_224", {"img_size": 64, "depth": 1}), ("cait_xxs24_224", {"img_size": 64, "depth": 1}),
-    ("swin_tiny_patch4_window7_224",
-     {"img_size": 64, "window_size": 2, "embed_dim": 24, "num_heads": (2, 2, 2, 2), "depths": (1, 1, 1, 1)})])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("test_resnet", {}),
+        ("resnetv2_18", {}),
+        ("resnetv2_50x1_bit", {}),
+        ("test_vit3", {"img_size": 64}),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 1}),
+        ("cait_xxs24_224", {"img_size": 64, "depth": 1}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {
+                "img_size": 64,
+                "window_size": 2,
+                "embed_dim": 24,
+                "num_heads": (2, 2, 2, 2),
+                "depths": (1, 1, 1, 1),
+            },
+        ),
+    ],
+)
 def test_a_map_stays_as_timm_gives_it_where_the_network_itself_ends_with_its_norm_or_has_none(name, options):
     """The norms in the heads of test_vit3 and CaiT belong to what attends there, not to the map."""
     net = shaken(timm.create_model(name, num_classes=5, **options))

@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 
 from fgkd import cli, records
-from fgkd.engine import states
 from fgkd import study as studies
+from fgkd.engine import states
 from fgkd.study import Job
 
 CELL = Job("teacher", "birds", "resnet", "FT")
-ERROR = {"cell_type": "code", "outputs": [{"output_type": "stream", "text": "..."}, {"output_type": "error", "ename": "ValueError", "evalue": "no bank"}]}
+ERROR = {
+    "cell_type": "code",
+    "outputs": [
+        {"output_type": "stream", "text": "..."},
+        {"output_type": "error", "ename": "ValueError", "evalue": "no bank"},
+    ],
+}
 
 
 def notebook(study, job, *jobs, **meta):
@@ -28,16 +34,33 @@ def result(study, job):
     """What a notebook that ended left: its result, and a record where a test's study computed none."""
     for part in records.record_jobs(study, job):
         if records.record(study, part) is None:
-            record = {"cell": part.id, "fingerprint": study.fingerprint(part), "rows": [{}], "contents": study.contents(part)}
-            records.write_json(study.path(part) / "record.json", record | {"provenance": {"parameters": study.values(part)}})
-    records.write_json(study.path(job) / "result.json", {"cell": job.id, "fingerprint": study.fingerprint(job), "rows": 1})
+            record = {
+                "cell": part.id,
+                "fingerprint": study.fingerprint(part),
+                "rows": [{}],
+                "contents": study.contents(part),
+            }
+            records.write_json(
+                study.path(part) / "record.json", record | {"provenance": {"parameters": study.values(part)}}
+            )
+    records.write_json(
+        study.path(job) / "result.json", {"cell": job.id, "fingerprint": study.fingerprint(job), "rows": 1}
+    )
 
 
 def test_the_counts_of_smoke(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
     assert cli.main(["plan", "--json", str(studies.PROJECT / "runs" / "smoke.yaml")]) == 0
     counts = json.loads(capsys.readouterr().out)
-    expected = {"pretext_trainings": 3, "teacher_trainings": 9, "banks": 9, "distillations": 15, "ce_baselines": 1, "groups": 5, "notebooks": 39}
+    expected = {
+        "pretext_trainings": 3,
+        "teacher_trainings": 9,
+        "banks": 9,
+        "distillations": 15,
+        "ce_baselines": 1,
+        "groups": 5,
+        "notebooks": 39,
+    }
     assert {name: counts[name] for name in expected} == expected
     plain, tgda = (studies.load("smoke").bank_views * 6 * 16 * 2 * view for view in (6, 3 * 6 + 4 + 2 * 2))
     assert counts["largest_bank_bytes"] == tgda and counts["bank_bytes"] == 6 * plain + 3 * tgda
@@ -45,13 +68,22 @@ def test_the_counts_of_smoke(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("seed", [0, [0, 1, 2]])
 def test_a_group_is_a_data_set_a_student_and_a_strategy_of_all_seeds(make_study, seed):
-    study = make_study({
-        "seed": seed,
-        "datasets": {f"d{i}": {"species": 4} for i in range(8)}, "teachers": {f"t{i}": {"model": "test_resnet"} for i in range(8)},
-        "students": {f"s{i}": {"model": "test_resnet"} for i in range(4)}})
+    study = make_study(
+        {
+            "seed": seed,
+            "datasets": {f"d{i}": {"species": 4} for i in range(8)},
+            "teachers": {f"t{i}": {"model": "test_resnet"} for i in range(8)},
+            "students": {f"s{i}": {"model": "test_resnet"} for i in range(4)},
+        }
+    )
     counts = cli.counted(study)
     repeats = len(study.seeds)
-    assert (counts["teacher_trainings"], counts["distillations"], counts["groups"], counts["ce_baselines"]) == (128 * repeats, 512 * repeats, 64, 32 * repeats)
+    assert (
+        counts["teacher_trainings"],
+        counts["distillations"],
+        counts["groups"],
+        counts["ce_baselines"],
+    ) == (128 * repeats, 512 * repeats, 64, 32 * repeats)
 
 
 def test_the_bytes_of_a_bank_are_those_on_disk(finished):
@@ -70,14 +102,26 @@ def test_a_plan_writes_nothing_and_says_what_is_left(tiny, capsys):
 def test_status_of_a_study_that_never_ran(tiny, capsys):
     assert cli.main(["status", tiny.file]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 26 and lines[-1].startswith("25 waiting; results in ") and all(line.startswith("waiting") for line in lines[:-1])
+    assert (
+        len(lines) == 26
+        and lines[-1].startswith("25 waiting; results in ")
+        and all(line.startswith("waiting") for line in lines[:-1])
+    )
     assert not tiny.folder.exists()
 
 
-@pytest.mark.parametrize("words, message", [
-    (["status", "smok"], "study 'smok' is unknown (did you mean 'smoke'?)"), (["plan", "absent.yaml"], "study file 'absent.yaml' does not exist"),
-    (["run", "broken.yaml"], "broken.yaml is not YAML"), (["plan", "."], "study '.' is unknown")])
-def test_a_study_that_cannot_be_read_ends_with_status_2_and_one_line(tmp_path, monkeypatch, capsys, words, message):
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["status", "smok"], "study 'smok' is unknown (did you mean 'smoke'?)"),
+        (["plan", "absent.yaml"], "study file 'absent.yaml' does not exist"),
+        (["run", "broken.yaml"], "broken.yaml is not YAML"),
+        (["plan", "."], "study '.' is unknown"),
+    ],
+)
+def test_a_study_that_cannot_be_read_ends_with_status_2_and_one_line(
+    tmp_path, monkeypatch, capsys, words, message
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yaml").write_text("a: [")
     assert cli.main(words) == 2
@@ -89,7 +133,10 @@ def test_a_study_that_cannot_be_read_ends_with_status_2_and_one_line(tmp_path, m
 @pytest.mark.parametrize("command", ["plan", "run"])
 def test_a_mistyped_model_or_plugin_is_found_before_anything_runs(write_study, tmp_path, capsys, command):
     (tmp_path / "bad.py").write_text("import no_such_module")
-    for change, message in (({"students.small.model": "test_resnte"}, "did you mean test_resnet"), ({"plugins": ["bad.py"]}, "no_such_module")):
+    for change, message in (
+        ({"students.small.model": "test_resnte"}, "did you mean test_resnet"),
+        ({"plugins": ["bad.py"]}, "no_such_module"),
+    ):
         assert cli.main([command, str(write_study(change))]) == 2
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1
@@ -105,7 +152,12 @@ def test_words_that_are_no_command_end_with_status_2_and_the_usage(capsys, words
 
 @pytest.mark.parametrize("command", ["plan", "status"])
 def test_a_reader_that_has_seen_enough_ends_the_output_silently(tiny, command):
-    process = subprocess.Popen([sys.executable, "-m", "fgkd.cli", command, tiny.file], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fgkd.cli", command, tiny.file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == ("", 0)
     process.stderr.close()
@@ -129,8 +181,21 @@ def test_a_result_of_other_values_is_stale(tiny, make_study):
 
 
 def test_a_notebook_that_raised_is_failed_with_its_error(tiny):
-    log = notebook(tiny, CELL, {"cell_type": "markdown"}, ERROR, duration=3.0, end_time="2026-01-01T00:00:03", exception=True)
-    assert states.state(tiny, CELL) == {"state": "failed", "seconds": 3.0, "log": log, "error": "ValueError: no bank"}
+    log = notebook(
+        tiny,
+        CELL,
+        {"cell_type": "markdown"},
+        ERROR,
+        duration=3.0,
+        end_time="2026-01-01T00:00:03",
+        exception=True,
+    )
+    assert states.state(tiny, CELL) == {
+        "state": "failed",
+        "seconds": 3.0,
+        "log": log,
+        "error": "ValueError: no bank",
+    }
 
 
 @pytest.mark.fault("a notebook without result or error")
@@ -149,7 +214,9 @@ def test_a_notebook_without_an_end_is_running_under_a_driver_and_interrupted_wit
     assert states.state(tiny, CELL)["state"] == "interrupted"
 
 
-@pytest.mark.parametrize("content", [json.dumps({"cells": [], "metadata": {"papermill": {"end_time": None}}}), '{"jobs'])
+@pytest.mark.parametrize(
+    "content", [json.dumps({"cells": [], "metadata": {"papermill": {"end_time": None}}}), '{"jobs']
+)
 @pytest.mark.fault("a notebook cut short")
 def test_a_result_whose_notebook_was_cut_short_is_not_done(tiny, content):
     log = Path(notebook(tiny, CELL))
@@ -160,7 +227,10 @@ def test_a_result_whose_notebook_was_cut_short_is_not_done(tiny, content):
     assert states.state(tiny, CELL)["state"] == "done"
 
 
-@pytest.mark.parametrize("name, content", [("03_teacher.ipynb", "{"), ("03_teacher.ipynb", "{}"), ("result.json", "{"), ("result.json", "")])
+@pytest.mark.parametrize(
+    "name, content",
+    [("03_teacher.ipynb", "{"), ("03_teacher.ipynb", "{}"), ("result.json", "{"), ("result.json", "")],
+)
 @pytest.mark.fault("a result or notebook half written")
 def test_files_that_are_being_written_are_no_state(tiny, name, content):
     tiny.path(CELL).mkdir(parents=True)
@@ -174,7 +244,9 @@ def test_status_shows_failures_with_their_log_and_ends_with_status_1(tiny, capsy
     assert cli.main(["status", tiny.file]) == 1
     lines = capsys.readouterr().out.splitlines()
     position = next(i for i, line in enumerate(lines) if CELL.id in line)
-    assert lines[position].startswith("failed") and "3.0 s" in lines[position] and lines[position].endswith(log)
+    assert (
+        lines[position].startswith("failed") and "3.0 s" in lines[position] and lines[position].endswith(log)
+    )
     assert lines[position + 1].strip() == "ValueError: no bank"
     assert next(line for line in lines if done.id in line).startswith("done")
     assert {"1 done", "1 failed", "23 waiting"} == set(lines[-1].partition(";")[0].split(", "))
@@ -224,7 +296,9 @@ def test_a_plan_says_which_setting_changed_and_what_follows_from_it(finished, ma
     found = reasons(finished, make_study({"teachers.resnet.recipe": {"lr": 0.5}}))
     assert found.pop("teacher/birds/FT/resnet") == "recipe.lr 0.01 -> 0.5"
     assert found.pop("teacher/birds/FZ/resnet") == "recipe.lr 0.1 -> 0.5"
-    assert set(found) == {f"{stage}/birds/{r}/resnet" for stage in ("bank", "distill") for r in ("FZ", "FT")} | {"study/correlation", "study/report"}
+    assert set(found) == {
+        f"{stage}/birds/{r}/resnet" for stage in ("bank", "distill") for r in ("FZ", "FT")
+    } | {"study/correlation", "study/report"}
     assert set(found.values()) == {"what it reads is made anew"}
 
 
@@ -244,16 +318,33 @@ def test_a_plan_groups_what_is_left_by_reason(finished, capsys):
     assert cli.main(["plan", study.file]) == 0
     shown = capsys.readouterr().out
     assert "23 of 25 notebooks are done; left to run:" in shown
-    assert "   1 x 03_teacher             failed: ValueError: no bank\n" in shown and "   1 x 01_what_is_ratio12     never ran\n" in shown
+    assert (
+        "   1 x 03_teacher             failed: ValueError: no bank\n" in shown
+        and "   1 x 01_what_is_ratio12     never ran\n" in shown
+    )
 
 
 def test_how_a_kernel_ended_stands_beside_the_error_and_what_it_printed(tiny, capsys):
-    notebook(tiny, CELL, {"cell_type": "code", "outputs": [{"output_type": "stream", "text": ["one\ntwo\n", "10%\r50%\n", "three\n"]}]}, end_time="now")
+    notebook(
+        tiny,
+        CELL,
+        {
+            "cell_type": "code",
+            "outputs": [{"output_type": "stream", "text": ["one\ntwo\n", "10%\r50%\n", "three\n"]}],
+        },
+        end_time="now",
+    )
     records.write_json(tiny.path(CELL) / "exit.json", {"exit_status": -9, "peak_memory_mb": 2048})
     found = states.state(tiny, CELL)
-    assert found["error"] == "its kernel ended without an error message: it was killed, or ran out of memory (signal 9, peak memory 2,048 MB)"
+    assert (
+        found["error"]
+        == "its kernel ended without an error message: it was killed, or ran out of memory (signal 9, peak memory 2,048 MB)"
+    )
     assert cli.main(["status", tiny.file]) == 1
-    assert "peak memory 2,048 MB)\n" + "".join(" " * 24 + f"{line}\n" for line in ("two", "50%", "three")) in capsys.readouterr().out
+    assert (
+        "peak memory 2,048 MB)\n" + "".join(" " * 24 + f"{line}\n" for line in ("two", "50%", "three"))
+        in capsys.readouterr().out
+    )
 
 
 def test_where_nothing_has_failed_there_is_nothing_to_retry(tiny, capsys):
@@ -261,7 +352,9 @@ def test_where_nothing_has_failed_there_is_nothing_to_retry(tiny, capsys):
     assert "nothing has failed" in capsys.readouterr().out and not list(tiny.folder.rglob("result.json"))
 
 
-@pytest.mark.parametrize("visible, slots", [(None, ["0", "0", "1", "1"]), ("3,GPU-7", ["3", "3", "GPU-7", "GPU-7"])])
+@pytest.mark.parametrize(
+    "visible, slots", [(None, ["0", "0", "1", "1"]), ("3,GPU-7", ["3", "3", "GPU-7", "GPU-7"])]
+)
 def test_every_gpu_has_as_many_slots_as_runs_may_share_it(make_study, monkeypatch, visible, slots):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -274,7 +367,9 @@ def test_every_gpu_has_as_many_slots_as_runs_may_share_it(make_study, monkeypatc
 def test_a_profile_that_is_none_is_refused(tiny, capsys):
     with pytest.raises(SystemExit):
         cli.main(["run", tiny.file, "--profile", "profiles"])
-    assert "'profiles' has no config.yaml: expected a folder such as profiles/slurm" in capsys.readouterr().err
+    assert (
+        "'profiles' has no config.yaml: expected a folder such as profiles/slurm" in capsys.readouterr().err
+    )
 
 
 def test_the_command_line_and_the_engine_s_states_load_without_torch():

@@ -38,28 +38,56 @@ def digest(tmp_path, text, model="first"):
     return contents.of_network(model, (str(tmp_path / "plugin.py"),))
 
 
-@pytest.mark.parametrize("old, new", [
-    ("# by timm", ""), ('"""Makes one."""', '"""Makes two."""'), ("OTHER = 9", "OTHER = 10"), ("(0.1, 0.1, 0.1)", "(0.2, 0.2, 0.2)"),
-    ('"first.a": {', '"first.a":   {'), ("def second", "@register_model\ndef third(pretrained=False): return 3\n\n@register_model\ndef second")])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("# by timm", ""),
+        ('"""Makes one."""', '"""Makes two."""'),
+        ("OTHER = 9", "OTHER = 10"),
+        ("(0.1, 0.1, 0.1)", "(0.2, 0.2, 0.2)"),
+        ('"first.a": {', '"first.a":   {'),
+        (
+            "def second",
+            "@register_model\ndef third(pretrained=False): return 3\n\n@register_model\ndef second",
+        ),
+    ],
+)
 def test_what_a_network_does_not_use_is_no_part_of_its_digest(tmp_path, old, new):
     assert old in PLUGIN
     assert digest(tmp_path, PLUGIN) == digest(tmp_path, PLUGIN.replace(old, new, 1))
 
 
-@pytest.mark.parametrize("old, new", [
-    ("WIDTH = 8", "WIDTH = 10"), ('"test_resnet"', '"test_vit3"'), ("(0.5, 0.5, 0.5)", "(0.4, 0.5, 0.5)"), ("build(WIDTH", "build(2 * WIDTH"),
-    ("import timm\n", "import torch as timm\n"), ("def build(", "print('loaded')\n\n\ndef build(")])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("WIDTH = 8", "WIDTH = 10"),
+        ('"test_resnet"', '"test_vit3"'),
+        ("(0.5, 0.5, 0.5)", "(0.4, 0.5, 0.5)"),
+        ("build(WIDTH", "build(2 * WIDTH"),
+        ("import timm\n", "import torch as timm\n"),
+        ("def build(", "print('loaded')\n\n\ndef build("),
+    ],
+)
 def test_what_a_network_uses_by_any_number_of_steps_is_part_of_its_digest(tmp_path, old, new):
     assert old in PLUGIN
     assert digest(tmp_path, PLUGIN) != digest(tmp_path, PLUGIN.replace(old, new, 1))
 
 
 def test_a_network_of_timms_own_has_no_digest_and_one_of_an_absent_plugin_an_unknown_one(tmp_path):
-    assert digest(tmp_path, PLUGIN, "resnet18") == "" and digest(tmp_path, PLUGIN, "first.a") == digest(tmp_path, PLUGIN)
+    assert digest(tmp_path, PLUGIN, "resnet18") == "" and digest(tmp_path, PLUGIN, "first.a") == digest(
+        tmp_path, PLUGIN
+    )
     assert contents.of_network("first", (str(tmp_path / "absent.py"),)) is None
 
 
-@pytest.mark.parametrize("registering", ["for f in (one, two): register_model(f)", "register = register_model", "@keep(register_model)\ndef f(): ..."])
+@pytest.mark.parametrize(
+    "registering",
+    [
+        "for f in (one, two): register_model(f)",
+        "register = register_model",
+        "@keep(register_model)\ndef f(): ...",
+    ],
+)
 def test_a_plugin_that_registers_by_another_way_is_taken_whole(tmp_path, registering):
     assert digest(tmp_path, registering) != digest(tmp_path, f"{registering}\nx = 1") != ""
 

@@ -17,8 +17,19 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def spec(root=None, **changes):
-    common = dict(key="set", kind="folder", root=root and str(root), classes=(), test_fraction=0.2, species=4,
-                  family_size=2, train=3, test=2, seed=0, resize=8)
+    common = dict(
+        key="set",
+        kind="folder",
+        root=root and str(root),
+        classes=(),
+        test_fraction=0.2,
+        species=4,
+        family_size=2,
+        train=3,
+        test=2,
+        seed=0,
+        resize=8,
+    )
     return DataSpec(**{**common, **changes})
 
 
@@ -56,11 +67,17 @@ def fails(expected, *args, **options):
 # decode
 
 MODES = {
-    "RGB": (RED, "png", RED), "L": (100, "png", (100,) * 3), "1": (1, "png", WHITE),
+    "RGB": (RED, "png", RED),
+    "L": (100, "png", (100,) * 3),
+    "1": (1, "png", WHITE),
     "CMYK": ((0, 255, 255, 0), "tif", RED),
-    "RGBA": ((255, 0, 0, 0), "png", WHITE), "LA": ((0, 0), "png", WHITE),
-    "I;16": (257 * 40, "png", (40,) * 3), "I;16B": (257 * 40, "tif", (40,) * 3), "I": (257 * 40, "tif", (40,) * 3),
-    "YCbCr": ((128, 128, 128), "tif", (128,) * 3), "LAB": ((255, 128, 128), "tif", WHITE),
+    "RGBA": ((255, 0, 0, 0), "png", WHITE),
+    "LA": ((0, 0), "png", WHITE),
+    "I;16": (257 * 40, "png", (40,) * 3),
+    "I;16B": (257 * 40, "tif", (40,) * 3),
+    "I": (257 * 40, "tif", (40,) * 3),
+    "YCbCr": ((128, 128, 128), "tif", (128,) * 3),
+    "LAB": ((255, 128, 128), "tif", WHITE),
 }  # mode: (value, format that keeps the mode, expected RGB)
 
 
@@ -100,8 +117,16 @@ def test_a_palette_is_looked_up_before_resizing(tmp_path):
 def test_the_picture_is_turned_as_its_exif_says(orientation, tmp_path):
     upright = np.zeros((8, 8, 3), np.uint8)
     upright[:4, :4], upright[:4, 4:], upright[4:, :4] = RED, GREEN, BLUE
-    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.swapaxes(0, 1),
-              6: np.rot90(upright, 1), 7: np.rot90(upright, 2).swapaxes(0, 1), 8: np.rot90(upright, -1)}[orientation]
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).swapaxes(0, 1),
+        8: np.rot90(upright, -1),
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.png", exif=exif)
@@ -115,10 +140,16 @@ def test_sixteen_bits_use_the_whole_range_and_do_not_clip(tmp_path):
     assert row.tolist() == [0, 10, round(30000 / 257), 255]
 
 
-@pytest.mark.parametrize("values, expected", [
-    ([0, 0.25, 0.5, 1], [0, 64, 128, 255]), ([0, 10, 100, 255], [0, 10, 100, 255]),
-    ([0, 257, 2570, 65535], [0, 1, 10, 255]), ([-2, -1, 0, 2], [0, 64, 128, 255]), ([9e9] * 4, [0] * 4),
-])
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([0, 0.25, 0.5, 1], [0, 64, 128, 255]),
+        ([0, 10, 100, 255], [0, 10, 100, 255]),
+        ([0, 257, 2570, 65535], [0, 1, 10, 255]),
+        ([-2, -1, 0, 2], [0, 64, 128, 255]),
+        ([9e9] * 4, [0] * 4),
+    ],
+)
 def test_float_grey_is_scaled_by_the_smallest_usual_range_or_its_own(values, expected, tmp_path):
     Image.fromarray(np.array([values], np.float32)).save(tmp_path / "x.tif")
     assert decode(tmp_path / "x.tif", 4)[0, :, 0].tolist() == expected
@@ -159,7 +190,13 @@ def test_a_split_folder_is_read_as_it_is(tmp_path):
     root = split_folder(tmp_path / "root")
     data = load(spec(root), tmp_path / "cache", progress=False)
     assert data.classes == ("a", "b") and data.families is None and data.notes == ()
-    assert data.train.names == ("train/a/0.png", "train/a/1.png", "train/a/2.png", "train/b/0.png", "train/b/1.png")
+    assert data.train.names == (
+        "train/a/0.png",
+        "train/a/1.png",
+        "train/a/2.png",
+        "train/b/0.png",
+        "train/b/1.png",
+    )
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1] and data.train.labels.dtype == np.int64
     assert len(data.test) == 3 and data.test.boxes is None
     for split in (data.train, data.test):
@@ -175,15 +212,19 @@ def test_images_are_mapped_read_only(tmp_path):
 def test_class_folders_are_split_within_each_class(tmp_path):
     root = folder(tmp_path / "root", {"a": 10, "b": 2, "c": 3})
     data = load(spec(root, test_fraction=0.3), tmp_path / "cache", progress=False)
-    assert np.bincount(data.train.labels).tolist() == [7, 1, 2] and np.bincount(data.test.labels).tolist() == [3, 1, 1]
+    assert np.bincount(data.train.labels).tolist() == [7, 1, 2] and np.bincount(
+        data.test.labels
+    ).tolist() == [3, 1, 1]
     assert not set(data.train.names) & set(data.test.names)
     assert len(set(data.train.names) | set(data.test.names)) == 15
 
 
 def test_the_split_depends_on_the_seed_only(tmp_path):
     root = folder(tmp_path / "root", {"a": 20, "b": 20, "c": 20})
-    names = [load(spec(root, **o), tmp_path / str(i), progress=False).test.names
-             for i, o in enumerate([{}, {}, {"seed": 1}, {"classes": ("c", "a")}])]
+    names = [
+        load(spec(root, **o), tmp_path / str(i), progress=False).test.names
+        for i, o in enumerate([{}, {}, {"seed": 1}, {"classes": ("c", "a")}])
+    ]
     assert names[0] == names[1] != names[2]
     assert names[3] == tuple(name for name in names[0] if not name.startswith("b"))
 
@@ -221,7 +262,15 @@ def test_a_third_folder_beside_train_and_test_is_noted(tmp_path):
 
 
 def test_odd_names_survive(tmp_path):
-    odd = ["it's \"so\"", "a\nb", "<script>", "-rf", " space ", "Grünspecht \U0001f426", os.fsdecode(b"bad\xff")]
+    odd = [
+        'it\'s "so"',
+        "a\nb",
+        "<script>",
+        "-rf",
+        " space ",
+        "Grünspecht \U0001f426",
+        os.fsdecode(b"bad\xff"),
+    ]
     root = folder(tmp_path / "root", dict.fromkeys(odd, 2))
     for _ in range(2):
         data = load(spec(root), tmp_path / "cache", progress=False)
@@ -242,8 +291,13 @@ def test_a_picture_in_both_splits_is_noted_and_counted(tmp_path):
 def test_check_counts_by_hand(tmp_path):
     table = check(load(spec(split_folder(tmp_path / "root")), tmp_path / "cache", progress=False))
     assert table.to_dict("list") == {
-        "split": ["train", "test"], "images": [5, 3], "classes": [2, 2], "smallest_class": [2, 1],
-        "largest_class": [3, 2], "unreadable": [0, 0], "in_both_splits": [0, 0],
+        "split": ["train", "test"],
+        "images": [5, 3],
+        "classes": [2, 2],
+        "smallest_class": [2, 1],
+        "largest_class": [3, 2],
+        "unreadable": [0, 0],
+        "in_both_splits": [0, 0],
     }
 
 
@@ -288,8 +342,11 @@ def test_classes_with_one_image_cannot_be_split(tmp_path):
 
 def test_an_unknown_class_is_named_with_its_nearest(tmp_path):
     root = folder(tmp_path / "root", {"sparrow": 2, "robin": 2})
-    fails(["classes 'sparow', 'zzz' not found", "did you mean 'sparrow' for 'sparow'?"],
-          spec(root, classes=("sparow", "zzz", "robin")), tmp_path / "cache")
+    fails(
+        ["classes 'sparow', 'zzz' not found", "did you mean 'sparrow' for 'sparow'?"],
+        spec(root, classes=("sparow", "zzz", "robin")),
+        tmp_path / "cache",
+    )
 
 
 def test_all_bad_images_are_named_at_once_with_their_reasons(tmp_path):
@@ -300,8 +357,12 @@ def test_all_bad_images_are_named_at_once_with_their_reasons(tmp_path):
     data = picture(root / "test/b/half.png", 50, (64, 64)).read_bytes()
     (root / "test/b/half.png").write_bytes(data[: len(data) // 2])
     message = fails("4 of 12 images", spec(root), tmp_path / "cache")
-    for name, reason in [("train/a/empty.png", "empty file"), ("train/b/text.jpg", "not an image"),
-                         ("test/a/gone.png", "No such file"), ("test/b/half.png", "truncated")]:
+    for name, reason in [
+        ("train/a/empty.png", "empty file"),
+        ("train/b/text.jpg", "not an image"),
+        ("test/a/gone.png", "No such file"),
+        ("test/b/half.png", "truncated"),
+    ]:
         assert any(name in line and reason in line for line in message.splitlines())
     assert os.listdir(tmp_path / "cache") == [".lock"]
 
@@ -321,7 +382,9 @@ def test_a_full_disk_is_said_with_the_bytes_needed_and_leaves_nothing(tmp_path, 
 
     root = split_folder(tmp_path / "root")
     monkeypatch.setattr(folders.os, "fsync", full)
-    fails(["no space left", str(tmp_path / "cache"), f"{8 * 8 * 8 * 3:,} bytes"], spec(root), tmp_path / "cache")
+    fails(
+        ["no space left", str(tmp_path / "cache"), f"{8 * 8 * 8 * 3:,} bytes"], spec(root), tmp_path / "cache"
+    )
     assert os.listdir(tmp_path / "cache") == [".lock"]
 
 
@@ -344,7 +407,11 @@ def test_a_second_load_decodes_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change", ["edit", "add", "remove", "rename", "resize", "classes"])
 def test_changed_inputs_rebuild_the_cache(change, tmp_path):
-    root, cache, options = folder(split_folder(tmp_path / "root"), {"train/c": 1, "test/c": 1}), tmp_path / "cache", {}
+    root, cache, options = (
+        folder(split_folder(tmp_path / "root"), {"train/c": 1, "test/c": 1}),
+        tmp_path / "cache",
+        {},
+    )
     first = load(spec(root), cache, progress=False)
     image = root / "train/a/0.png"
     match change:
@@ -448,10 +515,14 @@ def test_birds_are_drawn_once_and_kept_whole(tmp_path, monkeypatch):
     assert check(data).images.tolist() == [12, 8] and data.notes == ()
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"species": 6}, {"family_size": 4}, {"train": 4}, {"test": 3}, {"size": 0.5}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"species": 6}, {"family_size": 4}, {"train": 4}, {"test": 3}, {"size": 0.5}]
+)
 def test_other_birds_have_another_fingerprint(change, tmp_path):
-    prints = [load(spec(**{"kind": "birds", "resize": 24, **o}), tmp_path, progress=False).fingerprint
-              for o in ({}, change, {})]
+    prints = [
+        load(spec(**{"kind": "birds", "resize": 24, **o}), tmp_path, progress=False).fingerprint
+        for o in ({}, change, {})
+    ]
     assert prints[0] == prints[2] != prints[1]
 
 

@@ -10,9 +10,9 @@ import trainings
 from torch import nn
 
 from fgkd import stages
+from fgkd.data.folders import Split
 from fgkd.distillation import losses, training
 from fgkd.models import classifier
-from fgkd.data.folders import Split
 from fgkd.study import Model, Recipe, Views
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -30,23 +30,43 @@ def test_the_bank_of_a_teacher_is_the_same_on_a_gpu_but_for_bf16(make_study):
     stages.teacher(gpu, "birds", "resnet", "FT")
     weights = (trained.folder / "model.safetensors").read_bytes()
     (gpu.path(trained.job) / "model.safetensors").write_bytes(weights)
-    logits = [torch.tensor(stages.bank(study, "birds", "resnet", "FT")[1].arrays["logits"].astype("float32")) for study in (cpu, gpu)]
+    logits = [
+        torch.tensor(stages.bank(study, "birds", "resnet", "FT")[1].arrays["logits"].astype("float32"))
+        for study in (cpu, gpu)
+    ]
     assert (logits[0] - logits[1]).abs().max() < 0.05 * logits[0].abs().max()
 
 
 def test_students_learn_the_same_from_the_bank_and_online(make_study):
-    stored, online = make_study({"device": "cuda"}, "stored"), make_study({"device": "cuda", "online": True}, "online")
-    histories = [pd.DataFrame(stages.distill(s, "birds", "resnet", "FT").table("history")) for s in (stored, online)]
+    stored, online = (
+        make_study({"device": "cuda"}, "stored"),
+        make_study({"device": "cuda", "online": True}, "online"),
+    )
+    histories = [
+        pd.DataFrame(stages.distill(s, "birds", "resnet", "FT").table("history")) for s in (stored, online)
+    ]
     assert (histories[0].kd / histories[1].kd - 1).abs().max() < 0.05
 
 
 def test_losses_their_gradients_and_crds_memories_are_the_same_on_a_gpu():
     def found(on):
         torch.manual_seed(0)
-        student, teacher, labels = torch.randn(12, 9).to(on).requires_grad_(), torch.randn(12, 9).to(on), (torch.arange(40) % 4).to(on)
-        crd = losses.CRD(9, 9, labels)  # with all images of other classes as negatives: GPUs draw other numbers
-        parts = [losses.kd(student, teacher, 2), losses.dkd(student, teacher, labels[:12], 1, 8, 4), losses.rkd(student, teacher), losses.pkt(student, teacher),
-                 losses.hint(student, teacher), crd(student, teacher, torch.arange(12))]
+        student, teacher, labels = (
+            torch.randn(12, 9).to(on).requires_grad_(),
+            torch.randn(12, 9).to(on),
+            (torch.arange(40) % 4).to(on),
+        )
+        crd = losses.CRD(
+            9, 9, labels
+        )  # with all images of other classes as negatives: GPUs draw other numbers
+        parts = [
+            losses.kd(student, teacher, 2),
+            losses.dkd(student, teacher, labels[:12], 1, 8, 4),
+            losses.rkd(student, teacher),
+            losses.pkt(student, teacher),
+            losses.hint(student, teacher),
+            crd(student, teacher, torch.arange(12)),
+        ]
         return [*parts, *(torch.autograd.grad(part, student)[0] for part in parts), crd.memory, crd.log_z]
 
     for cpu, gpu in zip(found("cpu"), found("cuda"), strict=True):
@@ -97,6 +117,7 @@ def test_a_training_goes_on_on_another_device_than_it_began_on(tmp_path, monkeyp
 @pytest.fixture
 def no_waiting():
     """A context in which it is an error to wait for the GPU, as each copy from the CPU's own memory does."""
+
     @contextlib.contextmanager
     def within():
         torch.cuda.set_sync_debug_mode("error")

@@ -21,7 +21,18 @@ from nbformat.v4 import new_code_cell, new_notebook
 from fgkd.engine import kernels
 from fgkd.study import PROJECT
 
-PAPERMILL = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "--cwd", ".", "in.ipynb", "out.ipynb"]
+PAPERMILL = [
+    sys.executable,
+    "-m",
+    "papermill",
+    "-k",
+    "python3",
+    "--no-progress-bar",
+    "--cwd",
+    ".",
+    "in.ipynb",
+    "out.ipynb",
+]
 SLEEP = "import os, time\nopen('pids.part', 'w').write(f'{os.getpid()} {os.getppid()}')\nos.rename('pids.part', 'pids')\ntime.sleep(600)"
 DRIVER = f"""
 import fcntl, os, subprocess, time
@@ -49,7 +60,14 @@ def start(environment, tmp_path):
 
     def started(*sources):
         write(tmp_path, *sources)
-        process = subprocess.Popen(PAPERMILL, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            PAPERMILL,
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         processes.append(process)
         return process, tmp_path / "out.ipynb"
 
@@ -75,7 +93,8 @@ def test_a_notebook_runs_in_a_fork_of_the_warm_process(start, tmp_path, wait_for
     process, notebook = start(
         "import os, sys\npreloaded = 'fgkd.stages' in sys.modules\nimport fgkd.stages",
         "print(os.getpid(), preloaded, os.getcwd(), os.environ['FGKD_RUNS'], 'JPY_PARENT_PID' in os.environ)",
-        "import torch\ntorch.ones(2, 2, requires_grad=True).sum().backward()\nopen('done', 'w').close()")
+        "import torch\ntorch.ones(2, 2, requires_grad=True).sum().backward()\nopen('done', 'w').close()",
+    )
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 0, output
     pid, preloaded, *rest = nbformat.read(notebook, 4).cells[1].outputs[0].text.split()
@@ -84,7 +103,11 @@ def test_a_notebook_runs_in_a_fork_of_the_warm_process(start, tmp_path, wait_for
 
 
 def test_a_kernel_that_dies_ends_papermill_with_an_error(start):
-    process, notebook = start("import os, signal\nprint('here', flush=True)", "os.kill(os.getpid(), signal.SIGKILL)", "print('never')")
+    process, notebook = start(
+        "import os, signal\nprint('here', flush=True)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        "print('never')",
+    )
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0 and "DeadKernelError" in output
     assert not nbformat.read(notebook, 4).cells[2].outputs
@@ -117,7 +140,9 @@ def test_a_kernel_ends_with_the_process_that_forked_it(start, tmp_path, wait_for
 @pytest.mark.fault("fgkd run killed")
 def test_what_a_process_started_is_killed_with_it_and_a_lock_ends_with_the_last_kernel(tmp_path, wait_for):
     write(tmp_path, SLEEP)
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT)}
+    )
     try:
         assert wait_for((tmp_path / "pids").exists, 60)
         kernel, _ = map(int, (tmp_path / "pids").read_text().split())
@@ -154,7 +179,11 @@ def test_no_more_runs_see_a_gpu_than_it_has_slots_and_a_killed_one_frees_its_own
     holders = []
     try:
         for expected in ("3", "3", "5", None):
-            holders.append(subprocess.Popen([sys.executable, "-c", SLOT, str(tmp_path)], stdout=subprocess.PIPE, text=True))
+            holders.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", SLOT, str(tmp_path)], stdout=subprocess.PIPE, text=True
+                )
+            )
             if expected:
                 assert holders[-1].stdout.readline() == f"{expected}\n"
         assert not select.select([holders[-1].stdout], [], [], 1)[0]

@@ -41,16 +41,24 @@ def crd(student, teacher):
 EVERY = {
     "kd": lambda s, t: losses.kd(s, t, 2),
     "dkd": lambda s, t: losses.dkd(s, t, torch.arange(len(s)) % 9, 1, 8, 4),
-    "rkd": losses.rkd, "pkt": losses.pkt, "hint": losses.hint, "crd": crd,
+    "rkd": losses.rkd,
+    "pkt": losses.pkt,
+    "hint": losses.hint,
+    "crd": crd,
 }
 every = pytest.mark.parametrize("loss", EVERY.values(), ids=EVERY)
 relational = pytest.mark.parametrize("loss", [losses.rkd, losses.pkt])
 
 GOLDEN = {
-    "kd_T2": lambda s, t, _: losses.kd(s, t, 2), "kd_T4": lambda s, t, _: losses.kd(s, t, 4),
-    "dkd_a1_b8_T4": lambda s, t, labels: losses.dkd(s, t, labels, 1, 8, 4), "dkd_a1_b0.5_T1": lambda s, t, labels: losses.dkd(s, t, labels, 1, 0.5, 1),
-    "rkd_logits_d25_a50": lambda s, t, _: losses.rkd(s, t), "rkd_features_d25_a50": lambda s, t, _: losses.rkd(s, t),
-    "pkt_logits": lambda s, t, _: losses.pkt(s, t), "pkt_features": lambda s, t, _: losses.pkt(s, t), "hint_logits_mse": lambda s, t, _: losses.hint(s, t),
+    "kd_T2": lambda s, t, _: losses.kd(s, t, 2),
+    "kd_T4": lambda s, t, _: losses.kd(s, t, 4),
+    "dkd_a1_b8_T4": lambda s, t, labels: losses.dkd(s, t, labels, 1, 8, 4),
+    "dkd_a1_b0.5_T1": lambda s, t, labels: losses.dkd(s, t, labels, 1, 0.5, 1),
+    "rkd_logits_d25_a50": lambda s, t, _: losses.rkd(s, t),
+    "rkd_features_d25_a50": lambda s, t, _: losses.rkd(s, t),
+    "pkt_logits": lambda s, t, _: losses.pkt(s, t),
+    "pkt_features": lambda s, t, _: losses.pkt(s, t),
+    "hint_logits_mse": lambda s, t, _: losses.hint(s, t),
 }
 
 
@@ -59,7 +67,9 @@ def test_losses_equal_the_released_implementation(reference, key):
     given = np.load(reference / "golden.npz")
     golden = json.loads((reference / "golden.json").read_text())["losses"][key]
     kind = "features" if "features" in key else "logits"
-    student, teacher, labels = (torch.from_numpy(given[f"losses/{name}"]) for name in (f"student_{kind}", f"teacher_{kind}", "labels"))
+    student, teacher, labels = (
+        torch.from_numpy(given[f"losses/{name}"]) for name in (f"student_{kind}", f"teacher_{kind}", "labels")
+    )
     # fp32 rounds PKT by some 1e-9, as much as the order of the features' columns changes it: 1e-4 of the value for features
     assert GOLDEN[key](student, teacher, labels).item() == pytest.approx(golden, rel=1e-5, abs=2e-9)
 
@@ -67,10 +77,19 @@ def test_losses_equal_the_released_implementation(reference, key):
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
 def test_ce_plus_beta_kd_and_its_gradient_equal_timms_task(temperature):
     student, teacher, labels = Fixed(logits(seed=1)), Fixed(logits(seed=2)), torch.arange(12) % 9
-    task = LogitDistillationTask(student, teacher, criterion=nn.CrossEntropyLoss(), distill_loss_weight=10.0, temperature=temperature, verbose=False)
+    task = LogitDistillationTask(
+        student,
+        teacher,
+        criterion=nn.CrossEntropyLoss(),
+        distill_loss_weight=10.0,
+        temperature=temperature,
+        verbose=False,
+    )
     theirs = task(torch.zeros(12, 3, 2, 2), labels)["loss"]
     (expected,) = torch.autograd.grad(theirs, student.logits)
-    ours = F.cross_entropy(student.logits, labels) + 10 * losses.kd(student.logits, teacher.logits, temperature)
+    ours = F.cross_entropy(student.logits, labels) + 10 * losses.kd(
+        student.logits, teacher.logits, temperature
+    )
     (found,) = torch.autograd.grad(ours, student.logits)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
@@ -101,36 +120,55 @@ def test_kd_is_zero_for_equal_predictions_only_and_not_symmetric():
 def test_at_a_high_temperature_kd_is_half_the_mean_square_of_centred_logits():
     student, teacher = logits(seed=1), logits(seed=2)
     gap = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
-    assert losses.kd(student, teacher, 200).item() == pytest.approx((gap.square().mean(1) / 2).mean().item(), rel=0.02)
+    assert losses.kd(student, teacher, 200).item() == pytest.approx(
+        (gap.square().mean(1) / 2).mean().item(), rel=0.02
+    )
 
 
 def test_dkd_by_hand():
     student, teacher = torch.zeros(1, 3), torch.tensor([[0.5, 0.3, 0.2]]).log()
     label = 0.5 * math.log(0.5 / (1 / 3)) + 0.5 * math.log(0.5 / (2 / 3))
     rest = 0.6 * math.log(0.6 / 0.5) + 0.4 * math.log(0.4 / 0.5)
-    assert losses.dkd(student, teacher, torch.tensor([0]), 2, 3, 1).item() == pytest.approx(2 * label + 3 * rest, rel=1e-5)
+    assert losses.dkd(student, teacher, torch.tensor([0]), 2, 3, 1).item() == pytest.approx(
+        2 * label + 3 * rest, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("temperature", [1, 4])
 def test_dkd_whose_beta_is_the_teachers_doubt_of_the_label_is_kd(temperature):
     for i in range(12):
-        student, teacher, label = logits(1, seed=i).requires_grad_(), logits(1, seed=100 + i), torch.tensor([i % 9])
+        student, teacher, label = (
+            logits(1, seed=i).requires_grad_(),
+            logits(1, seed=100 + i),
+            torch.tensor([i % 9]),
+        )
         doubt = 1 - (teacher / temperature).softmax(1)[0, i % 9].item()
-        found, expected = losses.dkd(student, teacher, label, 1, doubt, temperature), losses.kd(student, teacher, temperature)
+        found, expected = (
+            losses.dkd(student, teacher, label, 1, doubt, temperature),
+            losses.kd(student, teacher, temperature),
+        )
         assert found.item() == pytest.approx(expected.item(), rel=1e-4)
-        torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (found, expected)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(loss, student)[0] for loss in (found, expected)), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_dkd_averages_over_images():
     student, teacher, labels = logits(seed=1), logits(seed=2), torch.arange(12) % 9
-    one_by_one = torch.stack([losses.dkd(student[i : i + 1], teacher[i : i + 1], labels[i : i + 1], 1, 8, 4) for i in range(12)])
-    assert losses.dkd(student, teacher, labels, 1, 8, 4).item() == pytest.approx(one_by_one.mean().item(), rel=1e-5)
+    one_by_one = torch.stack(
+        [losses.dkd(student[i : i + 1], teacher[i : i + 1], labels[i : i + 1], 1, 8, 4) for i in range(12)]
+    )
+    assert losses.dkd(student, teacher, labels, 1, 8, 4).item() == pytest.approx(
+        one_by_one.mean().item(), rel=1e-5
+    )
 
 
 def test_dkd_of_two_classes_has_no_rest():
     student, teacher, labels = logits(c=2, seed=1), logits(c=2, seed=2), torch.arange(12) % 2
     assert losses.dkd(student, teacher, labels, 0, 8, 4).item() == 0
-    assert losses.dkd(student, teacher, labels, 1, 8, 4).item() == pytest.approx(losses.kd(student, teacher, 4).item(), rel=1e-5)
+    assert losses.dkd(student, teacher, labels, 1, 8, 4).item() == pytest.approx(
+        losses.kd(student, teacher, 4).item(), rel=1e-5
+    )
 
 
 def test_dkd_of_logits_that_are_sure_is_finite_where_probabilities_are_0():
@@ -165,10 +203,16 @@ def test_rkd_sees_neither_turns_nor_shifts_nor_scale_and_pkt_neither_turns_nor_l
     student, teacher = logits(seed=1), logits(c=5, seed=2)
     turn = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(3)))[0]
     lengths = torch.arange(1, 13)[:, None]
-    assert losses.rkd(3 * student @ turn + 2, teacher).item() == pytest.approx(losses.rkd(student, teacher).item(), rel=1e-4)
-    assert losses.pkt(lengths * student @ turn, teacher).item() == pytest.approx(losses.pkt(student, teacher).item(), rel=1e-4)
+    assert losses.rkd(3 * student @ turn + 2, teacher).item() == pytest.approx(
+        losses.rkd(student, teacher).item(), rel=1e-4
+    )
+    assert losses.pkt(lengths * student @ turn, teacher).item() == pytest.approx(
+        losses.pkt(student, teacher).item(), rel=1e-4
+    )
     assert losses.rkd(student @ turn, student).item() == pytest.approx(0, abs=1e-6)
-    assert losses.rkd(lengths * student, student).item() > 0.1 and losses.pkt(student + 2, student).item() > 1e-4
+    assert (
+        losses.rkd(lengths * student, student).item() > 0.1 and losses.pkt(student + 2, student).item() > 1e-4
+    )
 
 
 @relational
@@ -188,7 +232,11 @@ def test_images_that_all_coincide_leave_value_and_gradient_finite(loss):
         student = point.repeat(12, 1).requires_grad_()
         found = loss(student, logits(c=5, seed=2))
         found.backward()
-        assert found.isfinite() and student.grad.isfinite().all() and loss(logits(seed=1), point.repeat(12, 1)).isfinite()
+        assert (
+            found.isfinite()
+            and student.grad.isfinite().all()
+            and loss(logits(seed=1), point.repeat(12, 1)).isfinite()
+        )
 
 
 @every
@@ -240,7 +288,9 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature):
 @every
 @pytest.mark.parametrize("shape", [(11, 9), (1, 9), (9,), (12, 9, 1)])
 def test_batches_of_two_shapes_are_refused_and_not_broadcast(loss, shape):
-    with pytest.raises(ValueError, match=rf"student has shape \(12, 9\), teacher {re.escape(str(shape))}: expected"):
+    with pytest.raises(
+        ValueError, match=rf"student has shape \(12, 9\), teacher {re.escape(str(shape))}: expected"
+    ):
         loss(logits(seed=1), torch.zeros(shape))
 
 
@@ -252,14 +302,23 @@ def test_an_empty_batch_is_refused(loss):
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "hint"])
 def test_two_widths_are_refused_where_columns_are_compared(name):
-    with pytest.raises(ValueError, match=r"student has shape \(12, 9\), teacher \(12, 8\): expected the same \(N, D\)"):
+    with pytest.raises(
+        ValueError, match=r"student has shape \(12, 9\), teacher \(12, 8\): expected the same \(N, D\)"
+    ):
         EVERY[name](logits(seed=1), logits(c=8, seed=2))
 
 
 @pytest.mark.parametrize(("labels", "classes"), [((11,), 9), ((12, 9), 9), ((12,), 1)])
 def test_dkd_refuses_labels_that_do_not_fit_and_a_single_class(labels, classes):
     with pytest.raises(ValueError, match=r"labels have shape .*expected \(N,\) and \(N, C\) with 2 classes"):
-        losses.dkd(logits(c=classes, seed=1), logits(c=classes, seed=2), torch.zeros(labels, dtype=torch.long), 1, 8, 4)
+        losses.dkd(
+            logits(c=classes, seed=1),
+            logits(c=classes, seed=2),
+            torch.zeros(labels, dtype=torch.long),
+            1,
+            8,
+            4,
+        )
 
 
 def test_crd_by_hand_against_all_images_of_other_classes():
@@ -270,7 +329,10 @@ def test_crd_by_hand_against_all_images_of_other_classes():
     memory = module.memory.clone()
     found = module(student, teacher, index)
     expected = 0
-    for embed, x, other in ((module.embed_student, student, memory[1]), (module.embed_teacher, teacher, memory[0])):
+    for embed, x, other in (
+        (module.embed_student, student, memory[1]),
+        (module.embed_teacher, teacher, memory[0]),
+    ):
         scores = (F.normalize(embed(x)) @ other.T / 0.1).exp()
         seen = [[i, *(j for j in range(40) if labels[j] != labels[i])] for i in index.tolist()]
         scores = torch.stack([row[columns] for row, columns in zip(scores, seen, strict=True)])
@@ -286,7 +348,9 @@ def test_crd_by_hand_against_all_images_of_other_classes():
 
 
 def test_crd_draws_images_of_other_classes_only_all_of_them_and_none_twice():
-    labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 30)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 30)[
+        torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    ]
     module, index = losses.CRD(4, 4, labels, negatives=10), torch.arange(100)
     torch.manual_seed(0)
     drawn = torch.stack([module.draw(index) for _ in range(200)])
@@ -309,7 +373,10 @@ def test_crd_starts_from_memories_of_length_1_in_every_direction():
     torch.manual_seed(0)
     memory = losses.CRD(9, 5, torch.arange(500) % 4).memory
     assert memory.shape == (2, 500, 128)
-    assert memory.square().sum(2).mean().item() == pytest.approx(1, abs=0.01) and memory.mean(1).abs().max() < 0.03
+    assert (
+        memory.square().sum(2).mean().item() == pytest.approx(1, abs=0.01)
+        and memory.mean(1).abs().max() < 0.03
+    )
 
 
 def test_crd_keeps_the_constants_of_its_first_batch():
@@ -325,7 +392,12 @@ def test_crd_trains_the_embeddings_of_both_sides():
     torch.manual_seed(0)
     module = losses.CRD(9, 5, torch.arange(40) % 4)
     module(logits(seed=1), logits(c=5, seed=2), torch.arange(12)).backward()
-    assert sorted(name for name, _ in module.named_parameters()) == ["embed_student.bias", "embed_student.weight", "embed_teacher.bias", "embed_teacher.weight"]
+    assert sorted(name for name, _ in module.named_parameters()) == [
+        "embed_student.bias",
+        "embed_student.weight",
+        "embed_teacher.bias",
+        "embed_teacher.weight",
+    ]
     assert all(p.grad.abs().sum() > 0 for p in module.parameters())
 
 
@@ -379,7 +451,11 @@ def test_crd_refuses_options_out_of_range(options):
 def test_rkd_and_pkt_and_their_gradients_equal_torchdistills(loss, widths):
     theirs = pytest.importorskip("torchdistill.losses.mid_level")
     student, teacher = logits(c=widths[0], seed=1).requires_grad_(), logits(c=widths[1], seed=2)
-    peer = theirs.RKDLoss("x", "x", 25, 50, "mean") if loss is losses.rkd else theirs.PKTLoss("x", "output", "x", "output")
+    peer = (
+        theirs.RKDLoss("x", "x", 25, 50, "mean")
+        if loss is losses.rkd
+        else theirs.PKTLoss("x", "output", "x", "output")
+    )
     ours, expected = loss(student, teacher), peer({"x": {"output": student}}, {"x": {"output": teacher}})
     assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
     gradients = [torch.autograd.grad(value, student)[0] for value in (ours, expected)]
@@ -393,14 +469,27 @@ def test_crd_its_gradients_and_memories_equal_torchdistills():
     peer = theirs.CRDLoss("norm", "empty", "norm", 16, 60, 25, 60)
     peer.memory_v1, peer.memory_v2 = module.memory.clone()
     for step in range(3):
-        student, teacher, index = logits(seed=step).requires_grad_(), logits(c=5, seed=100 + step), torch.arange(12) + 5 * step
+        student, teacher, index = (
+            logits(seed=step).requires_grad_(),
+            logits(c=5, seed=100 + step),
+            torch.arange(12) + 5 * step,
+        )
         torch.manual_seed(step)
         seen = torch.cat([index[:, None], module.draw(index)], dim=1)
         torch.manual_seed(step)
         ours = module(student, teacher, index)
-        s, t = (F.normalize(embed(x)) for embed, x in ((module.embed_student, student), (module.embed_teacher, teacher)))
-        expected = peer({"norm": {"output": s}, "empty": {"input": {"pos_idx": index, "contrast_idx": seen}}}, {"norm": {"output": t}})
+        s, t = (
+            F.normalize(embed(x))
+            for embed, x in ((module.embed_student, student), (module.embed_teacher, teacher))
+        )
+        expected = peer(
+            {"norm": {"output": s}, "empty": {"input": {"pos_idx": index, "contrast_idx": seen}}},
+            {"norm": {"output": t}},
+        )
         assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
-        for found, value in zip(*(torch.autograd.grad(loss, [student, *module.parameters()]) for loss in (ours, expected.sum())), strict=True):
+        for found, value in zip(
+            *(torch.autograd.grad(loss, [student, *module.parameters()]) for loss in (ours, expected.sum())),
+            strict=True,
+        ):
             torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
         torch.testing.assert_close(module.memory, torch.stack([peer.memory_v1, peer.memory_v2]))

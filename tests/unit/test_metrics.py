@@ -33,9 +33,19 @@ def test_metrics_by_hand():
     logits = [[1.0, 6.0, 0.0, 4.0]]
     q = np.exp([6.0, 4.0, 1.0, 0.0]) / np.exp([6.0, 4.0, 1.0, 0.0]).sum()
     found = {name: value.item() for name, value in metrics.samples(logits).items()}
-    assert found == pytest.approx({
-        "ratio12": 1.5, "ratio12_centred": 2.6, "ratio13": 6, "ratio23": 4, "ratio12_softmax": math.exp(2), "margin": 2,
-        "entropy": -(q * np.log(q)).sum(), "ssp": q[1:].std(ddof=1)}, rel=1e-12)
+    assert found == pytest.approx(
+        {
+            "ratio12": 1.5,
+            "ratio12_centred": 2.6,
+            "ratio13": 6,
+            "ratio23": 4,
+            "ratio12_softmax": math.exp(2),
+            "margin": 2,
+            "entropy": -(q * np.log(q)).sum(),
+            "ssp": q[1:].std(ddof=1),
+        },
+        rel=1e-12,
+    )
 
 
 def test_ssp_is_the_unbiased_std_of_ranks_2_to_4_and_of_no_others():
@@ -59,7 +69,9 @@ def test_raw_ratios_ignore_scale_and_see_a_shift_and_the_others_the_reverse(name
 @pytest.mark.parametrize("name", metrics.samples(random()))
 def test_the_order_of_classes_does_not_matter(name):
     logits = random()
-    torch.testing.assert_close(metrics.samples(logits.flip(1))[name], metrics.samples(logits)[name], rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        metrics.samples(logits.flip(1))[name], metrics.samples(logits)[name], rtol=1e-12, atol=1e-15
+    )
 
 
 def test_a_shift_alone_turns_the_order_of_two_teachers_by_r12():
@@ -102,7 +114,10 @@ def test_samples_with_a_second_logit_of_zero_or_below_are_counted():
 
 def test_summary_is_the_mean_over_samples_and_not_a_mean_of_batch_means():
     logits = random(n=10)
-    whole, parts = metrics.summarize(logits), [metrics.summarize(b)["ratio12"] for b in (logits[:9], logits[9:])]
+    whole, parts = (
+        metrics.summarize(logits),
+        [metrics.summarize(b)["ratio12"] for b in (logits[:9], logits[9:])],
+    )
     assert whole["ratio12"] == pytest.approx((9 * parts[0] + parts[1]) / 10, rel=1e-12)
     assert whole["ratio12"] != pytest.approx(np.mean(parts), rel=1e-3)
     assert whole == pytest.approx(metrics.summarize(logits.flip(0)), rel=1e-12)
@@ -116,10 +131,18 @@ def test_logits_that_are_not_finite_are_refused_by_sample(value):
         metrics.summarize(logits)
 
 
-@pytest.mark.parametrize("logits, message", [
-    (torch.zeros(0, 5), r"\(0, 5\): expected \(N, C\)"), (torch.zeros(4), r"\(4,\): expected \(N, C\)"),
-    (torch.zeros(2, 3, 4), r"\(2, 3, 4\)"), (torch.zeros(3, 1), "1 class: .* at least 2 classes")])
-@pytest.mark.parametrize("function", [metrics.ratio12, metrics.margin, metrics.entropy, metrics.secondary_std, metrics.summarize])
+@pytest.mark.parametrize(
+    "logits, message",
+    [
+        (torch.zeros(0, 5), r"\(0, 5\): expected \(N, C\)"),
+        (torch.zeros(4), r"\(4,\): expected \(N, C\)"),
+        (torch.zeros(2, 3, 4), r"\(2, 3, 4\)"),
+        (torch.zeros(3, 1), "1 class: .* at least 2 classes"),
+    ],
+)
+@pytest.mark.parametrize(
+    "function", [metrics.ratio12, metrics.margin, metrics.entropy, metrics.secondary_std, metrics.summarize]
+)
 def test_empty_batches_single_classes_and_other_shapes_are_refused(function, logits, message):
     with pytest.raises(ValueError, match=message):
         function(logits)
@@ -237,7 +260,9 @@ def test_metrics_take_less_than_half_of_the_inputs_memory_beside_it(in_child):
 
 def test_accuracy_by_hand_and_in_the_summary():
     logits = [[2.0, 1.0], [0.0, 1.0], [5.0, 4.0], [0.0, 3.0]]
-    assert metrics.accuracy(logits, [0, 1, 1, 1]) == metrics.summarize(logits, [0, 1, 1, 1])["accuracy"] == 0.75
+    assert (
+        metrics.accuracy(logits, [0, 1, 1, 1]) == metrics.summarize(logits, [0, 1, 1, 1])["accuracy"] == 0.75
+    )
     assert "accuracy" not in metrics.summarize(logits)
 
 
@@ -248,7 +273,9 @@ def test_labels_of_another_shape_are_refused_and_not_broadcast(labels):
 
 
 def test_a_claimed_metric_comes_from_logits_labels_the_teacher_its_pretraining_or_the_student():
-    ours = set(metrics.summarize(random())) | set(metrics.summarize_labelled(metrics.labelled_samples(random(), torch.arange(20) % 7)))
+    ours = set(metrics.summarize(random())) | set(
+        metrics.summarize_labelled(metrics.labelled_samples(random(), torch.arange(20) % 7))
+    )
     assert set(metrics.METRICS) - ours == {"tac", "parameters", "logme", "leep", "nce", "pilot", "agreement"}
     assert [name for name, claim in metrics.METRICS.items() if claim.begun] == ["pilot"]
     assert [name for name, claim in metrics.METRICS.items() if claim.afterwards] == ["agreement"]
@@ -270,7 +297,9 @@ def test_centred_r12_by_hand_and_where_one_class_outweighs_the_mean():
 
 def test_nll_is_torchs_cross_entropy_a_sample():
     logits, labels = random(), torch.arange(20) % 7
-    torch.testing.assert_close(metrics.nll(logits, labels), torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+    torch.testing.assert_close(
+        metrics.nll(logits, labels), torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    )
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
@@ -312,5 +341,7 @@ def test_labels_of_no_class_are_refused(function, labels):
 
 def test_a_ratio_of_zero_to_zero_is_left_out_of_the_summary_and_counted():
     found = metrics.summarize([[6.0, 3.0, 0.0], [0.0, 0.0, 0.0], [4.0, 1.0, 0.0]])
-    assert (found["ratio12"], found["ratio12_median"]) == (3, 3) and found["ratio12_nonpositive"] == pytest.approx(1 / 3)
+    assert (found["ratio12"], found["ratio12_median"]) == (3, 3) and found[
+        "ratio12_nonpositive"
+    ] == pytest.approx(1 / 3)
     assert math.isnan(metrics.summarize([[0.0, 0.0, 0.0]])["ratio12"])

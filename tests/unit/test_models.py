@@ -26,7 +26,9 @@ def build(model="test_resnet", classes=4, *, crop=32, seed=0, **values):
 
 
 def photos(n=3, size=32):
-    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def weights(model):
@@ -41,9 +43,15 @@ def trained(tmp_path):
     return model, tmp_path / "seven.safetensors"
 
 
-@pytest.mark.parametrize("name, message", [
-    ("resnet5O", "model 'resnet5O' is not known to timm .*did you mean .*resnet50.*plugins:"), ("zzzzzzzz", "see timm.list_models"),
-    ("test_resnet.r160_in2k", "model 'test_resnet' has no tag 'r160_in2k': expected one of r160_in1k"), ("lcnet_035.x", "has no tag 'x': expected no tag")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("resnet5O", "model 'resnet5O' is not known to timm .*did you mean .*resnet50.*plugins:"),
+        ("zzzzzzzz", "see timm.list_models"),
+        ("test_resnet.r160_in2k", "model 'test_resnet' has no tag 'r160_in2k': expected one of r160_in1k"),
+        ("lcnet_035.x", "has no tag 'x': expected no tag"),
+    ],
+)
 def test_a_name_that_timm_does_not_know_is_refused_with_close_ones(name, message):
     with pytest.raises(StudyError, match=message):
         build(name)
@@ -80,11 +88,20 @@ def test_building_depends_on_the_seed_alone_and_leaves_global_randomness_alone()
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(10)
     assert all(torch.equal(first[k], second[k]) for k in first)
-    assert not torch.equal(first["fc.weight"], other["fc.weight"]) and not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
+    assert not torch.equal(first["fc.weight"], other["fc.weight"]) and not torch.equal(
+        first["conv1.0.weight"], other["conv1.0.weight"]
+    )
 
 
-@pytest.mark.parametrize("name, crop, options", [
-    ("test_vit3.r160_in1k", 32, {}), ("test_vit3.r160_in1k", 64, {}), ("test_vit3", 48, {"img_size": 48}), ("levit_128s", 64, {"distilled": False})])
+@pytest.mark.parametrize(
+    "name, crop, options",
+    [
+        ("test_vit3.r160_in1k", 32, {}),
+        ("test_vit3.r160_in1k", 64, {}),
+        ("test_vit3", 48, {"img_size": 48}),
+        ("levit_128s", 64, {"distilled": False}),
+    ],
+)
 def test_networks_of_a_fixed_size_are_built_for_the_crop(name, crop, options):
     model = build(name, crop=crop, options=options)
     assert model(photos(2, crop)).shape == (2, 4)
@@ -95,7 +112,15 @@ def test_an_option_that_a_network_does_not_have_is_refused():
         build(options={"no_such_option": 1})
 
 
-HEADS = [("test_resnet", {}), ("test_byobnet", {}), ("test_convnext3", {}), ("test_vit3", {}), ("lcnet_035", {}), ("resnetv2_18", {}), ("levit_128s", {"distilled": False})]
+HEADS = [
+    ("test_resnet", {}),
+    ("test_byobnet", {}),
+    ("test_convnext3", {}),
+    ("test_vit3", {}),
+    ("lcnet_035", {}),
+    ("resnetv2_18", {}),
+    ("levit_128s", {"distilled": False}),
+]
 
 
 @pytest.mark.parametrize("name, options", HEADS, ids=[name for name, _ in HEADS])
@@ -139,15 +164,34 @@ def test_the_new_head_depends_on_the_seed_and_not_on_the_file(trained):
 
 def test_weights_without_a_head_load(trained, tmp_path):
     model, _ = trained
-    save_file({k: v for k, v in weights(model).items() if not k.startswith("fc.")}, file := tmp_path / "headless.safetensors")
+    save_file(
+        {k: v for k, v in weights(model).items() if not k.startswith("fc.")},
+        file := tmp_path / "headless.safetensors",
+    )
     with torch.inference_mode():
-        assert torch.equal(build(weights=str(file)).eval().features_and_logits(photos())[0], model.features_and_logits(photos())[0])
+        assert torch.equal(
+            build(weights=str(file)).eval().features_and_logits(photos())[0],
+            model.features_and_logits(photos())[0],
+        )
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda state: state.pop("conv1.0.weight"), "do not fit model 'test_resnet': .*Missing key.*conv1.0.weight"),
-    (lambda state: state.update(extra=torch.zeros(2)), "do not fit model 'test_resnet': .*Unexpected key.*extra"),
-    (lambda state: state.update({"conv1.0.weight": torch.zeros(2, 3, 3, 3)}), "do not fit model 'test_resnet': .*size mismatch.*conv1.0.weight")])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (
+            lambda state: state.pop("conv1.0.weight"),
+            "do not fit model 'test_resnet': .*Missing key.*conv1.0.weight",
+        ),
+        (
+            lambda state: state.update(extra=torch.zeros(2)),
+            "do not fit model 'test_resnet': .*Unexpected key.*extra",
+        ),
+        (
+            lambda state: state.update({"conv1.0.weight": torch.zeros(2, 3, 3, 3)}),
+            "do not fit model 'test_resnet': .*size mismatch.*conv1.0.weight",
+        ),
+    ],
+)
 def test_weights_with_a_missing_extra_or_misshapen_entry_are_refused(trained, tmp_path, spoil, message):
     spoil(state := weights(trained[0]))
     save_file(state, file := tmp_path / "spoilt.safetensors")
@@ -162,7 +206,10 @@ def test_absent_weights_are_refused_before_anything_is_built(tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused(trained):
-    with pytest.raises(StudyError, match="seven.safetensors' do not fit model 'test_efficientnet'.*Name the model that they were saved from"):
+    with pytest.raises(
+        StudyError,
+        match="seven.safetensors' do not fit model 'test_efficientnet'.*Name the model that they were saved from",
+    ):
         build("test_efficientnet", weights=str(trained[1]))
 
 
@@ -174,7 +221,9 @@ def test_a_file_that_is_cut_short_is_refused(trained, tmp_path, kept, suffix):
     if suffix == "pth":
         torch.save(weights(model), source := tmp_path / "seven.pth")
     (file := tmp_path / f"short.{suffix}").write_bytes(source.read_bytes()[:kept])
-    with pytest.raises(StudyError, match=f"weights '.*short.{suffix}' cannot be read: .*Expected a safetensors file"):
+    with pytest.raises(
+        StudyError, match=f"weights '.*short.{suffix}' cannot be read: .*Expected a safetensors file"
+    ):
         build(weights=str(file))
 
 
@@ -205,11 +254,18 @@ def test_restoring_all_but_the_head_keeps_the_new_head(tmp_path):
     with pytest.raises(StudyError, match=r"shape of net.fc.weight is \(7, .*expected \(4, .*Delete the file"):
         classifier.restore(model, tmp_path / "m.safetensors")
     classifier.restore(model, tmp_path / "m.safetensors", skip=classifier.head_prefix(model))
-    assert torch.equal(model.head.weight, head) and torch.equal(model.features_and_logits(photos())[0], source.features_and_logits(photos())[0])
+    assert torch.equal(model.head.weight, head) and torch.equal(
+        model.features_and_logits(photos())[0], source.features_and_logits(photos())[0]
+    )
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda state: state.pop("net.conv1.0.weight"), "missing net.conv1.0.weight"), (lambda state: state.update(x=torch.zeros(1)), "unexpected x")])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda state: state.pop("net.conv1.0.weight"), "missing net.conv1.0.weight"),
+        (lambda state: state.update(x=torch.zeros(1)), "unexpected x"),
+    ],
+)
 def test_restoring_is_strict(tmp_path, spoil, message):
     classifier.save(build(), file := tmp_path / "m.safetensors")
     spoil(state := load_file(file))
@@ -235,7 +291,13 @@ def test_a_plugin_registers_a_model_with_timm(tmp_path):
     assert build("fgkd_plugin_net", classes=6)(photos()).shape == (3, 6)
 
 
-@pytest.mark.parametrize("source, message", [("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"), ("def f(:", "SyntaxError")])
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def f(:", "SyntaxError"),
+    ],
+)
 @pytest.mark.fault("a plugin that fails")
 def test_a_plugin_that_fails_is_named_with_its_error_each_time(tmp_path, source, message):
     (file := tmp_path / "bad.py").write_text(source)
@@ -244,15 +306,32 @@ def test_a_plugin_that_fails_is_named_with_its_error_each_time(tmp_path, source,
             classifier.load_plugins((str(file),))
 
 
-@pytest.mark.parametrize("name, kind", [("resnet10t", "BatchNorm"), ("test_efficientnet_gn", "GroupNorm"), ("test_vit3", "LayerNorm"), ("test_nfnet", "none")])
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("resnet10t", "BatchNorm"),
+        ("test_efficientnet_gn", "GroupNorm"),
+        ("test_vit3", "LayerNorm"),
+        ("test_nfnet", "none"),
+    ],
+)
 def test_the_kind_of_normalisation_is_that_of_most_layers(name, kind):
     assert classifier.norm(timm.create_model(name)) == kind
 
 
-@pytest.mark.parametrize("name, weights, found", [
-    ("convnext_base.fb_in22k", "timm", "in21k"), ("resnet101.a1h_in1k", "timm", "in1k"), ("resnetv2_101x3_bit.goog_in21k", "a.safetensors", "in21k"),
-    ("van_b3", "a.pth", "in1k"), ("test_vit3.r160_in1k", "pretext", "pretext"), ("test_vit3", "none", "none"), ("mobilenetv1_050", "a.pth", "unknown"),
-    ("lcnet_035", "a.pth", "unknown")])
+@pytest.mark.parametrize(
+    "name, weights, found",
+    [
+        ("convnext_base.fb_in22k", "timm", "in21k"),
+        ("resnet101.a1h_in1k", "timm", "in1k"),
+        ("resnetv2_101x3_bit.goog_in21k", "a.safetensors", "in21k"),
+        ("van_b3", "a.pth", "in1k"),
+        ("test_vit3.r160_in1k", "pretext", "pretext"),
+        ("test_vit3", "none", "none"),
+        ("mobilenetv1_050", "a.pth", "unknown"),
+        ("lcnet_035", "a.pth", "unknown"),
+    ],
+)
 def test_pretraining_is_the_end_of_the_tag(name, weights, found):
     assert classifier.pretraining(Model("teacher", name, weights)) == found
 
@@ -274,7 +353,7 @@ def test_the_last_layer_is_exact_where_all_before_it_is_rounded(name, options):
     model, seen = build(name, classes=40, crop=64, options=options).eval(), []
     model.head.register_forward_hook(lambda layer, given, result: seen.append((given[0], result)))
     logits = rounded(model, photos(2, 64))
-    (features, result), = seen
+    ((features, result),) = seen
     assert result.dtype == torch.float32
     with torch.inference_mode():
         expected = Head(model.head)(features.float().flatten(1))

@@ -77,21 +77,43 @@ def cars(base):
     files = [f"{i:05}.jpg" for i in range(18)]
     labels = [np.uint8(i % 3 + 1) for i in range(18)]
     mat(base / "devkit/cars_meta.mat", class_names=jobs(names).T)
-    mat(base / "devkit/cars_train_annos.mat", annotations=structs(**{"bbox_x1": labels[:12], "class": labels[:12], "fname": files[:12]}))
-    mat(base / "cars_test_annos_withlabels.mat", annotations=structs(**{"bbox_x1": labels[12:], "class": labels[12:], "fname": files[12:]}))
-    return names, pictures(base, [f"cars_{'train' if i < 12 else 'test'}/{file}" for i, file in enumerate(files)])
+    mat(
+        base / "devkit/cars_train_annos.mat",
+        annotations=structs(**{"bbox_x1": labels[:12], "class": labels[:12], "fname": files[:12]}),
+    )
+    mat(
+        base / "cars_test_annos_withlabels.mat",
+        annotations=structs(**{"bbox_x1": labels[12:], "class": labels[12:], "fname": files[12:]}),
+    )
+    return names, pictures(
+        base, [f"cars_{'train' if i < 12 else 'test'}/{file}" for i, file in enumerate(files)]
+    )
 
 
 def cars_annos(base):
-    names, paths = ["Ferrari FF Coupe 2012", "Acura RL Sedan 2012", "Audi S4"], [f"car_ims/{i:06}.jpg" for i in range(18)]
-    mat(base / "cars_annos.mat", class_names=jobs(names).T, annotations=structs(**{
-        "relative_im_path": paths, "class": [np.uint8(i % 3 + 1) for i in range(18)], "test": [np.uint8(i >= 12) for i in range(18)]}))
+    names, paths = (
+        ["Ferrari FF Coupe 2012", "Acura RL Sedan 2012", "Audi S4"],
+        [f"car_ims/{i:06}.jpg" for i in range(18)],
+    )
+    mat(
+        base / "cars_annos.mat",
+        class_names=jobs(names).T,
+        annotations=structs(
+            **{
+                "relative_im_path": paths,
+                "class": [np.uint8(i % 3 + 1) for i in range(18)],
+                "test": [np.uint8(i >= 12) for i in range(18)],
+            }
+        ),
+    )
     return names, pictures(base, paths)
 
 
 def cars_folders(base):
     names = ["Acura RL Sedan 2012", "Ferrari FF Coupe 2012", "Ram C-V Cargo Van Minivan 2012"]
-    return names, pictures(base, [f"{'train' if i < 12 else 'test'}/{names[i % 3]}/{i:05}.jpg" for i in range(18)])
+    return names, pictures(
+        base, [f"{'train' if i < 12 else 'test'}/{names[i % 3]}/{i:05}.jpg" for i in range(18)]
+    )
 
 
 def bird_lists(base, ids, names, folders, images):
@@ -110,24 +132,48 @@ def cub(base):
 
 def nabirds(base):
     """Ids with gaps, of which 9 < 100 < 817 though '100' < '817' < '9', and inner classes of the tree, which have no images."""
-    names = ["Common Eider (Adult male)", "Oak Titmouse", "Bald Eagle (Immature, juvenile)", "Birds", "Ducks, Geese, and Swans"]
-    return bird_lists(base, (9, 100, 817, 0, 22), names, ("0009", "0100", "0817"), [f"{i:08x}-21dc-4d0c-bfe1-4cae3c85c829" for i in range(18)])
+    names = [
+        "Common Eider (Adult male)",
+        "Oak Titmouse",
+        "Bald Eagle (Immature, juvenile)",
+        "Birds",
+        "Ducks, Geese, and Swans",
+    ]
+    return bird_lists(
+        base,
+        (9, 100, 817, 0, 22),
+        names,
+        ("0009", "0100", "0817"),
+        [f"{i:08x}-21dc-4d0c-bfe1-4cae3c85c829" for i in range(18)],
+    )
 
 
 def dogs(base):
     names = ["n02085620-Chihuahua", "n02107683-Bernese_mountain_dog", "n02116738-African_hunting_dog"]
     files = [f"{names[i % 3]}/{names[i % 3][:9]}_{i}.jpg" for i in range(18)]
     for split, part in {"train": slice(0, 12), "test": slice(12, 18)}.items():
-        mat(base / f"{split}_list.mat", file_list=jobs(files[part]), annotation_list=jobs([file[:-4] for file in files[part]]),
-            labels=np.array([[i % 3 + 1] for i in range(18)][part], np.uint8))
+        mat(
+            base / f"{split}_list.mat",
+            file_list=jobs(files[part]),
+            annotation_list=jobs([file[:-4] for file in files[part]]),
+            labels=np.array([[i % 3 + 1] for i in range(18)][part], np.uint8),
+        )
     return names, pictures(base, [f"Images/{file}" for file in files])
 
 
 def flowers(base):
     """Image numbers start at 1; train and validation are two lists, which are joined."""
     mat(base / "imagelabels.mat", labels=np.array([[(1, 77, 102)[i % 3] for i in range(18)]], np.uint8))
-    mat(base / "setid.mat", **{name: np.arange(start, start + 6, dtype=np.uint16)[None] for name, start in {"trnid": 1, "valid": 7, "tstid": 13}.items()})
-    return ["pink primrose", "passion flower", "blackberry lily"], pictures(base, [f"jpg/image_{i + 1:05}.jpg" for i in range(18)])
+    mat(
+        base / "setid.mat",
+        **{
+            name: np.arange(start, start + 6, dtype=np.uint16)[None]
+            for name, start in {"trnid": 1, "valid": 7, "tstid": 13}.items()
+        },
+    )
+    return ["pink primrose", "passion flower", "blackberry lily"], pictures(
+        base, [f"jpg/image_{i + 1:05}.jpg" for i in range(18)]
+    )
 
 
 def moe(base):
@@ -148,10 +194,21 @@ def pets(base):
     return names, pictures(base, [f"images/{image}.jpg" for image in images])
 
 
-WRITERS = {"aircraft": [aircraft], "cars": [cars, cars_annos, cars_folders], "cub": [cub], "dogs": [dogs], "flowers": [flowers], "moe": [moe],
-           "nabirds": [nabirds], "pets": [pets]}
-ARCHIVES = {writer.__name__: (kind, writer, layout) for kind, writers in WRITERS.items()
-            for writer, layout in zip(writers, official.SETS[kind].layouts, strict=True)}
+WRITERS = {
+    "aircraft": [aircraft],
+    "cars": [cars, cars_annos, cars_folders],
+    "cub": [cub],
+    "dogs": [dogs],
+    "flowers": [flowers],
+    "moe": [moe],
+    "nabirds": [nabirds],
+    "pets": [pets],
+}
+ARCHIVES = {
+    writer.__name__: (kind, writer, layout)
+    for kind, writers in WRITERS.items()
+    for writer, layout in zip(writers, official.SETS[kind].layouts, strict=True)
+}
 
 
 def usual(name):
@@ -164,7 +221,9 @@ def tiny_counts(monkeypatch):
     """The counts of the tiny archives as if they were the official ones; torchvision takes the tiny lists of Flowers without their checksums."""
     for kind, facts in official.SETS.items():
         monkeypatch.setitem(official.SETS, kind, dataclasses.replace(facts, classes=3, train=12, test=6))
-    monkeypatch.setattr(Flowers102, "_file_dict", {key: (name, None) for key, (name, _) in Flowers102._file_dict.items()})
+    monkeypatch.setattr(
+        Flowers102, "_file_dict", {key: (name, None) for key, (name, _) in Flowers102._file_dict.items()}
+    )
 
 
 @pytest.fixture
@@ -199,26 +258,42 @@ def test_classes_labels_and_splits_are_the_official_ones(name, below, archive):
     assert found.classes == tuple(names)
     for split, part in {"train": range(12), "test": range(12, 18)}.items():
         assert sorted(found.files[split]) == sorted((paths[i], i % 3) for i in part)
-        assert name in ("moe", "cars_folders") or [path for path, _ in found.files[split]] == [paths[i] for i in part]
+        assert name in ("moe", "cars_folders") or [path for path, _ in found.files[split]] == [
+            paths[i] for i in part
+        ]
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_each_image_has_its_label_in_the_cache(name, archive, tmp_path):
     kind, root, names, paths = archive(name)
     data = load(kind, root, tmp_path / "cache")
-    assert data.classes == tuple(names) and data.families is None and (len(data.train), len(data.test)) == (12, 6)
+    assert (
+        data.classes == tuple(names)
+        and data.families is None
+        and (len(data.train), len(data.test)) == (12, 6)
+    )
     labels = {path: i % 3 for i, path in enumerate(paths)}
     for split in (data.train, data.test):
         assert [labels[path] for path in split.names] == split.labels.tolist()
-        assert all((pixels == folders.decode(root / path, 8)).all() for path, pixels in zip(split.names, split.images))
+        assert all(
+            (pixels == folders.decode(root / path, 8)).all()
+            for path, pixels in zip(split.names, split.images)
+        )
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_a_teacher_and_a_student_learn_from_it(name, archive, make_study):
     kind, root, *_ = archive(name)
     recipes = {kind: {"epochs": 1, "batch_size": 6, "lr": 0.01} for kind in ("FT", "student")}
-    study = make_study({"datasets": {"photos": {"kind": kind, "root": str(root)}}, "pretext": ..., "recipes": recipes, "strategies": ["FT"],
-                        "teachers": {"resnet": {"model": "test_resnet"}}})
+    study = make_study(
+        {
+            "datasets": {"photos": {"kind": kind, "root": str(root)}},
+            "pretext": ...,
+            "recipes": recipes,
+            "strategies": ["FT"],
+            "teachers": {"resnet": {"model": "test_resnet"}},
+        }
+    )
     run = stages.distill(study, "photos", "resnet", "FT")
     logits = run.logits()["small", "kd"]
     assert logits.shape == (6, 3) and np.isfinite(logits).all()
@@ -242,11 +317,23 @@ def test_a_class_id_without_a_name_is_refused(archive):
         official.listing(kind, root)
 
 
-@pytest.mark.parametrize("file, row, message", [
-    ("images.txt", "18 a.jpg", "line 19 of .*images.txt' is '18 a.jpg': expected an id that no other line has"),
-    ("image_class_labels.txt", "19", "line 19 .*image_class_labels.txt' is '19'"),
-    ("train_test_split.txt", "19 1", "1 images are in only one of images.txt and train_test_split.txt .* the first is '19'"),
-    ("classes.txt", "x Bird", "cannot be followed .ValueError: .*'x'.*; fetch them anew")])
+@pytest.mark.parametrize(
+    "file, row, message",
+    [
+        (
+            "images.txt",
+            "18 a.jpg",
+            "line 19 of .*images.txt' is '18 a.jpg': expected an id that no other line has",
+        ),
+        ("image_class_labels.txt", "19", "line 19 .*image_class_labels.txt' is '19'"),
+        (
+            "train_test_split.txt",
+            "19 1",
+            "1 images are in only one of images.txt and train_test_split.txt .* the first is '19'",
+        ),
+        ("classes.txt", "x Bird", "cannot be followed .ValueError: .*'x'.*; fetch them anew"),
+    ],
+)
 def test_lists_that_contradict_each_other_are_refused_with_the_place(file, row, message, archive):
     kind, root, *_ = archive("cub")
     with open(root / "CUB_200_2011" / file, "a") as lists:
@@ -255,30 +342,46 @@ def test_lists_that_contradict_each_other_are_refused_with_the_place(file, row, 
         official.listing(kind, root)
 
 
-NEEDED = [(name, need) for name, (_, _, layout) in ARCHIVES.items() for need in layout.needs if "*" not in need]
+NEEDED = [
+    (name, need) for name, (_, _, layout) in ARCHIVES.items() for need in layout.needs if "*" not in need
+]
 
 
 @pytest.mark.parametrize("name, need", NEEDED, ids=lambda value: value)
 def test_a_missing_file_or_folder_is_named_with_its_place(name, need, archive):
     kind, root, *_ = archive(name)
     (root / usual(name) / need).rename(root / "elsewhere")
-    with pytest.raises(DataError, match=f"{kind}: '{need}' missing in '.*{usual(name)}': expected .*; put it back, or remove the folder"):
+    with pytest.raises(
+        DataError,
+        match=f"{kind}: '{need}' missing in '.*{usual(name)}': expected .*; put it back, or remove the folder",
+    ):
         official.listing(kind, root)
 
 
-@pytest.mark.parametrize("name, file, content", [("pets", "annotations/test.txt", b"Abyssinian_1 1\n"), ("dogs", "train_list.mat", b"no mat"),
-                                                 ("aircraft", "data/images_variant_test.txt", b"0000001 Concorde\n"), ("pets", "annotations/test.txt", b"")])
+@pytest.mark.parametrize(
+    "name, file, content",
+    [
+        ("pets", "annotations/test.txt", b"Abyssinian_1 1\n"),
+        ("dogs", "train_list.mat", b"no mat"),
+        ("aircraft", "data/images_variant_test.txt", b"0000001 Concorde\n"),
+        ("pets", "annotations/test.txt", b""),
+    ],
+)
 def test_a_spoilt_split_file_is_a_clear_error(name, file, content, archive):
     kind, root, *_ = archive(name)
     (root / usual(name) / file).write_bytes(content)
-    with pytest.raises(DataError, match=f"{kind}: (the files in .* cannot be followed|no test image is listed in) .*anew"):
+    with pytest.raises(
+        DataError, match=f"{kind}: (the files in .* cannot be followed|no test image is listed in) .*anew"
+    ):
         official.listing(kind, root)
 
 
 def test_flowers_lists_other_than_the_official_ones_are_refused(archive, monkeypatch):
     kind, root, *_ = archive("flowers")
     monkeypatch.undo()
-    with pytest.raises(DataError, match="flowers: the files in .*flowers-102' cannot be followed .*corrupted"):
+    with pytest.raises(
+        DataError, match="flowers: the files in .*flowers-102' cannot be followed .*corrupted"
+    ):
         official.listing(kind, root)
 
 
@@ -294,10 +397,15 @@ def drop_the_last(root):
 def test_a_study_refuses_half_a_set_unless_it_says_so(archive, tmp_path):
     kind, root, *_ = archive("cub")
     drop_the_last(root)
-    with pytest.raises(DataError, match=r"5 test images \(expected 6\); complete it \('fgkd data cub'\), or set check_counts: false"):
+    with pytest.raises(
+        DataError,
+        match=r"5 test images \(expected 6\); complete it \('fgkd data cub'\), or set check_counts: false",
+    ):
         load(kind, root, tmp_path / "cache")
     data = load(kind, root, tmp_path / "cache", check_counts=False)
-    assert len(data.test) == 5 and data.notes == ("not the whole set, as the study allows: 5 test images (expected 6)",)
+    assert len(data.test) == 5 and data.notes == (
+        "not the whole set, as the study allows: 5 test images (expected 6)",
+    )
 
 
 def test_an_image_listed_in_both_splits_is_counted_as_wrong(archive):
@@ -305,13 +413,22 @@ def test_an_image_listed_in_both_splits_is_counted_as_wrong(archive):
     with open(root / "oxford-iiit-pet/annotations/test.txt", "a") as file:
         file.write("Abyssinian_0 1 1 1\n")
     table = official.checks(kind, official.listing(kind, root)).set_index("check")
-    assert table.loc["images listed in both splits", ["found", "verdict", "detail"]].tolist() == [1, "wrong", paths[0]]
-    assert table.loc["test images", ["expected", "found", "verdict"]].tolist() == [6, 7, "wrong"] and table.loc["classes", "verdict"] == "ok"
+    assert table.loc["images listed in both splits", ["found", "verdict", "detail"]].tolist() == [
+        1,
+        "wrong",
+        paths[0],
+    ]
+    assert (
+        table.loc["test images", ["expected", "found", "verdict"]].tolist() == [6, 7, "wrong"]
+        and table.loc["classes", "verdict"] == "ok"
+    )
 
 
 def test_what_a_reader_should_know_of_a_set_is_noted(archive, tmp_path):
     kind, root, *_ = archive("dogs")
-    assert load(kind, root, tmp_path / "cache").notes == ("the test images are training images of ImageNet, so teachers pretrained on it have seen them",)
+    assert load(kind, root, tmp_path / "cache").notes == (
+        "the test images are training images of ImageNet, so teachers pretrained on it have seen them",
+    )
 
 
 # roots and the shared cache
@@ -320,19 +437,37 @@ def test_what_a_reader_should_know_of_a_set_is_noted(archive, tmp_path):
 def test_the_root_is_the_studys_or_else_the_kind_in_fgkd_data(archive, monkeypatch, tmp_path, make_study):
     _, root, *_ = archive("cub")
     monkeypatch.setenv("FGKD_DATA", str(root.parent))
-    study = make_study({"datasets": {"mine": {"kind": "cub"}, "other": {"kind": "cub", "root": "archives/cub"}, "gone": {"kind": "cub", "root": "nowhere"}}})
+    study = make_study(
+        {
+            "datasets": {
+                "mine": {"kind": "cub"},
+                "other": {"kind": "cub", "root": "archives/cub"},
+                "gone": {"kind": "cub", "root": "nowhere"},
+            }
+        }
+    )
     assert len(stages.data(study, "mine").train) == len(stages.data(study, "other").train) == 12
-    with pytest.raises(DataError, match="cub: CUB-200-2011 is not in '.*nowhere': expected CUB_200_2011/ with images, .*'fgkd data cub' fetches it"):
+    with pytest.raises(
+        DataError,
+        match="cub: CUB-200-2011 is not in '.*nowhere': expected CUB_200_2011/ with images, .*'fgkd data cub' fetches it",
+    ):
         stages.data(study, "gone")
     monkeypatch.delenv("FGKD_DATA")
     stages._loaded.cache_clear()
-    with pytest.raises(DataError, match="cub: neither a root is given nor FGKD_DATA set: .*the folder that holds cub/"):
+    with pytest.raises(
+        DataError, match="cub: neither a root is given nor FGKD_DATA set: .*the folder that holds cub/"
+    ):
         stages.data(study, "mine")
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"kind": "cubs"}, r"kind is 'cubs' .did you mean 'cub'"), ({"kind": "cub", "classes": ["a"]}, "key 'classes' is unknown"),
-    ({"kind": "cub", "check_counts": "no"}, "check_counts is 'no': expected true or false")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"kind": "cubs"}, r"kind is 'cubs' .did you mean 'cub'"),
+        ({"kind": "cub", "classes": ["a"]}, "key 'classes' is unknown"),
+        ({"kind": "cub", "check_counts": "no"}, "check_counts is 'no': expected true or false"),
+    ],
+)
 def test_keys_that_mean_nothing_for_a_set_are_refused(change, message, make_study):
     with pytest.raises(StudyError, match=message):
         make_study({"datasets": {"a": change}})
@@ -343,7 +478,11 @@ def test_all_studies_share_one_cache_beside_the_images(archive, tmp_path, monkey
     load(kind, root, tmp_path / "a")
     monkeypatch.delattr(folders, "decode")
     assert len(load(kind, root, tmp_path / "b").train) == 12
-    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists() and (root / "cache-8" / "index.json").exists()
+    assert (
+        not (tmp_path / "a").exists()
+        and not (tmp_path / "b").exists()
+        and (root / "cache-8" / "index.json").exists()
+    )
 
 
 def test_a_read_only_root_is_cached_in_the_study(archive, tmp_path, monkeypatch):
@@ -365,7 +504,10 @@ def test_changed_inputs_rebuild_the_shared_cache(change, archive, tmp_path):
         lines(file, "1 0", *rows[1:-1], "18 1")
     second = load(kind, root, tmp_path)
     assert second.fingerprint != first.fingerprint
-    assert all((pixels == folders.decode(root / name, 8)).all() for name, pixels in zip(second.train.names, second.train.images))
+    assert all(
+        (pixels == folders.decode(root / name, 8)).all()
+        for name, pixels in zip(second.train.names, second.train.images)
+    )
 
 
 # preparing
@@ -379,7 +521,10 @@ def test_a_whole_set_is_prepared_and_every_check_is_ok(archive):
     for name in ARCHIVES:
         kind, root, *_ = archive(name)
         table = prepare(kind, root)
-        assert table.verdict.tolist() == ["ok"] * 6 and table.expected.tolist() == [3, 12, 6, 0, 0, 0] == table.found.tolist()
+        assert (
+            table.verdict.tolist() == ["ok"] * 6
+            and table.expected.tolist() == [3, 12, 6, 0, 0, 0] == table.found.tolist()
+        )
         assert (root / "cache-8" / "index.json").exists()
 
 
@@ -392,7 +537,13 @@ def test_everything_that_is_wrong_is_in_one_table(archive):
     table = prepare(kind, root)
     assert table.check[table.verdict == "wrong"].tolist() == ["test images", "unreadable images"]
     details = table.detail[table.check == ""].tolist()
-    assert len(details) == 2 and paths[3] in details[0] and "truncated" in details[0].lower() and paths[13] in details[1] and "No such file" in details[1]
+    assert (
+        len(details) == 2
+        and paths[3] in details[0]
+        and "truncated" in details[0].lower()
+        and paths[13] in details[1]
+        and "No such file" in details[1]
+    )
 
 
 def test_equal_pictures_in_both_splits_are_a_note_and_not_an_error(archive):
@@ -424,7 +575,11 @@ def test_the_list_shows_what_there_is(archive, capsys, monkeypatch):
     lines(root.parent / "nabirds/nabirds/classes.txt", "")
     (root.parent / "pets/oxford-iiit-pet/annotations/test.txt").unlink()
     states = official.overview().set_index("key").state
-    assert (states["cub"], states["moe"], states["dogs"]) == ("ready at 8 pixels", "complete, not cached", "absent")
+    assert (states["cub"], states["moe"], states["dogs"]) == (
+        "ready at 8 pixels",
+        "complete, not cached",
+        "absent",
+    )
     assert "'annotations/test.txt' missing" in states["pets"] and states["nabirds"].startswith("line 1 of")
     for words in (["data", "--list"], ["data"]):
         assert cli.main(words) == 0
@@ -441,9 +596,21 @@ def test_a_wrong_count_is_seen_in_the_list(archive, monkeypatch):
     assert official.overview().set_index("key").state["cub"] == "5 of 6 test images"
 
 
-@pytest.mark.parametrize("kind, words", [
-    ("nabirds", ["https://dl.allaboutbirds.org/nabirds", "nabirds.tar.gz (md5 df21a9e4db349a14e2b08adfd45873bd)", "Cornell terms"]),
-    ("cars", ["cars_train.tgz (sha256 512b", "stanford_cars/ with car_ims, cars_annos.mat", "car_data"]), ("moe", ["animeface-character-dataset", "moeimouto-faces/"])])
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        (
+            "nabirds",
+            [
+                "https://dl.allaboutbirds.org/nabirds",
+                "nabirds.tar.gz (md5 df21a9e4db349a14e2b08adfd45873bd)",
+                "Cornell terms",
+            ],
+        ),
+        ("cars", ["cars_train.tgz (sha256 512b", "stanford_cars/ with car_ims, cars_annos.mat", "car_data"]),
+        ("moe", ["animeface-character-dataset", "moeimouto-faces/"]),
+    ],
+)
 def test_what_has_to_be_fetched_by_hand_is_said_with_its_source_and_place(kind, words, tmp_path, capsys):
     assert cli.main(["data", kind, "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
@@ -516,7 +683,10 @@ def test_a_file_is_fetched_whole_and_only_once(server, tmp_path, checksum):
 def test_a_broken_connection_keeps_the_part_and_the_next_call_asks_for_the_rest(server, tmp_path):
     server.cut = 1_000_000
     for received in (1_000_000, 2_000_000):
-        with pytest.raises(DataError, match=f"cannot be fetched: the connection ended after {received:,} of 3,000,000 bytes. The same command continues"):
+        with pytest.raises(
+            DataError,
+            match=f"cannot be fetched: the connection ended after {received:,} of 3,000,000 bytes. The same command continues",
+        ):
             fetch(server, tmp_path / "a.bin")
         assert os.listdir(tmp_path) == ["a.bin.part"] and (tmp_path / "a.bin.part").stat().st_size == received
     server.cut = None
@@ -533,21 +703,28 @@ def test_a_part_of_any_size_becomes_the_file(ranges, size, server, tmp_path):
 
 def test_a_wrong_checksum_is_refused_and_the_spoilt_part_removed(server, tmp_path):
     (tmp_path / "a.bin.part").write_bytes(b"spoilt" * 100)
-    with pytest.raises(DataError, match=f"what came from .* has the md5 .*, expected {MD5[4:]}, and was removed: run again"):
+    with pytest.raises(
+        DataError, match=f"what came from .* has the md5 .*, expected {MD5[4:]}, and was removed: run again"
+    ):
         fetch(server, tmp_path / "a.bin")
     assert os.listdir(tmp_path) == [] and fetch(server, tmp_path / "a.bin")
 
 
 def test_a_wrong_file_of_the_users_is_refused_and_left_alone(server, tmp_path):
     (tmp_path / "a.bin").write_bytes(b"mine")
-    with pytest.raises(DataError, match="a.bin' has the md5 .* it is damaged or another version; remove it and run again"):
+    with pytest.raises(
+        DataError, match="a.bin' has the md5 .* it is damaged or another version; remove it and run again"
+    ):
         fetch(server, tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == b"mine" and server.asked == ()
 
 
 def test_an_address_that_is_gone_is_said_with_a_way_out(server, tmp_path):
     server.files = {"b.bin": b""}
-    with pytest.raises(DataError, match="a.bin cannot be fetched: .*404.*or fetch the file by other means and put it at '.*a.bin'"):
+    with pytest.raises(
+        DataError,
+        match="a.bin cannot be fetched: .*404.*or fetch the file by other means and put it at '.*a.bin'",
+    ):
         fetch(server, tmp_path / "a.bin")
 
 
@@ -561,8 +738,13 @@ def packed(file, folder, names, below=""):
 
 
 LISTS = ["images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt", "images"]
-ORIGINALS = {"aircraft": [["data"]], "cub": [LISTS], "dogs": [["Images"], ["train_list.mat", "test_list.mat"]],
-             "flowers": [["jpg"], ["imagelabels.mat"], ["setid.mat"]], "pets": [["images"], ["annotations"]]}  # what each file of a set holds
+ORIGINALS = {
+    "aircraft": [["data"]],
+    "cub": [LISTS],
+    "dogs": [["Images"], ["train_list.mat", "test_list.mat"]],
+    "flowers": [["jpg"], ["imagelabels.mat"], ["setid.mat"]],
+    "pets": [["images"], ["annotations"]],
+}  # what each file of a set holds
 
 
 @pytest.fixture
@@ -573,9 +755,19 @@ def served(archive, server, monkeypatch):
         _, root, *_ = archive(kind)
         base, files = root / usual(kind), []
         for file, names in zip(official.SETS[kind].files, ORIGINALS[kind], strict=True):
-            content = (base / file.name).read_bytes() if names == [file.name] else packed(file.name, base, names, base.name if kind in ("aircraft", "cub") else "")
+            content = (
+                (base / file.name).read_bytes()
+                if names == [file.name]
+                else packed(file.name, base, names, base.name if kind in ("aircraft", "cub") else "")
+            )
             server.files = server.files | {file.name: content}
-            files.append(dataclasses.replace(file, url=f"{server.url}/{file.name}", checksum=file.checksum and f"md5:{hashlib.md5(content).hexdigest()}"))
+            files.append(
+                dataclasses.replace(
+                    file,
+                    url=f"{server.url}/{file.name}",
+                    checksum=file.checksum and f"md5:{hashlib.md5(content).hexdigest()}",
+                )
+            )
         monkeypatch.setitem(official.SETS, kind, dataclasses.replace(official.SETS[kind], files=tuple(files)))
         return official.listing(kind, root)
 
@@ -587,7 +779,11 @@ def test_a_set_is_fetched_unpacked_and_read_as_it_was_packed(kind, served, serve
     expected = served(kind)
     root = tmp_path / "fetched"
     assert prepare(kind, root).verdict.tolist() == ["ok"] * 6
-    assert official.listing(kind, root) == expected and not list(root.rglob("*.part")) and not (root / ".unpacking").exists()
+    assert (
+        official.listing(kind, root) == expected
+        and not list(root.rglob("*.part"))
+        and not (root / ".unpacking").exists()
+    )
     asked = len(server.asked)
     prepare(kind, root)
     assert len(server.asked) == asked == len(ORIGINALS[kind])
@@ -627,7 +823,9 @@ def test_an_interrupted_unpacking_is_not_taken_for_a_whole_set(entry, served, tm
 def test_an_archive_that_is_cut_short_is_refused_and_leaves_no_set(served, server, tmp_path):
     served("aircraft")  # the one without a checksum
     server.files = {name: content[:-3000] for name, content in server.files.items()}
-    with pytest.raises(DataError, match="fgvc-aircraft-2013b.tar.gz' cannot be unpacked: .*; remove it and run again"):
+    with pytest.raises(
+        DataError, match="fgvc-aircraft-2013b.tar.gz' cannot be unpacked: .*; remove it and run again"
+    ):
         prepare("aircraft", tmp_path / "fetched")
     assert not (tmp_path / "fetched/fgvc-aircraft-2013b/data").exists()
 
@@ -638,11 +836,15 @@ def test_an_archive_fetched_by_hand_is_checked_and_unpacked(archive, monkeypatch
     content = packed(file.name, source, ["nabirds"])
     root.mkdir()
     (root / file.name).write_bytes(content)
-    with pytest.raises(DataError, match="nabirds.tar.gz' has the md5 .*, expected df21a9e4db349a14e2b08adfd45873bd"):
+    with pytest.raises(
+        DataError, match="nabirds.tar.gz' has the md5 .*, expected df21a9e4db349a14e2b08adfd45873bd"
+    ):
         prepare(kind, root)
     file = dataclasses.replace(file, checksum=f"md5:{hashlib.md5(content).hexdigest()}")
     monkeypatch.setitem(official.SETS, kind, dataclasses.replace(official.SETS[kind], files=(file,)))
-    assert prepare(kind, root).verdict.tolist() == ["ok"] * 6 and official.listing(kind, root) == official.listing(kind, source)
+    assert prepare(kind, root).verdict.tolist() == ["ok"] * 6 and official.listing(
+        kind, root
+    ) == official.listing(kind, source)
 
 
 def test_an_interrupted_command_continues(served, server, tmp_path, capsys):
@@ -650,7 +852,9 @@ def test_an_interrupted_command_continues(served, server, tmp_path, capsys):
     server.cut, server.interrupts = 5000, True
     words = ["data", "cub", "--root", str(tmp_path / "fetched"), "--resize", "8"]
     assert cli.main(words) == 2
-    assert "fgkd: interrupted: what was fetched is kept, the same command continues\n" in capsys.readouterr().err
+    assert (
+        "fgkd: interrupted: what was fetched is kept, the same command continues\n" in capsys.readouterr().err
+    )
     assert not (tmp_path / "fetched/CUB_200_2011/images").exists()
     server.cut, server.interrupts = None, False
     assert cli.main(words) == 0
@@ -664,7 +868,13 @@ def test_the_facts_are_those_of_the_reference_table(reference):
     assert tuple(official.SETS) == OFFICIAL == tuple(table.index)
     for kind, facts in official.SETS.items():
         row = table.loc[kind]
-        assert (facts.name, facts.classes, facts.train, facts.test, facts.licence) == (row["name"], row.classes, row.train_val, row.test, row.licence)
+        assert (facts.name, facts.classes, facts.train, facts.test, facts.licence) == (
+            row["name"],
+            row.classes,
+            row.train_val,
+            row.test,
+            row.licence,
+        )
         if md5 := re.search(r"archive md5 (\w{32})", row.layout):
             assert facts.files[0].checksum == f"md5:{md5[1]}"
 
@@ -674,5 +884,7 @@ def test_addresses_and_checksums_are_torchvisions():
         return [(file.url, file.checksum.removeprefix("md5:") or None) for file in official.SETS[kind].files]
 
     assert known("aircraft") == [(FGVCAircraft._URL, None)]
-    assert known("flowers") == [(Flowers102._download_url_prefix + name, md5) for name, md5 in Flowers102._file_dict.values()]
+    assert known("flowers") == [
+        (Flowers102._download_url_prefix + name, md5) for name, md5 in Flowers102._file_dict.values()
+    ]
     assert known("pets") == list(OxfordIIITPet._RESOURCES)

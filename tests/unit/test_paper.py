@@ -8,7 +8,16 @@ from fgkd.analysis import correlation, paper
 from fgkd.metrics import METRICS
 
 
-@pytest.mark.parametrize("name", ["strength", "correlation_by_dataset", "lcnet035_tgda_accuracy", "cub_resnet18_tgda", "cal_teacher_accuracy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "strength",
+        "correlation_by_dataset",
+        "lcnet035_tgda_accuracy",
+        "cub_resnet18_tgda",
+        "cal_teacher_accuracy",
+    ],
+)
 def test_a_published_table_is_the_reference(reference, name):
     pd.testing.assert_frame_equal(paper.published(name), pd.read_csv(reference / f"published_{name}.csv"))
     assert f"`{name}.csv`" in (paper.FOLDER / "README.md").read_text()
@@ -49,8 +58,14 @@ def test_outside_cal_and_tgda_r12_and_ssp_have_as_many_strong_groups():
 def test_what_the_published_data_sets_say_of_r12_against_tac_and_ssp():
     found = paper.comparisons().set_index(["quantity", "rival"])
     picks, sizes = found.loc["accuracy of the pick"], found.loc["mean abs_rho"]
-    assert picks.loc["tac", ["better", "equal", "worse"]].to_list() == [8, 0, 0] and picks.loc["tac", "p"] == 2 / 2**8
-    assert picks.loc["ssp", ["better", "equal", "worse"]].to_list() == [4, 4, 0] and picks.loc["ssp", "p"] == 2 * 2**4 / 2**8
+    assert (
+        picks.loc["tac", ["better", "equal", "worse"]].to_list() == [8, 0, 0]
+        and picks.loc["tac", "p"] == 2 / 2**8
+    )
+    assert (
+        picks.loc["ssp", ["better", "equal", "worse"]].to_list() == [4, 4, 0]
+        and picks.loc["ssp", "p"] == 2 * 2**4 / 2**8
+    )
     assert picks.difference.to_list() == pytest.approx([6.01, 2.08], abs=0.01)
     assert sizes.loc["ssp", ["better", "worse"]].to_list() == [5, 3] and (sizes.p > 0.05).all()
 
@@ -85,7 +100,12 @@ def study(gap, *, data_sets=8, seed=0, students={"small": "lcnet_035"}):
     )
     table["model"] = table.student.map(students)
     points = correlation.join_students_with_metrics(table, metrics).assign(family="")
-    return correlation.correlations(table, metrics), correlation.selection_outcomes(points, table), table, points
+    return (
+        correlation.correlations(table, metrics),
+        correlation.selection_outcomes(points, table),
+        table,
+        points,
+    )
 
 
 def test_claims_hold_where_they_are_planted_and_fail_where_the_opposite_is():
@@ -142,7 +162,12 @@ def null_study(rng):
         ]
     )
     rows = [
-        (*key, metric, 8, correlation.spearman(size if metric == "parameters" else rng.normal(size=8), reached))
+        (
+            *key,
+            metric,
+            8,
+            correlation.spearman(size if metric == "parameters" else rng.normal(size=8), reached),
+        )
         for key, reached in zip(keys, accuracies)
         for metric in direction
     ]
@@ -225,7 +250,9 @@ def test_what_is_printed_comes_from_the_tables():
         "R12 - no teacher: accuracy of the pick, TGDA": 0.241,
     }
     assert found[list(expected)].to_dict() == pytest.approx(expected)
-    assert found["R12 - chance: mean |rho|"] == pytest.approx(0.629 - 0.31, abs=1e-3) and np.isnan(found["R12: mean signed rho"])
+    assert found["R12 - chance: mean |rho|"] == pytest.approx(0.629 - 0.31, abs=1e-3) and np.isnan(
+        found["R12: mean signed rho"]
+    )
 
 
 def test_fewer_data_sets_than_a_verdict_needs_are_said_with_their_number():
@@ -276,7 +303,9 @@ def test_a_study_of_one_data_set_takes_the_spread_of_unrelated_teachers_and_one_
     assert found.spread["R12 - TAC: mean signed rho", 7, 8] == pytest.approx(np.sqrt(2 / 7))
     three = paper.power(study(0, data_sets=1)[0].assign(n=3)).set_index(["claim", "datasets", "teachers"])
     beyond = three.detectable["R12: mean signed rho", 7, 3]  # 1.86 / sqrt(2), and no rho exceeds 1
-    assert np.isnan(beyond) and three.detectable["R12 - TAC: mean signed rho", 7, 3] == pytest.approx(1.86, abs=0.05)
+    assert np.isnan(beyond) and three.detectable["R12 - TAC: mean signed rho", 7, 3] == pytest.approx(
+        1.86, abs=0.05
+    )
     correlations = study(0, data_sets=1)[0].assign(n=2, rho=np.nan, agrees=np.nan)
     assert paper.power(correlations).empty
 

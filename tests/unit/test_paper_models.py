@@ -29,18 +29,46 @@ PAPER = {
     "resnet18": ("11.69", (512, 7, 7), 512, "imagenet"),
     "levit_128s": ("7.39", (384, 4, 4), 384, "imagenet"),
 }
-NORMALISATION = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
-NATIVE_CLASSES = {"convnext_base.fb_in22k": 21841, "vit_base_patch16_224.orig_in21k": 0,  # its weights come without a head
-                  "swin_base_patch4_window7_224.ms_in22k": 21841, "resnetv2_101x3_bit.goog_in21k": 21843}
+NORMALISATION = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+NATIVE_CLASSES = {
+    "convnext_base.fb_in22k": 21841,
+    "vit_base_patch16_224.orig_in21k": 0,  # its weights come without a head
+    "swin_base_patch4_window7_224.ms_in22k": 21841,
+    "resnetv2_101x3_bit.goog_in21k": 21843,
+}
 TEACHERS = list(PAPER)[:8]
 REALDATA = PROJECT.parent / "shared" / "realdata"
-LOCAL = ["mobilenetv1_025", "mobilenetv1_100_imagenet", "mobilenetv2_100", "mobilenet_edgetpu_075",
-         "tf_efficientnet_lite0", "squeezenet1_0", "deit_tiny_patch16_224", "vit_tiny_patch16_224"]
-TINY = ["test_resnet", "test_byobnet", "test_efficientnet", "test_convnext3", "test_vit3.r160_in1k", "mobilenetv3_small_050", "vgg11"]
+LOCAL = [
+    "mobilenetv1_025",
+    "mobilenetv1_100_imagenet",
+    "mobilenetv2_100",
+    "mobilenet_edgetpu_075",
+    "tf_efficientnet_lite0",
+    "squeezenet1_0",
+    "deit_tiny_patch16_224",
+    "vit_tiny_patch16_224",
+]
+TINY = [
+    "test_resnet",
+    "test_byobnet",
+    "test_efficientnet",
+    "test_convnext3",
+    "test_vit3.r160_in1k",
+    "mobilenetv3_small_050",
+    "vgg11",
+]
 
 
 def build(name, crop=224):
-    return classifier.build(Model("x", name, options={"distilled": False} if name.startswith("levit") else {}), 1000, crop=crop, seed=0).eval()
+    return classifier.build(
+        Model("x", name, options={"distilled": False} if name.startswith("levit") else {}),
+        1000,
+        crop=crop,
+        seed=0,
+    ).eval()
 
 
 @functools.cache
@@ -67,7 +95,9 @@ def test_a_name_is_known_with_its_tag_and_the_input_that_it_was_trained_on(name)
 @pytest.mark.parametrize("name", PAPER)
 def test_a_network_gives_pooled_features_and_logits(name):
     model = shape_of(name)
-    features, logits = model.features_and_logits(torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device="meta"))
+    features, logits = model.features_and_logits(
+        torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device="meta")
+    )
     assert features.shape == (2, PAPER[name][2]) and logits.shape == (2, 1000)
 
 
@@ -76,14 +106,20 @@ def test_a_network_gives_one_last_feature_map_in_channels_first(name):
     """Swin keeps its channels last and ViT its tokens in a row; both are asked for a map."""
     net = shape_of(name).net
     image = torch.zeros(2, 3, 224, 224, device="meta")
-    found, = net.forward_intermediates(image, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)
+    (found,) = net.forward_intermediates(
+        image, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+    )
     assert found.shape == (2, net.feature_info[-1]["num_chs"], *found.shape[2:]) and found.ndim == 4
     assert name in TINY or found.shape[1:] == PAPER[name][1]
 
 
-@pytest.mark.parametrize("name, crop", [("lcnet_035", 224), ("resnet18", 224), ("levit_128s", 224), ("van_b3", 64)])
+@pytest.mark.parametrize(
+    "name, crop", [("lcnet_035", 224), ("resnet18", 224), ("levit_128s", 224), ("van_b3", 64)]
+)
 def test_a_network_with_weights_gives_finite_logits(name, crop):
-    images = torch.randint(0, 256, (2, 3, crop, crop), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (2, 3, crop, crop), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     with torch.inference_mode():
         logits = build(name, crop)(images)
     assert logits.shape == (2, 1000) and logits.isfinite().all() and not torch.equal(logits[0], logits[1])

@@ -14,9 +14,7 @@ from fgkd.report import pages
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 HARM = "<script>alert(1)</script>"
-PIXEL = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
-)
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
 
 
@@ -53,15 +51,21 @@ def build(tmp_path):
     """A study of four runs (done, failed, waiting, unreadable) -> the path of its index."""
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     (tmp_path / "b.svg").write_text(SVG)
-    good = save(tmp_path / "good.ipynb", new_markdown_cell("# How good is this teacher?\n\n[next](04_ratio12.ipynb)"))
+    good = save(
+        tmp_path / "good.ipynb", new_markdown_cell("# How good is this teacher?\n\n[next](04_ratio12.ipynb)")
+    )
     error = new_output("error", ename="ValueError", evalue="no bank", traceback=["ValueError: no bank"])
     bad = save(tmp_path / "bad.ipynb", new_markdown_cell("# Why?"), new_code_cell("f()", outputs=[error]))
     (tmp_path / "torn.ipynb").write_text('{"cells": [')
     entries = [
         pages.Entry("Teachers", f"resnet101 {HARM}", good, "teachers/a b.html", "done", "TAC 81.2 %"),
         pages.Entry("Teachers", "vgg19_bn", bad, "teachers/vgg.html", "failed"),
-        pages.Entry("Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting", row="birds · FT"),
-        pages.Entry("Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed", row="birds · FT"),
+        pages.Entry(
+            "Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting", row="birds · FT"
+        ),
+        pages.Entry(
+            "Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed", row="birds · FT"
+        ),
     ]
     table = pd.DataFrame({"metric": ["R12", HARM], "rho": [-0.41, None]})
 
@@ -88,9 +92,13 @@ def parse(path):
 
 def test_a_page_has_no_script_and_loads_nothing_from_elsewhere(render):
     page = render(
-        new_markdown_cell(f"# Title\n\n{HARM} ![x](https://e.org/x.png) <iframe src='https://e.org'></iframe>"),
+        new_markdown_cell(
+            f"# Title\n\n{HARM} ![x](https://e.org/x.png) <iframe src='https://e.org'></iframe>"
+        ),
         new_markdown_cell("<a href='javascript:x()'>a</a> <b onclick='x()'>bold</b> <img src=x onerror=x()>"),
-        new_code_cell("d", outputs=[shown({"text/html": f"{HARM}<link rel=stylesheet href='//e.org'><b>ok</b>"})]),
+        new_code_cell(
+            "d", outputs=[shown({"text/html": f"{HARM}<link rel=stylesheet href='//e.org'><b>ok</b>"})]
+        ),
         new_code_cell("w", outputs=[shown({"application/javascript": "alert(1)", "text/plain": "words"})]),
         new_code_cell("s", outputs=[shown({"image/svg+xml": SVG.replace("<rect", HARM + "<rect")})]),
     )
@@ -145,7 +153,9 @@ def test_progress_bars_are_dropped_and_rewritten_lines_keep_their_last_state(ren
     bar = "\rbank:   0%|          | 0/20 [00:00<?, ?it/s]\rbank: 100%|████| 20/20 [00:00<00:00, 99.1it/s]\n"
     page = render(
         new_code_cell("a", outputs=[stream(bar, "stderr"), stream("9it [00:01, 8.9it/s]\n", "stderr")]),
-        new_code_cell("b", outputs=[stream("1\r2\r"), stream("step 3\nkept 5%\n"), stream("careful\n", "stderr")]),
+        new_code_cell(
+            "b", outputs=[stream("1\r2\r"), stream("step 3\nkept 5%\n"), stream("careful\n", "stderr")]
+        ),
         new_code_cell("c", outputs=[shown({WIDGET: {}, "text/plain": bar.strip()})]),
     )
     assert [tag.text for tag in page("pre", class_="out")] == ["step 3\nkept 5%"]
@@ -158,9 +168,13 @@ def test_outputs_keep_their_order(render):
 
 
 def test_parameters_and_failures_are_named(render):
-    error = new_output("error", ename="ValueError", evalue="epochs", traceback=["\x1b[31mValueError\x1b[0m: epochs"])
+    error = new_output(
+        "error", ename="ValueError", evalue="epochs", traceback=["\x1b[31mValueError\x1b[0m: epochs"]
+    )
     page = render(
-        new_markdown_cell("<span>An Exception was encountered</span>", metadata={"tags": ["papermill-error-cell-tag"]}),
+        new_markdown_cell(
+            "<span>An Exception was encountered</span>", metadata={"tags": ["papermill-error-cell-tag"]}
+        ),
         tagged("parameters", "epochs = 20"),
         tagged("injected-parameters", "epochs = 30"),
         tagged("raises-exception", "1 / 0", error, count=3),
@@ -189,7 +203,9 @@ def test_pictures_have_alternative_texts_and_tables_have_header_cells(render):
 
 
 def test_html_in_markdown_keeps_its_nesting(render):
-    page = render(new_markdown_cell("<details><summary>Why</summary>\n\n*inside* <sup>a **b**</sup>\n\n</details>"))
+    page = render(
+        new_markdown_cell("<details><summary>Why</summary>\n\n*inside* <sup>a **b**</sup>\n\n</details>")
+    )
     assert page.details.em.text == "inside" and page.details.sup.strong.text == "b"
 
 
@@ -269,12 +285,16 @@ def test_a_study_in_which_only_the_baseline_was_trained_has_a_report(finished):
         if cell.stage == "distill" and cell.strategy != "CE":
             for part in records.record_jobs(finished, cell):
                 (finished.path(part) / "record.json").unlink()
-    index = pages.build(finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.jobs()})
+    index = pages.build(
+        finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.jobs()}
+    )
     assert "<h2" in index.read_text() and not (finished.folder / "report" / "tables" / "claims.csv").exists()
 
 
 def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alone(finished):
-    index = pages.build(finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.jobs()}).read_text()
+    index = pages.build(
+        finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.jobs()}
+    ).read_text()
     assert 'src="figures/against.svg"' in index and "rho in the claimed direction" in index
     assert "The same for all: teachers 3" in index, re.findall("Every metric[^<]*", index)
     written = finished.folder / "report" / "tables"
@@ -297,9 +317,7 @@ def test_a_study_of_two_teachers_one_strategy_and_no_baseline_says_what_it_canno
     small = make_study(changes)
     assert not records.missing(small)
     index = (
-        BeautifulSoup(pages.build(small, states(small)).read_text(), "html.parser")
-        .find(class_="answer")
-        .text
+        BeautifulSoup(pages.build(small, states(small)).read_text(), "html.parser").find(class_="answer").text
     )
     assert "The students of" in index and "A rank correlation needs three teachers" in index
     assert "Whether distillation paid it cannot say" in index
@@ -319,7 +337,9 @@ def test_losses_of_other_temperatures_are_a_table_beside_kd(finished, make_study
     """The records of a loss of the same name, T and beta may come from elsewhere: here KD's own, copied."""
     both = make_study({"losses": {"soft": {"loss": "kd", "temperature": 4, "beta": 1}}})
     for cell in both.jobs():
-        for part in records.record_jobs(both, cell) if cell.stage == "distill" and cell.strategy != "CE" else ():
+        for part in (
+            records.record_jobs(both, cell) if cell.stage == "distill" and cell.strategy != "CE" else ()
+        ):
             if part.loss == "soft":
                 kd = records.read_json(both.path(part).parent / "kd" / "record.json")
                 own = kd | {

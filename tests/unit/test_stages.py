@@ -41,21 +41,34 @@ def test_a_second_call_computes_and_writes_nothing(finished):
     assert stamps(finished) == before
 
 
-def test_the_same_study_in_another_folder_gives_the_same_tables(finished_folder, make_study, monkeypatch, tmp_path):
+def test_the_same_study_in_another_folder_gives_the_same_tables(
+    finished_folder, make_study, monkeypatch, tmp_path
+):
     study = make_study({"name": "elsewhere"})
     here = stages.study_tables(study)
     monkeypatch.setenv("FGKD_RUNS", str(finished_folder))
     there = records.collect(dataclasses.replace(study, name="tiny"))
     assert here.keys() == there.keys() and len(here) == 7
     for name, frame in here.items():
-        pd.testing.assert_frame_equal(frame.drop(columns=TIMES, errors="ignore"), there[name].drop(columns=TIMES, errors="ignore"), check_exact=True)
+        pd.testing.assert_frame_equal(
+            frame.drop(columns=TIMES, errors="ignore"),
+            there[name].drop(columns=TIMES, errors="ignore"),
+            check_exact=True,
+        )
 
 
 def test_calling_the_last_stage_computes_what_it_needs_and_no_more(make_study):
     study = make_study({"recipes.FT.epochs": 1})
     run = stages.distill(study, "birds", "byobnet", "FT")
     done = {c.id for c in study.jobs() if records.is_complete(study, c)}
-    assert done == {"data/birds", "data/pretext", "teacher/pretext/pretext/byobnet", "teacher/birds/FT/byobnet", "bank/birds/FT/byobnet", "distill/birds/FT/byobnet"}
+    assert done == {
+        "data/birds",
+        "data/pretext",
+        "teacher/pretext/pretext/byobnet",
+        "teacher/birds/FT/byobnet",
+        "bank/birds/FT/byobnet",
+        "distill/birds/FT/byobnet",
+    }
     assert run.logits()["small", "kd"].shape == (16, 4) and len(run.table("history")) == 2
 
 
@@ -64,8 +77,13 @@ def test_rows_say_what_the_files_hold(finished):
     for stage, call in {"teacher": stages.teacher, "distill": stages.distill}.items():
         run = call(finished, "birds", "resnet", "FT")
         logits = run.logits() if stage == "teacher" else run.logits()["small", "kd"]
-        assert run.rows["tac" if stage == "teacher" else "accuracy"].item() == (logits.argmax(1) == labels).mean()
-    agreement = (logits.argmax(1) == stages.teacher(finished, "birds", "resnet", "FT").logits().argmax(1)).mean()
+        assert (
+            run.rows["tac" if stage == "teacher" else "accuracy"].item()
+            == (logits.argmax(1) == labels).mean()
+        )
+    agreement = (
+        logits.argmax(1) == stages.teacher(finished, "birds", "resnet", "FT").logits().argmax(1)
+    ).mean()
     assert run.rows.agreement.item() == agreement
 
 
@@ -73,7 +91,9 @@ def test_a_loaded_teacher_is_frozen_and_gives_the_logits_of_its_row(finished):
     model = stages.load_teacher(finished, "birds", "byobnet", "FT")
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     test = training.Images(stages.data(finished, "birds").test, finished.views, torch.device("cpu"))
-    assert np.array_equal(training.predict(model, test), stages.teacher(finished, "birds", "byobnet", "FT").logits())
+    assert np.array_equal(
+        training.predict(model, test), stages.teacher(finished, "birds", "byobnet", "FT").logits()
+    )
 
 
 def test_a_pretext_teacher_starts_from_its_pretext_backbone(finished):
@@ -93,20 +113,39 @@ def test_students_differ_in_their_teacher_and_in_nothing_else(finished, monkeypa
 
 def test_a_further_seed_gives_what_a_study_of_that_seed_alone_gives(make_study):
     """Bit for bit, from the pretext training on; and not what the first seed gives."""
-    both, alone = make_study({"seed": [0, 1], "recipes.CAL": {"epochs": 1}}, "both"), make_study({"seed": 1, "recipes.CAL": {"epochs": 1}}, "alone")
+    both, alone = (
+        make_study({"seed": [0, 1], "recipes.CAL": {"epochs": 1}}, "both"),
+        make_study({"seed": 1, "recipes.CAL": {"epochs": 1}}, "alone"),
+    )
     runs = [stages.distill(study, "birds", "byobnet", "FT") for study in (both.at(1), alone, both)]
     states = [weights(run) for run in runs]
-    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0]) and not torch.equal(*(states[i]["net.head.fc.weight"] for i in (0, 2)))
-    assert runs[0].rows.equals(runs[1].rows) and [run.students["small", "kd"].record["provenance"]["seed"] for run in runs] == [1, 1, 0]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0]) and not torch.equal(
+        *(states[i]["net.head.fc.weight"] for i in (0, 2))
+    )
+    assert runs[0].rows.equals(runs[1].rows) and [
+        run.students["small", "kd"].record["provenance"]["seed"] for run in runs
+    ] == [1, 1, 0]
     done = {c.place for c in both.jobs() if c.seed == 1 and records.is_complete(both, c)}
-    assert done == {"teacher/pretext/pretext/byobnet", "teacher/birds/FT/byobnet", "bank/birds/FT/byobnet", "distill/birds/FT/byobnet"}
+    assert done == {
+        "teacher/pretext/pretext/byobnet",
+        "teacher/birds/FT/byobnet",
+        "bank/birds/FT/byobnet",
+        "distill/birds/FT/byobnet",
+    }
 
 
 def test_teachers_and_students_see_different_crops(finished):
     assert finished.seed_for("teacher views", "birds") != finished.seed_for("student views", "birds")
-    rows = stages.student_views(finished, "birds", image=3, epochs=2, bank=stages.bank(finished, "birds", "resnet", "FT")[1])
+    rows = stages.student_views(
+        finished, "birds", image=3, epochs=2, bank=stages.bank(finished, "birds", "resnet", "FT")[1]
+    )
     first, second = rows["view"]
-    assert set(rows) == {"view"} and first.shape == (32, 32, 3) and first.dtype == np.uint8 and not np.array_equal(first, second)
+    assert (
+        set(rows) == {"view"}
+        and first.shape == (32, 32, 3)
+        and first.dtype == np.uint8
+        and not np.array_equal(first, second)
+    )
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "test.npy", "record.json"])
@@ -123,7 +162,9 @@ def test_a_teacher_that_lost_a_file_is_trained_again_to_the_same_weights(finishe
 def test_a_teachers_spoilt_weights_are_an_error_that_names_the_file_and_the_remedy(finished):
     file = finished.path(Job("teacher", "birds", "resnet", "FT")) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(StudyError, match="model.safetensors' cannot be read.*Delete the file to train it anew"):
+    with pytest.raises(
+        StudyError, match="model.safetensors' cannot be read.*Delete the file to train it anew"
+    ):
         stages.load_teacher(finished, "birds", "resnet", "FT")
     file.unlink()
     stages.load_teacher(finished, "birds", "resnet", "FT")
@@ -141,7 +182,9 @@ def test_a_student_that_lost_its_logits_keeps_its_row_and_one_that_lost_its_reco
     assert (folder / "test.npy").read_bytes() == before
 
 
-@pytest.mark.parametrize("spoil", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-1])], ids=["lost", "cut short"])
+@pytest.mark.parametrize(
+    "spoil", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-1])], ids=["lost", "cut short"]
+)
 @pytest.mark.fault("a bank spoilt before its students")
 def test_a_bank_that_is_not_whole_is_written_again(finished, spoil):
     file = finished.path(Job("bank", "birds", "resnet", "FT")) / "views" / "logits.npy"
@@ -178,7 +221,9 @@ def test_a_killed_teacher_goes_on_from_its_checkpoint_to_the_same_weights(make_s
     assert records.record(broken, Job("teacher", "birds", "resnet", "FT")) is None
     folder = stages.teacher(broken, "birds", "resnet", "FT").folder
     assert drawn == [0, 1, 2, 2, 3] and not list(folder.glob("checkpoint-*"))
-    files = [study.path(Job("teacher", "birds", "resnet", "FT")) / "model.safetensors" for study in (whole, broken)]
+    files = [
+        study.path(Job("teacher", "birds", "resnet", "FT")) / "model.safetensors" for study in (whole, broken)
+    ]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -194,20 +239,41 @@ def same(a, b):
 
 @pytest.mark.parametrize("recipe", ["FZ", "FT", "CAL"])
 def test_the_best_rate_on_held_out_images_trains_the_teacher_as_if_it_had_been_given(make_study, recipe):
-    values = {"strategies": [recipe], "recipes.CAL": {"epochs": 2, "maps": 4, "batch_size": 8}, "datasets.birds.train": 8}
+    values = {
+        "strategies": [recipe],
+        "recipes.CAL": {"epochs": 2, "maps": 4, "batch_size": 8},
+        "datasets.birds.train": 8,
+    }
     study = make_study(values | {f"recipes.{recipe}.lr": [1e-9, 0.1, 0.02]}, "searched")
     table, row, weights = searched(study, recipe)
-    assert list(table.lr) == [1e-9, 0.1, 0.02] and table.validation_accuracy.mul(8).to_list() == list(table.validation_accuracy.mul(8).round())
+    assert list(table.lr) == [1e-9, 0.1, 0.02] and table.validation_accuracy.mul(8).to_list() == list(
+        table.validation_accuracy.mul(8).round()
+    )
     best = table[table.validation_accuracy == table.validation_accuracy.max()]
-    assert row.lr == best.lr.min() and not list(study.path(Job("teacher", "birds", "resnet", recipe)).glob("checkpoint-*"))
-    given = stages.teacher(make_study(values | {f"recipes.{recipe}.lr": float(row.lr)}, "given"), "birds", "resnet", recipe)
-    assert same(load_file(given.folder / "model.safetensors"), weights) and given.rows.lr.item() == row.lr and "search" not in given.record
+    assert row.lr == best.lr.min() and not list(
+        study.path(Job("teacher", "birds", "resnet", recipe)).glob("checkpoint-*")
+    )
+    given = stages.teacher(
+        make_study(values | {f"recipes.{recipe}.lr": float(row.lr)}, "given"), "birds", "resnet", recipe
+    )
+    assert (
+        same(load_file(given.folder / "model.safetensors"), weights)
+        and given.rows.lr.item() == row.lr
+        and "search" not in given.record
+    )
 
 
 def test_a_search_may_take_fewer_epochs_than_the_training(make_study, monkeypatch):
     lengths, fit = [], training.fit
-    monkeypatch.setattr(training, "fit", lambda *given, **options: (lengths.append(given[4].epochs), fit(*given, **options))[1])
-    _, row, _ = searched(make_study({"recipes.FT.lr": [0.1, 0.02], "recipes.FT.epochs": 4, "recipes.FT.search_epochs": 1}), "FT")
+    monkeypatch.setattr(
+        training,
+        "fit",
+        lambda *given, **options: (lengths.append(given[4].epochs), fit(*given, **options))[1],
+    )
+    _, row, _ = searched(
+        make_study({"recipes.FT.lr": [0.1, 0.02], "recipes.FT.epochs": 4, "recipes.FT.search_epochs": 1}),
+        "FT",
+    )
     assert lengths == [1, 1, 4] and row.epochs == 4
 
 
@@ -218,36 +284,54 @@ def test_of_equal_rates_the_smallest_is_taken(make_study):
 
 @pytest.mark.parametrize("recipe", ["FT", "CAL"])
 def test_a_search_never_looks_at_the_test_split(make_study, monkeypatch, recipe):
-    changes = {"strategies": [recipe], "recipes.CAL": {"epochs": 2, "maps": 4}, f"recipes.{recipe}.lr": [0.1, 0.001], "datasets.birds.train": 15}
+    changes = {
+        "strategies": [recipe],
+        "recipes.CAL": {"epochs": 2, "maps": 4},
+        f"recipes.{recipe}.lr": [0.1, 0.001],
+        "datasets.birds.train": 15,
+    }
     honest, spoilt = (make_study(changes, name) for name in ("honest", "spoilt"))
     expected = searched(honest, recipe)
     load = stages.data
 
     def spoil(study, dataset):
         found = load(study, dataset)
-        test = dataclasses.replace(found.test, images=255 - found.test.images[::-1], labels=(found.test.labels + 1) % 4)
+        test = dataclasses.replace(
+            found.test, images=255 - found.test.images[::-1], labels=(found.test.labels + 1) % 4
+        )
         return dataclasses.replace(found, test=test)
 
     monkeypatch.setattr(stages, "data", spoil)
     table, row, weights = searched(spoilt, recipe)
     pd.testing.assert_frame_equal(table, expected[0], check_exact=True)
     assert row.lr == expected[1].lr and same(weights, expected[2])
-    assert not np.array_equal(*(np.load(s.path(Job("teacher", "birds", "resnet", recipe)) / "test.npy") for s in (honest, spoilt)))
+    assert not np.array_equal(
+        *(np.load(s.path(Job("teacher", "birds", "resnet", recipe)) / "test.npy") for s in (honest, spoilt))
+    )
 
 
 def test_held_out_images_have_no_part_in_a_candidates_training(make_study, monkeypatch):
     changes = {"recipes.FT.lr": [0.1, 0.001], "datasets.birds.train": 15}
-    expected, study, load = searched(make_study(changes, "honest"), "FT")[0], make_study(changes, "spoilt"), stages.data
+    expected, study, load = (
+        searched(make_study(changes, "honest"), "FT")[0],
+        make_study(changes, "spoilt"),
+        stages.data,
+    )
 
     def spoil(study, dataset):
         found = load(study, dataset)
-        held, images = training.hold_out(torch.from_numpy(found.train.labels), study.seed_for("search", "birds"))[1], np.array(found.train.images)
+        held, images = (
+            training.hold_out(torch.from_numpy(found.train.labels), study.seed_for("search", "birds"))[1],
+            np.array(found.train.images),
+        )
         images[held] = 255 - images[held]
         return dataclasses.replace(found, train=dataclasses.replace(found.train, images=images))
 
     monkeypatch.setattr(stages, "data", spoil)
     table = searched(study, "FT")[0]
-    assert list(table.train_accuracy) == list(expected.train_accuracy) and list(table.validation_accuracy) != list(expected.validation_accuracy)
+    assert list(table.train_accuracy) == list(expected.train_accuracy) and list(
+        table.validation_accuracy
+    ) != list(expected.validation_accuracy)
 
 
 @pytest.mark.fault("a search for a learning rate killed")
@@ -275,17 +359,27 @@ def test_a_killed_search_goes_on_with_the_candidate_it_was_at(make_study, monkey
 def test_a_rate_that_diverges_is_not_chosen_and_all_that_do_are_an_error(make_study):
     table, row, _ = searched(make_study({"recipes.FT.lr": [1e30, 0.01], "recipes.FT.clip": 1e30}), "FT")
     assert table.validation_accuracy.isna().to_list() == [True, False] and row.lr == 0.01
-    with pytest.raises(FloatingPointError, match="teacher/birds/FT/resnet: every learning rate of .* diverged: add lower ones"):
-        stages.teacher(make_study({"recipes.FT.lr": [1e30, 1e31], "recipes.FT.clip": 1e30}), "birds", "resnet", "FT")
+    with pytest.raises(
+        FloatingPointError,
+        match="teacher/birds/FT/resnet: every learning rate of .* diverged: add lower ones",
+    ):
+        stages.teacher(
+            make_study({"recipes.FT.lr": [1e30, 1e31], "recipes.FT.clip": 1e30}), "birds", "resnet", "FT"
+        )
 
 
 def test_a_students_rate_is_searched_for_with_each_of_its_losses(make_study):
     values = {"losses": {"crd": {"options": {"negatives": 4, "width": 8}}}, "datasets.birds.train": 8}
     run = stages.distill(make_study(values | {"recipes.student.lr": [1e-9, 0.003]}), "birds", "resnet", "FT")
     table, found = run.table("search"), {loss: weights(run, loss) for loss in ("kd", "crd")}
-    assert list(zip(table.student, table.loss, table.lr)) == [("small", loss, lr) for loss in ("kd", "crd") for lr in (1e-9, 0.003)]
+    assert list(zip(table.student, table.loss, table.lr)) == [
+        ("small", loss, lr) for loss in ("kd", "crd") for lr in (1e-9, 0.003)
+    ]
     for row, (_, candidates) in zip(run.rows.itertuples(), table.groupby("loss", sort=False)):
-        assert row.lr == candidates[candidates.validation_accuracy == candidates.validation_accuracy.max()].lr.min()
+        assert (
+            row.lr
+            == candidates[candidates.validation_accuracy == candidates.validation_accuracy.max()].lr.min()
+        )
         given = stages.distill(make_study(values | {"recipes.student.lr": row.lr}), "birds", "resnet", "FT")
         assert same(found[row.loss], weights(given, row.loss))
 
@@ -340,7 +434,13 @@ def test_the_lock_of_a_process_that_died_does_not_last(tiny, in_child):
 
 def test_a_plugins_model_can_be_a_student_without_a_teacher(make_study, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
-    study = make_study({"plugins": ["mine.py"], "students": {"mine": {"model": "fgkd_student_net"}}, "recipes.student.epochs": 1})
+    study = make_study(
+        {
+            "plugins": ["mine.py"],
+            "students": {"mine": {"model": "fgkd_student_net"}},
+            "recipes.student.epochs": 1,
+        }
+    )
     assert stages.distill(study, "birds", "none", "CE").rows.model.item() == "fgkd_student_net"
 
 
@@ -355,7 +455,10 @@ def test_the_conclusion_writes_every_table_and_its_own_record(finished):
 def test_concluding_twice_writes_the_same_bytes(finished):
     before = {f.name: f.read_bytes() for f in (finished.folder / "tables").iterdir()}
     stages.write_study_tables(finished, "correlation", records.collect(finished))
-    assert before == {f.name: f.read_bytes() for f in (finished.folder / "tables").iterdir()} and len(before) == 7
+    assert (
+        before == {f.name: f.read_bytes() for f in (finished.folder / "tables").iterdir()}
+        and len(before) == 7
+    )
 
 
 def test_a_teacher_that_is_not_in_the_study_is_refused_before_anything_is_written(tiny):
@@ -384,7 +487,10 @@ def test_metrics_on_test_images_are_those_of_the_stored_logits(finished):
     assert len(table) == 6 and set(table.recipe) == {"FZ", "FT"}
     row = table[(table.teacher == "resnet") & (table.recipe == "FT")].iloc[0]
     run = stages.teacher(finished, "birds", "resnet", "FT")
-    assert row.ratio12_median == metrics.summarize(run.logits())["ratio12_median"] and row.train_accuracy == run.rows.tac[0]
+    assert (
+        row.ratio12_median == metrics.summarize(run.logits())["ratio12_median"]
+        and row.train_accuracy == run.rows.tac[0]
+    )
     assert set(records.per_strategy(table.assign(recipe="CAL")).strategy) == {"CAL", "TGDA"}
 
 
@@ -405,12 +511,20 @@ def test_a_killed_distillation_does_not_repeat_its_finished_students(make_study,
     with pytest.raises(KeyboardInterrupt):
         stages.distill(study, "birds", "resnet", "FT")
     drawn, epoch = [], training.Images.epoch
-    monkeypatch.setattr(training.Images, "epoch", lambda self, seed, number: (drawn.append(number), epoch(self, seed, number))[1])
+    monkeypatch.setattr(
+        training.Images,
+        "epoch",
+        lambda self, seed, number: (drawn.append(number), epoch(self, seed, number))[1],
+    )
     rows = stages.distill(study, "birds", "resnet", "FT").rows
-    assert not drawn and len(rows) == 2 and len(measured) == 3 and not list(study.folder.rglob("checkpoint-*"))
+    assert (
+        not drawn and len(rows) == 2 and len(measured) == 3 and not list(study.folder.rglob("checkpoint-*"))
+    )
 
 
-@pytest.mark.skipif(os.environ.get("FGKD_TEST_COMPILE") != "1", reason="compiles for a minute: FGKD_TEST_COMPILE=1")
+@pytest.mark.skipif(
+    os.environ.get("FGKD_TEST_COMPILE") != "1", reason="compiles for a minute: FGKD_TEST_COMPILE=1"
+)
 def test_a_compiled_study_learns_the_same_within_rounding(make_study):
     """On a CPU through the compiler that a GPU has, without CUDA graphs."""
     quick = {"recipes.student.epochs": 1}

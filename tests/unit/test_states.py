@@ -10,14 +10,20 @@ import torch
 from PIL import Image
 
 from fgkd import cli, records, stages
+from fgkd import study as studies
 from fgkd.data import folders
 from fgkd.distillation import training
 from fgkd.engine import states
-from fgkd import study as studies
 from fgkd.study import Job, StudyError
 
-PHOTOS = {"datasets": {"garden": {"kind": "folder", "root": "photos"}}, "pretext": ..., "strategies": ["FT"], "recipes.FT.epochs": 1,
-          "recipes.student.epochs": 1, "teachers": {"resnet": {"model": "test_resnet"}, "efficientnet": {"model": "test_efficientnet"}}}
+PHOTOS = {
+    "datasets": {"garden": {"kind": "folder", "root": "photos"}},
+    "pretext": ...,
+    "strategies": ["FT"],
+    "recipes.FT.epochs": 1,
+    "recipes.student.epochs": 1,
+    "teachers": {"resnet": {"model": "test_resnet"}, "efficientnet": {"model": "test_efficientnet"}},
+}
 DISTILL = Job("distill", "birds", "resnet", "FT")
 
 
@@ -34,7 +40,9 @@ def photograph(folder):
         for name in ("aster", "rose"):
             (folder / top / name).mkdir(parents=True)
             for i in range(number):
-                Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / top / name / f"{i}.png")
+                Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+                    folder / top / name / f"{i}.png"
+                )
 
 
 def finish(study):
@@ -93,12 +101,21 @@ def test_a_study_without_its_photos_is_done_by_its_records(garden, tmp_path):
         if file.is_file() and file.name not in ("record.json", "result.json"):
             file.unlink()
     assert anew(garden) == {}
-    assert all(frame.equals(before[name]) for name, frame in records.collect(studies.load(garden.file)).items())
+    assert all(
+        frame.equals(before[name]) for name, frame in records.collect(studies.load(garden.file)).items()
+    )
     distill = Job("distill", "garden", "resnet", "FT")
     (garden.path(garden.student_jobs(distill)[0]) / "record.json").unlink()
-    assert list(anew(garden)) == ["teacher/garden/FT/resnet", "bank/garden/FT/resnet", "distill/garden/FT/resnet"]
+    assert list(anew(garden)) == [
+        "teacher/garden/FT/resnet",
+        "bank/garden/FT/resnet",
+        "distill/garden/FT/resnet",
+    ]
     (garden.path(Job("report")) / "result.json").unlink()
-    with pytest.raises(StudyError, match="garden: root '.*photos' is not a folder.*3 of the 4 notebooks that are left need these photos"):
+    with pytest.raises(
+        StudyError,
+        match="garden: root '.*photos' is not a folder.*3 of the 4 notebooks that are left need these photos",
+    ):
         cli._left_of(studies.load(garden.file))
 
 
@@ -111,14 +128,22 @@ def test_a_new_student_or_loss_runs_itself_and_the_banks_that_it_reads(finished,
     finish(finished)
     for bank in finished.folder.rglob("views"):
         shutil.rmtree(bank)
-    for change, words in (({"students.other": {"model": "test_resnet"}}, "student other with loss kd is new"),
-                          ({"losses": {"pkt": {"strategies": ["FT"]}}}, "student small with loss pkt is new")):
+    for change, words in (
+        ({"students.other": {"model": "test_resnet"}}, "student other with loss kd is new"),
+        ({"losses": {"pkt": {"strategies": ["FT"]}}}, "student small with loss pkt is new"),
+    ):
         study = make_study(change)
         left = {c.id: reason for c, reason in states.left(study).items()}
         where = "FT" if "losses" in change else ""
         banks = {c.id for c in study.jobs() if c.stage == "bank" and where in c.id}
-        assert {k for k, reason in left.items() if "its views, deleted after their last student, are needed" in reason} == banks
-        assert left["distill/birds/FT/resnet"] == words and not any(k.startswith(("data", "teacher")) for k in left)
+        assert {
+            k
+            for k, reason in left.items()
+            if "its views, deleted after their last student, are needed" in reason
+        } == banks
+        assert left["distill/birds/FT/resnet"] == words and not any(
+            k.startswith(("data", "teacher")) for k in left
+        )
     before = {f: f.stat().st_mtime_ns for f in finished.folder.rglob("record.json") if "students" in str(f)}
     run = stages.distill(study, "birds", "resnet", "FT")
     assert list(run.students) == [("small", "kd"), ("small", "pkt")]
@@ -126,17 +151,33 @@ def test_a_new_student_or_loss_runs_itself_and_the_banks_that_it_reads(finished,
 
 
 def test_tgda_beside_cal_leaves_cals_students_and_needs_crops_of_its_bank(make_study):
-    cal = {"strategies": ["CAL"], "teachers": {"resnet": {"model": "test_resnet"}}, "pretext": ..., "recipes.CAL": {"epochs": 1, "maps": 2}}
+    cal = {
+        "strategies": ["CAL"],
+        "teachers": {"resnet": {"model": "test_resnet"}},
+        "pretext": ...,
+        "recipes.CAL": {"epochs": 1, "maps": 2},
+    }
     finish(make_study(cal))
-    left = {c.id: reason for c, reason in states.left(make_study(cal | {"strategies": ["CAL", "TGDA"]})).items()}
+    left = {
+        c.id: reason for c, reason in states.left(make_study(cal | {"strategies": ["CAL", "TGDA"]})).items()
+    }
     assert left.pop("bank/birds/CAL/resnet") == "TGDA needs its crop and drop views"
-    assert left.pop("distill/birds/TGDA/resnet") == "never ran" and set(left) == {"study/correlation", "study/report"}
+    assert left.pop("distill/birds/TGDA/resnet") == "never ran" and set(left) == {
+        "study/correlation",
+        "study/report",
+    }
     assert anew(make_study(cal)) == {}
 
 
 def test_names_that_look_alike_share_no_folder(make_study):
-    study = make_study({"students": {"s": {"model": "test_resnet"}, "s-a": {"model": "test_byobnet"}}, "losses": {"a-kd": {"loss": "pkt"}},
-                        "strategies": ["FT"], "recipes.student.epochs": 1})
+    study = make_study(
+        {
+            "students": {"s": {"model": "test_resnet"}, "s-a": {"model": "test_byobnet"}},
+            "losses": {"a-kd": {"loss": "pkt"}},
+            "strategies": ["FT"],
+            "recipes.student.epochs": 1,
+        }
+    )
     run = stages.distill(study, "birds", "resnet", "FT")
     assert len({r.folder for r in run.students.values()}) == len(run.students) == 4
     logits = run.logits()
@@ -183,7 +224,10 @@ def test_a_baseline_that_diverges_takes_no_teachers_students_along(finished, mon
 
     monkeypatch.setattr(training, "cross_entropy", spoilt)
     assert stages.baseline(finished, "birds").empty
-    assert "there is no student without a teacher to compare with: small from none CE ce diverged" in capsys.readouterr().out
+    assert (
+        "there is no student without a teacher to compare with: small from none CE ce diverged"
+        in capsys.readouterr().out
+    )
 
 
 def test_an_online_study_has_the_banks_metrics_and_stores_a_few_views(make_study, monkeypatch):
@@ -191,16 +235,26 @@ def test_an_online_study_has_the_banks_metrics_and_stores_a_few_views(make_study
     stored, online = make_study({}, "stored"), make_study({"online": True}, "online")
     (run, bank), (other, few) = (stages.bank(study, "birds", "resnet", "FT") for study in (stored, online))
     assert run.rows.equals(other.rows) and bank.arrays["logits"].shape[0] == 2
-    assert few.arrays["logits"].shape == (1, 24, 4) and np.array_equal(few.arrays["logits"][0], bank.arrays["logits"][0])
+    assert few.arrays["logits"].shape == (1, 24, 4) and np.array_equal(
+        few.arrays["logits"][0], bank.arrays["logits"][0]
+    )
     frames = stages.study_tables(online)
     assert len(frames["metrics"]) == 6 and not frames["correlations"].empty
-    assert Job("bank", "birds", "resnet", "FT") in online.jobs() and online.before(DISTILL) == (Job("teacher", "birds", "resnet", "FT"),)
+    assert Job("bank", "birds", "resnet", "FT") in online.jobs() and online.before(DISTILL) == (
+        Job("teacher", "birds", "resnet", "FT"),
+    )
 
 
 def test_students_see_no_more_views_than_they_ask_for_and_share_them(make_study, monkeypatch):
-    study = make_study({"recipes.student": {"epochs": 5, "batch_size": 8, "optimizer": "adamw", "lr": 0.001, "views": 2}})
+    study = make_study(
+        {"recipes.student": {"epochs": 5, "batch_size": 8, "optimizer": "adamw", "lr": 0.001, "views": 2}}
+    )
     drawn, epoch = [], training.Images.epoch
-    monkeypatch.setattr(training.Images, "epoch", lambda self, seed, view: (drawn.append((seed, view)), epoch(self, seed, view))[1])
+    monkeypatch.setattr(
+        training.Images,
+        "epoch",
+        lambda self, seed, view: (drawn.append((seed, view)), epoch(self, seed, view))[1],
+    )
     run = stages.distill(study, "birds", "resnet", "FT")
     seed = study.seed_for("student views", "birds")
     assert len(run.table("history")) == 5 and {view for s, view in drawn if s == seed} == {0, 1}
@@ -210,7 +264,10 @@ def test_students_see_no_more_views_than_they_ask_for_and_share_them(make_study,
 def test_kd_with_its_own_temperature_and_beta_is_what_a_study_of_these_gives(make_study):
     tuned = make_study({"losses": {"tuned": {"loss": "kd", "temperature": 4, "beta": 1}}}, "tuned")
     plain = make_study({"distillation": {"temperature": 4, "beta": 1}}, "plain")
-    one, other = stages.distill(tuned, "birds", "resnet", "FT"), stages.distill(plain, "birds", "resnet", "FT")
+    one, other = (
+        stages.distill(tuned, "birds", "resnet", "FT"),
+        stages.distill(plain, "birds", "resnet", "FT"),
+    )
     assert np.array_equal(one.logits()["small", "tuned"], other.logits()["small", "kd"])
     assert not np.array_equal(one.logits()["small", "kd"], one.logits()["small", "tuned"])
 
@@ -222,10 +279,20 @@ def test_a_teacher_whose_weights_are_gone_is_named_before_it_trains_anew(finishe
     for views in finished.folder.rglob("views"):
         views.rmdir()
     assert states.left(finished) == {}
-    left = {c.id: reason for c, reason in states.left(make_study({"students.other": {"model": "test_resnet"}})).items()}
-    assert left["teacher/birds/FT/resnet"] == left["teacher/pretext/pretext/byobnet"] == "its record is here, but not its weights, which are needed now"
+    left = {
+        c.id: reason
+        for c, reason in states.left(make_study({"students.other": {"model": "test_resnet"}})).items()
+    }
+    assert (
+        left["teacher/birds/FT/resnet"]
+        == left["teacher/pretext/pretext/byobnet"]
+        == "its record is here, but not its weights, which are needed now"
+    )
     stages.teacher(finished, "birds", "resnet", "FT")
-    assert "teacher/birds/FT/resnet has its record, but not model.safetensors, needed now: it is computed anew" in capsys.readouterr().out
+    assert (
+        "teacher/birds/FT/resnet has its record, but not model.safetensors, needed now: it is computed anew"
+        in capsys.readouterr().out
+    )
 
 
 def test_two_study_files_of_one_name_do_not_share_a_folder(tiny, tmp_path, capsys):
@@ -233,7 +300,9 @@ def test_two_study_files_of_one_name_do_not_share_a_folder(tiny, tmp_path, capsy
         pass
     (tmp_path / "other").mkdir()
     (other := tmp_path / "other" / "tiny.yaml").write_text("# another\n" + Path(tiny.file).read_text())
-    with pytest.raises(StudyError, match=f"'{tiny.folder}' holds the results of '{tiny.file}': give this study another name"):
+    with pytest.raises(
+        StudyError, match=f"'{tiny.folder}' holds the results of '{tiny.file}': give this study another name"
+    ):
         with cli._only_driver(studies.load(str(other))):
             pass
     Path(tiny.file).unlink()

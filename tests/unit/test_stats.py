@@ -14,12 +14,17 @@ from fgkd.metrics import METRICS
 
 def pair(n, *, ties, seed):
     rng = np.random.default_rng(seed)
-    return (rng.integers(0, 4, n), rng.integers(0, 4, n)) if ties else (rng.normal(size=n), rng.normal(size=n))
+    return (
+        (rng.integers(0, 4, n), rng.integers(0, 4, n)) if ties else (rng.normal(size=n), rng.normal(size=n))
+    )
 
 
 def metric_rows(dataset="birds", strategy="FT", teachers="abc", seed=0, **values):
     """A row a teacher; metrics that are not given are the same for all."""
-    rows = [{"dataset": dataset, "teacher": t, "strategy": strategy, "seed": seed} | dict.fromkeys(METRICS, 1.0) for t in teachers]
+    rows = [
+        {"dataset": dataset, "teacher": t, "strategy": strategy, "seed": seed} | dict.fromkeys(METRICS, 1.0)
+        for t in teachers
+    ]
     for name, column in values.items():
         for row, value in zip(rows, column, strict=True):
             row[name] = value
@@ -27,10 +32,31 @@ def metric_rows(dataset="birds", strategy="FT", teachers="abc", seed=0, **values
 
 
 def student_rows(accuracies, *, dataset="birds", strategy="FT", student="small", seed=0, baseline=None):
-    rows = [{"dataset": dataset, "student": student, "strategy": strategy, "loss": "kd", "teacher": t, "accuracy": a} for t, a in accuracies.items()]
+    rows = [
+        {
+            "dataset": dataset,
+            "student": student,
+            "strategy": strategy,
+            "loss": "kd",
+            "teacher": t,
+            "accuracy": a,
+        }
+        for t, a in accuracies.items()
+    ]
     if baseline is not None:
-        rows.append({"dataset": dataset, "student": student, "strategy": "CE", "loss": "ce", "teacher": "none", "accuracy": baseline})
-    return pd.DataFrame(rows, columns=[*correlation.GROUP, "teacher", "accuracy"]).assign(seed=seed, agreement=0.5)
+        rows.append(
+            {
+                "dataset": dataset,
+                "student": student,
+                "strategy": "CE",
+                "loss": "ce",
+                "teacher": "none",
+                "accuracy": baseline,
+            }
+        )
+    return pd.DataFrame(rows, columns=[*correlation.GROUP, "teacher", "accuracy"]).assign(
+        seed=seed, agreement=0.5
+    )
 
 
 def rhos(x, y):
@@ -43,16 +69,32 @@ def rhos(x, y):
 def study(rng, *, data_sets=8, n=8, r=0.0, rivals=1, shared=0.6):
     """Spearman's rhos (rivals, data sets, 16) of metrics that correlate with accuracy by r: groups of four strategies, of one metric each."""
     strategy = np.repeat(np.arange(4), 4)
-    metric = np.sqrt(0.5) * (rng.normal(size=(rivals, data_sets, 1, n)) + rng.normal(size=(rivals, data_sets, 4, n)))[:, :, strategy]
-    noise = np.sqrt(shared) * rng.normal(size=(data_sets, 1, n)) + np.sqrt(1 - shared) * rng.normal(size=(data_sets, 16, n))
+    metric = (
+        np.sqrt(0.5)
+        * (rng.normal(size=(rivals, data_sets, 1, n)) + rng.normal(size=(rivals, data_sets, 4, n)))[
+            :, :, strategy
+        ]
+    )
+    noise = np.sqrt(shared) * rng.normal(size=(data_sets, 1, n)) + np.sqrt(1 - shared) * rng.normal(
+        size=(data_sets, 16, n)
+    )
     accuracy = r * metric.sum(0) + math.sqrt(1 - rivals * r**2) * noise
     return rhos(metric, accuracy)
 
 
 def correlation_rows(values):
     """A table as of `correlations`, of values (G,) by group key and metric: {(dataset, student, strategy, loss, metric): rho}."""
-    rows = [dict(zip([*correlation.GROUP, "metric"], key)) | {"n": 8, "rho": rho, "abs_rho": abs(rho), "agrees": -rho if key[-1] == "ratio12" else rho,
-                                                        "strength": correlation.strength(rho)} for key, rho in values.items()]
+    rows = [
+        dict(zip([*correlation.GROUP, "metric"], key))
+        | {
+            "n": 8,
+            "rho": rho,
+            "abs_rho": abs(rho),
+            "agrees": -rho if key[-1] == "ratio12" else rho,
+            "strength": correlation.strength(rho),
+        }
+        for key, rho in values.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -73,9 +115,17 @@ def test_rho_equals_scipy(n, ties, seed):
     assert correlation.spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
-@pytest.mark.parametrize("x, y, rho", [
-    ([1, 2, 3], [1, 3, 2], 0.5), ([1, 2, 3], [3, 2, 1], -1), ([1, 2, 3, 4], [2, 1, 4, 3], 0.6), ([1, 2, 3, 4], [10, 1e6, 1e9, 1e12], 1),
-    ([1, 1, 2], [1, 2, 3], math.sqrt(3) / 2), ([1, 2, math.inf], [0, 5, 9], 1)])
+@pytest.mark.parametrize(
+    "x, y, rho",
+    [
+        ([1, 2, 3], [1, 3, 2], 0.5),
+        ([1, 2, 3], [3, 2, 1], -1),
+        ([1, 2, 3, 4], [2, 1, 4, 3], 0.6),
+        ([1, 2, 3, 4], [10, 1e6, 1e9, 1e12], 1),
+        ([1, 1, 2], [1, 2, 3], math.sqrt(3) / 2),
+        ([1, 2, math.inf], [0, 5, 9], 1),
+    ],
+)
 def test_rho_by_hand(x, y, rho):
     assert correlation.spearman(x, y) == pytest.approx(rho, abs=1e-12)
 
@@ -85,8 +135,17 @@ def test_rho_depends_on_ranks_alone_and_is_symmetric():
     assert correlation.spearman(np.exp(x), 5 - 2 * y) == -correlation.spearman(y, x)
 
 
-@pytest.mark.parametrize("x, y", [
-    ([], []), ([1], [2]), ([1, 2], [3, 4]), ([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [5, 5, 5]), ([1, math.nan, 3], [1, 2, 3])])
+@pytest.mark.parametrize(
+    "x, y",
+    [
+        ([], []),
+        ([1], [2]),
+        ([1, 2], [3, 4]),
+        ([1, 1, 1], [1, 2, 3]),
+        ([1, 2, 3], [5, 5, 5]),
+        ([1, math.nan, 3], [1, 2, 3]),
+    ],
+)
 def test_too_few_constant_or_absent_values_have_neither_rho_nor_p_nor_strength(x, y):
     assert math.isnan(correlation.spearman(x, y)) and math.isnan(correlation.exact_p(x, y))
     assert correlation.strength(correlation.spearman(x, y)) == ""
@@ -108,7 +167,11 @@ def test_p_equals_a_count_of_all_orders_by_scipy(n, ties):
 
 
 def test_p_by_hand():
-    assert correlation.exact_p([1, 2, 3], [4, 5, 6]) == correlation.exact_p([1, 2, 3], [6, 5, 4]) == pytest.approx(2 / 6)
+    assert (
+        correlation.exact_p([1, 2, 3], [4, 5, 6])
+        == correlation.exact_p([1, 2, 3], [6, 5, 4])
+        == pytest.approx(2 / 6)
+    )
     assert correlation.exact_p([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(2 / 24)
     assert correlation.exact_p([1, 2, 3], [1, 3, 2]) == 1
 
@@ -121,8 +184,20 @@ def test_above_nine_points_p_is_sampled_by_seed_and_never_zero():
     assert correlation.exact_p(range(12), range(12), draws=1000) == pytest.approx(1 / 1001)
 
 
-@pytest.mark.parametrize("rho, word", [
-    (0, "weak"), (0.5, "weak"), (0.504, "weak"), (0.505, "modest"), (0.7, "modest"), (0.704, "modest"), (0.705, "strong"), (0.71, "strong"), (1, "strong")])
+@pytest.mark.parametrize(
+    "rho, word",
+    [
+        (0, "weak"),
+        (0.5, "weak"),
+        (0.504, "weak"),
+        (0.505, "modest"),
+        (0.7, "modest"),
+        (0.704, "modest"),
+        (0.705, "strong"),
+        (0.71, "strong"),
+        (1, "strong"),
+    ],
+)
 def test_strength_goes_by_the_size_rounded_half_up_to_two_decimals(rho, word):
     assert correlation.strength(rho) == correlation.strength(-rho) == word
 
@@ -136,7 +211,10 @@ def test_what_eight_unrelated_teachers_give():
     assert correlation.null_share(8) == pytest.approx(0.058, abs=0.0005)
 
 
-@pytest.mark.parametrize("order, rho, significant", [([3, 1, 2, 0, 5, 4, 7, 6], 0.738, True), ([2, 3, 0, 1, 6, 5, 4, 7], 0.714, False)])
+@pytest.mark.parametrize(
+    "order, rho, significant",
+    [([3, 1, 2, 0, 5, 4, 7, 6], 0.738, True), ([2, 3, 0, 1, 6, 5, 4, 7], 0.714, False)],
+)
 def test_significance_at_eight_teachers(order, rho, significant):
     assert correlation.spearman(range(8), order) == pytest.approx(rho, abs=5e-4)
     assert (correlation.exact_p(range(8), order) < 0.05) == significant
@@ -175,24 +253,32 @@ def test_the_p_of_thirteen_teachers_is_near_that_of_scipys_approximation(ties):
 @pytest.mark.parametrize("n", [3, 8, 30])
 def test_tau_equals_scipy(n, ties, seed):
     x, y = pair(n, ties=ties, seed=seed)
-    assert correlation.kendall(x, y) == pytest.approx(scipy.stats.kendalltau(x, y).statistic, abs=1e-12, nan_ok=True)
+    assert correlation.kendall(x, y) == pytest.approx(
+        scipy.stats.kendalltau(x, y).statistic, abs=1e-12, nan_ok=True
+    )
 
 
 def test_tau_is_undefined_where_rho_is_and_takes_infinity_for_a_rank():
-    assert math.isnan(correlation.kendall([1, 2], [1, 2])) and math.isnan(correlation.kendall([1, 1, 1], [1, 2, 3]))
+    assert math.isnan(correlation.kendall([1, 2], [1, 2])) and math.isnan(
+        correlation.kendall([1, 1, 1], [1, 2, 3])
+    )
     assert correlation.kendall([1, 2, math.inf, math.inf], [1, 2, 3, 4]) == pytest.approx(5 / math.sqrt(30))
 
 
 @pytest.mark.parametrize("rho, n", [(-0.905, 8), (0.3, 6), (0.0, 12)])
 def test_an_interval_is_that_of_bonett_and_wright(rho, n):
     reach = scipy.stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (n - 3))
-    assert correlation.interval(rho, n) == pytest.approx(np.tanh(np.arctanh(rho) + np.array([-reach, reach])), abs=1e-6)
+    assert correlation.interval(rho, n) == pytest.approx(
+        np.tanh(np.arctanh(rho) + np.array([-reach, reach])), abs=1e-6
+    )
 
 
 def test_the_interval_of_a_perfect_order_holds_it_and_has_a_width():
     low, high = correlation.interval(1, 8)
     assert 0.8 < low < 0.95 and high == 1 and correlation.interval(-1, 8) == (-1, -low)
-    assert correlation.interval(1, 3) == (-1, 1) and all(math.isnan(v) for v in correlation.interval(math.nan, 8))
+    assert correlation.interval(1, 3) == (-1, 1) and all(
+        math.isnan(v) for v in correlation.interval(math.nan, 8)
+    )
 
 
 @pytest.mark.parametrize("r", [0, 0.6, 0.9])
@@ -209,7 +295,9 @@ def test_intervals_cover_the_rho_of_all_teachers(n, r):
 def test_the_interval_of_a_mean_by_hand():
     values, blocks = [1.0, 2, 4, 8, 16, 32], list("abcdef")
     assert correlation.mean_interval(values, blocks) == (1, 32)
-    means = sorted(np.mean(s) for size in range(1, 9) for s in itertools.combinations([*values, 64, 128], size))
+    means = sorted(
+        np.mean(s) for size in range(1, 9) for s in itertools.combinations([*values, 64, 128], size)
+    )
     assert correlation.mean_interval([*values, 64, 128], list("abcdefgh")) == (means[5], means[-6])
 
 
@@ -226,27 +314,42 @@ def test_blocks_are_whole_data_sets_of_any_size_and_what_is_absent_does_not_coun
 
 def test_fewer_than_six_blocks_have_no_interval_and_no_significant_p():
     assert all(math.isnan(v) for v in correlation.mean_interval([1, 2, 3, 4, 5], list("abcde")))
-    assert correlation.swap_p([1, 2, 3, 4, 5], list("abcde")) == 2 / 2**5 and correlation.swap_p([3.0], ["a"]) == 1
+    assert (
+        correlation.swap_p([1, 2, 3, 4, 5], list("abcde")) == 2 / 2**5
+        and correlation.swap_p([3.0], ["a"]) == 1
+    )
     assert math.isnan(correlation.swap_p([math.nan], ["a"])) and math.isnan(correlation.swap_p([], []))
 
 
 def test_the_p_of_swapping_counts_every_swap_of_whole_blocks():
     rng = np.random.default_rng(3)
     differences, blocks = rng.normal(0.4, 1, 21), np.repeat(np.arange(7), 3)
-    swaps = [abs((np.repeat(signs, 3) * differences).mean()) for signs in itertools.product([1, -1], repeat=7)]
-    assert correlation.swap_p(differences, blocks) == np.mean(np.array(swaps) >= abs(differences.mean()) - 1e-12)
-    assert correlation.swap_p(differences, blocks) == correlation.swap_p(-differences, blocks) != correlation.swap_p(differences, np.arange(21))
+    swaps = [
+        abs((np.repeat(signs, 3) * differences).mean()) for signs in itertools.product([1, -1], repeat=7)
+    ]
+    assert correlation.swap_p(differences, blocks) == np.mean(
+        np.array(swaps) >= abs(differences.mean()) - 1e-12
+    )
+    assert (
+        correlation.swap_p(differences, blocks)
+        == correlation.swap_p(-differences, blocks)
+        != correlation.swap_p(differences, np.arange(21))
+    )
 
 
 def test_above_sixteen_blocks_swaps_are_drawn_by_seed():
     rng = np.random.default_rng(1)
     differences = rng.normal(0.3, 1, 17)
     found = correlation.swap_p(differences, range(17))
-    exact = scipy.stats.permutation_test((differences,), lambda v, axis: v.mean(axis), permutation_type="samples", n_resamples=math.inf).pvalue
+    exact = scipy.stats.permutation_test(
+        (differences,), lambda v, axis: v.mean(axis), permutation_type="samples", n_resamples=math.inf
+    ).pvalue
     assert found == correlation.swap_p(differences, range(17)) == pytest.approx(exact, abs=0.005)
     low, high = correlation.mean_interval(differences, range(17))
     reach = scipy.stats.t.ppf(0.975, 16) * differences.std(ddof=1) / math.sqrt(17)
-    assert (low, high) == pytest.approx((differences.mean() - reach, differences.mean() + reach), abs=0.1 * reach)
+    assert (low, high) == pytest.approx(
+        (differences.mean() - reach, differences.mean() + reach), abs=0.1 * reach
+    )
     assert correlation.swap_p(np.ones(17), range(17)) >= 1 / 2**16
 
 
@@ -293,14 +396,24 @@ def test_the_paired_test_keeps_its_size_where_groups_as_blocks_do_not(r):
     for _ in range(400):
         first, second = study(rng, r=r, rivals=2).reshape(2, -1)
         naive = abs((first - second).mean()) / (first - second).std() * math.sqrt(128) > 1.96
-        found.append([correlation.swap_p(v, np.repeat(np.arange(8), 16)) <= 0.05 for v in (first - second, abs(first) - abs(second))] + [naive])
+        found.append(
+            [
+                correlation.swap_p(v, np.repeat(np.arange(8), 16)) <= 0.05
+                for v in (first - second, abs(first) - abs(second))
+            ]
+            + [naive]
+        )
     signed, absolute, naive = np.mean(found, axis=0)
     assert 0.02 < signed < 0.085 and 0.02 < absolute < 0.085 and naive > 0.15
 
 
 def test_the_paired_test_finds_a_planted_difference():
     rng = np.random.default_rng(8)
-    found = [correlation.swap_p((study(rng, r=0.7) - study(rng, r=0.3)).ravel(), np.repeat(np.arange(8), 16)) <= 0.05 for _ in range(200)]
+    found = [
+        correlation.swap_p((study(rng, r=0.7) - study(rng, r=0.3)).ravel(), np.repeat(np.arange(8), 16))
+        <= 0.05
+        for _ in range(200)
+    ]
     assert np.mean(found) > 0.8
 
 
@@ -320,11 +433,15 @@ def test_the_interval_of_a_study_of_128_groups_covers_their_true_mean(r):
 @pytest.mark.parametrize("n", [3, 6, 9])
 def test_what_chance_gives_is_a_count_of_all_orders_by_their_strength(n):
     ranks = np.arange(n) - (n - 1) / 2
-    values, counts = np.unique((np.array(list(itertools.permutations(ranks))) @ ranks / (ranks @ ranks)).round(9), return_counts=True)
+    values, counts = np.unique(
+        (np.array(list(itertools.permutations(ranks))) @ ranks / (ranks @ ranks)).round(9), return_counts=True
+    )
     found = correlation.null_summary(n)
     assert found["abs_rho"] == pytest.approx(np.abs(values) @ counts / counts.sum())
     for word in correlation.STRENGTHS:
-        assert found[word] == pytest.approx(sum(c for rho, c in zip(values, counts) if correlation.strength(rho) == word) / counts.sum())
+        assert found[word] == pytest.approx(
+            sum(c for rho, c in zip(values, counts) if correlation.strength(rho) == word) / counts.sum()
+        )
     assert found["strong"] == pytest.approx(correlation.null_share(n))
 
 
@@ -337,14 +454,23 @@ def test_correlations_end_with_their_interval_and_tau(scene):
 
 
 def test_a_summary_by_strategy_by_hand():
-    groups = {("birds", "small", "FZ", "kd"): 0.8, ("birds", "small", "FT", "kd"): -0.6, ("cars", "small", "FZ", "kd"): 0.4, ("cars", "small", "FT", "kd"): math.nan}
+    groups = {
+        ("birds", "small", "FZ", "kd"): 0.8,
+        ("birds", "small", "FT", "kd"): -0.6,
+        ("cars", "small", "FZ", "kd"): 0.4,
+        ("cars", "small", "FT", "kd"): math.nan,
+    }
     table = correlation_rows({(*group, "ratio12"): rho for group, rho in groups.items()})
     found = correlation.summary(table, "strategy").set_index("strategy")
     frozen, tuned = found.loc["FZ"], found.loc["FT"]
-    assert (frozen.groups, frozen.mean_rho, frozen.agrees, frozen.mean_abs_rho) == pytest.approx((2, 0.6, -0.6, 0.6))
+    assert (frozen.groups, frozen.mean_rho, frozen.agrees, frozen.mean_abs_rho) == pytest.approx(
+        (2, 0.6, -0.6, 0.6)
+    )
     assert (frozen.weak, frozen.modest, frozen.strong, frozen.datasets) == (0.5, 0, 0.5, 2)
     assert (tuned.groups, tuned.mean_rho, tuned.agrees, tuned.modest, tuned.datasets) == (1, -0.6, 0.6, 1, 1)
-    assert frozen[["chance_abs_rho", "chance_weak", "chance_modest", "chance_strong"]].to_list() == pytest.approx(list(correlation.null_summary(8).values()))
+    assert frozen[
+        ["chance_abs_rho", "chance_weak", "chance_modest", "chance_strong"]
+    ].to_list() == pytest.approx(list(correlation.null_summary(8).values()))
     assert math.isnan(frozen.low) and math.isnan(frozen.high)
     assert list(correlation.summary(table, ["dataset", "strategy"]).groups) == [1, 1, 0, 1]
 
@@ -359,23 +485,38 @@ def test_chance_is_that_of_the_groups_sizes():
 
 def test_metrics_are_compared_over_data_sets():
     rng = np.random.default_rng(2)
-    groups = [(f"d{d}", s, "FT", loss, m) for d in range(8) for s in "abcd" for loss in "wxyz" for m in ("ratio12", "ssp", "tac")]
-    table = correlation_rows({key: rng.uniform(-0.9, -0.2) if key[-1] == "ratio12" else rng.uniform(-0.3, 0.9) for key in groups})
+    groups = [
+        (f"d{d}", s, "FT", loss, m)
+        for d in range(8)
+        for s in "abcd"
+        for loss in "wxyz"
+        for m in ("ratio12", "ssp", "tac")
+    ]
+    table = correlation_rows(
+        {key: rng.uniform(-0.9, -0.2) if key[-1] == "ratio12" else rng.uniform(-0.3, 0.9) for key in groups}
+    )
     found = correlation.compare(table).set_index("rival")
     wide = table.pivot(index=correlation.GROUP, columns="metric", values="rho")
     expected = (-wide.ratio12 - wide.ssp).groupby("dataset").mean()
     assert set(found.datasets) == {8} and set(found.groups) == {128}
     assert found.loc["ssp", "difference"] == pytest.approx(expected.mean())
     assert found.loc["ssp", "p"] == correlation.swap_p(expected, range(8)) and (found.p_holm >= found.p).all()
-    assert found.loc["ssp", ["low", "high"]].to_list() == pytest.approx(correlation.mean_interval(expected, range(8)))
+    assert found.loc["ssp", ["low", "high"]].to_list() == pytest.approx(
+        correlation.mean_interval(expected, range(8))
+    )
     absolute = correlation.compare(table, others=["tac"], value="abs_rho")
-    assert absolute.difference[0] == pytest.approx((wide.ratio12.abs() - wide.tac.abs()).mean()) and absolute.p_holm[0] == absolute.p[0]
+    assert (
+        absolute.difference[0] == pytest.approx((wide.ratio12.abs() - wide.tac.abs()).mean())
+        and absolute.p_holm[0] == absolute.p[0]
+    )
     few = correlation.compare(table[table.dataset < "d5"])
     assert few[["low", "high", "p", "p_holm"]].isna().all(axis=None) and few.difference.notna().all()
 
 
 def test_a_group_without_one_of_two_rhos_is_not_compared():
-    table = correlation_rows({("birds", s, "FT", "kd", m): rho for s, rho in zip("ab", (0.5, 0.7)) for m in ("ratio12", "tac")})
+    table = correlation_rows(
+        {("birds", s, "FT", "kd", m): rho for s, rho in zip("ab", (0.5, 0.7)) for m in ("ratio12", "tac")}
+    )
     table.loc[(table.student == "b") & (table.metric == "tac"), "agrees"] = math.nan
     found = correlation.compare(table, others=["tac"]).iloc[0]
     assert (found.groups, found.difference) == (1, -1)
@@ -386,7 +527,10 @@ def test_rho_inside_families_is_the_partial_rank_correlation_given_the_family():
     for family in (list("aabbccdd"), list("aaaabbbc"), list("abcdeeee")):
         x, y = rng.normal(size=(2, 8))
         kinds = pd.get_dummies(pd.Series(family)).to_numpy(float)
-        left = [r - kinds @ np.linalg.lstsq(kinds, r, rcond=None)[0] for r in (scipy.stats.rankdata(x), scipy.stats.rankdata(y))]
+        left = [
+            r - kinds @ np.linalg.lstsq(kinds, r, rcond=None)[0]
+            for r in (scipy.stats.rankdata(x), scipy.stats.rankdata(y))
+        ]
         assert correlation.spearman_within(x, y, family) == pytest.approx(np.corrcoef(*left)[0, 1])
     assert correlation.spearman_within(x, y, ["one"] * 8) == pytest.approx(correlation.spearman(x, y))
 
@@ -399,19 +543,35 @@ def test_families_of_one_say_nothing(family):
 def test_a_confound_that_makes_a_metric_look_good_is_gone_inside_families():
     names, accuracies = "abcdef", [0.1, 0.2, 0.3, 0.6, 0.7, 0.8]
     metrics = metric_rows(teachers=names, ratio12=[7, 8, 9, 1, 2, 3])
-    points = correlation.join_students_with_metrics(student_rows(dict(zip(names, accuracies))), metrics).assign(norm=list("bbblll"))
+    points = correlation.join_students_with_metrics(
+        student_rows(dict(zip(names, accuracies))), metrics
+    ).assign(norm=list("bbblll"))
     assert correlation.agreement(points).ratio12 > 0.5
     assert correlation.agreement(points, within="norm").ratio12 == -1
 
 
 def test_settling_by_hand():
-    values = {"a": [1.0, 3.0, 1.0], "b": [2.0, 4.0, 4.0], "c": [3.0, 1.0, 1.0]}  # means: a 1, 2, 5/3; b 2, 3, 10/3; c 3, 2, 5/3
-    rows = [{"dataset": "birds", "recipe": "FT", "seed": 0, "teacher": t, "epoch": e, "ratio12": v} for t, column in values.items() for e, v in enumerate(column)]
+    values = {
+        "a": [1.0, 3.0, 1.0],
+        "b": [2.0, 4.0, 4.0],
+        "c": [3.0, 1.0, 1.0],
+    }  # means: a 1, 2, 5/3; b 2, 3, 10/3; c 3, 2, 5/3
+    rows = [
+        {"dataset": "birds", "recipe": "FT", "seed": 0, "teacher": t, "epoch": e, "ratio12": v}
+        for t, column in values.items()
+        for e, v in enumerate(column)
+    ]
     found = correlation.ranking_stability(pd.DataFrame(rows))
-    assert found.views.to_list() == [1, 2, 3] and found.rho.to_list() == pytest.approx([0, 1, 1]) and found.lowest.to_list() == found.rho.to_list()
+    assert (
+        found.views.to_list() == [1, 2, 3]
+        and found.rho.to_list() == pytest.approx([0, 1, 1])
+        and found.lowest.to_list() == found.rho.to_list()
+    )
     other = pd.DataFrame(rows).assign(seed=1, ratio12=lambda r: r.teacher.map({"a": 1.0, "b": 2.0, "c": 3.0}))
     both = correlation.ranking_stability(pd.concat([pd.DataFrame(rows), other]))
-    assert both.rho.to_list() == pytest.approx([0.5, 1, 1]) and both.lowest.to_list() == pytest.approx([0, 1, 1])
+    assert both.rho.to_list() == pytest.approx([0.5, 1, 1]) and both.lowest.to_list() == pytest.approx(
+        [0, 1, 1]
+    )
 
 
 def test_agreement_is_a_metric_but_no_rule_since_it_needs_the_student():
@@ -439,11 +599,25 @@ def test_students_of_which_no_history_is_known_have_no_pilot():
 
 
 def test_the_breakdown_is_the_summary_of_the_groups_with_that_value():
-    keys = [(d, "small", s, "kd", m) for d in ("birds", "cars") for s in ("FT", "TGDA") for m in ("ratio12", "tac")]
+    keys = [
+        (d, "small", s, "kd", m)
+        for d in ("birds", "cars")
+        for s in ("FT", "TGDA")
+        for m in ("ratio12", "tac")
+    ]
     table = correlation_rows({key: i / 10 for i, key in enumerate(keys)})
     found = correlation.breakdown(table)
-    assert found.groupby("by").value.unique().map(list).to_dict() == {"dataset": ["birds", "cars"], "loss": ["kd"], "strategy": ["FT", "TGDA"], "student": ["small"]}
-    tgda = found[(found.by == "strategy") & (found.value == "TGDA")].drop(columns=["by", "value"]).reset_index(drop=True)
+    assert found.groupby("by").value.unique().map(list).to_dict() == {
+        "dataset": ["birds", "cars"],
+        "loss": ["kd"],
+        "strategy": ["FT", "TGDA"],
+        "student": ["small"],
+    }
+    tgda = (
+        found[(found.by == "strategy") & (found.value == "TGDA")]
+        .drop(columns=["by", "value"])
+        .reset_index(drop=True)
+    )
     pd.testing.assert_frame_equal(tgda, correlation.summary(table[table.strategy == "TGDA"]))
 
 
@@ -459,23 +633,34 @@ def test_an_undefined_rho_is_said_to_be():
 
 
 def test_what_keeps_a_study_from_being_read_is_said_in_a_sentence():
-    two = correlation.correlations(student_rows({"a": 0.3, "b": 0.2}), metric_rows(teachers="ab", ratio12=[1, 2]))
+    two = correlation.correlations(
+        student_rows({"a": 0.3, "b": 0.2}), metric_rows(teachers="ab", ratio12=[1, 2])
+    )
     alike = correlation.correlations(student_rows(dict.fromkeys("abc", 0.3)), metric_rows(ratio12=[1, 2, 3]))
-    three = correlation.correlations(student_rows({"a": 0.3, "b": 0.2, "c": 0.1}), metric_rows(ratio12=[1, 2, 3]))
+    three = correlation.correlations(
+        student_rows({"a": 0.3, "b": 0.2, "c": 0.1}), metric_rows(ratio12=[1, 2, 3])
+    )
     none = correlation.correlations(student_rows({}, baseline=0.5), metric_rows())
     assert correlation.lacking(none) == "Not computed yet: no student of any teacher has ended."
-    assert correlation.lacking(two) == "A rank correlation needs three teachers: no group has more than 2 yet."
+    assert (
+        correlation.lacking(two) == "A rank correlation needs three teachers: no group has more than 2 yet."
+    )
     assert "are alike" in correlation.lacking(alike) and correlation.lacking(three) == ""
 
 
 def test_an_answer_without_students_says_that_there_are_none():
     students = student_rows({}, baseline=0.5)
-    assert correlation.answer(correlation.selection_summary(correlation.join_students_with_metrics(students, metric_rows()), students)).startswith(
-        "Not computed yet"
-    )
+    assert correlation.answer(
+        correlation.selection_summary(
+            correlation.join_students_with_metrics(students, metric_rows()), students
+        )
+    ).startswith("Not computed yet")
     students = student_rows({"a": 0.25, "b": 0.5})
     found = correlation.answer(
-        correlation.selection_summary(correlation.join_students_with_metrics(students, metric_rows(teachers="ab", ratio12=[1, 2])), students)
+        correlation.selection_summary(
+            correlation.join_students_with_metrics(students, metric_rows(teachers="ab", ratio12=[1, 2])),
+            students,
+        )
     )
     assert "picked by R12 25.0%" in found and "by the best teacher 50.0%" in found
 
@@ -495,13 +680,17 @@ def test_a_point_says_in_how_many_samples_r12_has_no_meaning():
         [metric_rows(seed=s).assign(ratio12_nonpositive=share) for s, share in enumerate((0.0, 0.04))]
     )
     students = pd.concat([student_rows({"a": 0.3, "b": 0.2, "c": 0.1}, seed=s) for s in (0, 1)])
-    assert correlation.join_students_with_metrics(students, metrics).ratio12_nonpositive.to_list() == [0.02] * 3
+    assert (
+        correlation.join_students_with_metrics(students, metrics).ratio12_nonpositive.to_list() == [0.02] * 3
+    )
 
 
 def standings(accuracies, tests=200, teachers="abc", **columns):
     """`correlation.standings` of students of these accuracies by data set, of a study with a baseline of .2 and 4 classes."""
     groups = [dict(zip(teachers, values)) for values in accuracies]
-    students = pd.concat([student_rows(group, dataset=f"d{i}", baseline=0.2) for i, group in enumerate(groups)])
+    students = pd.concat(
+        [student_rows(group, dataset=f"d{i}", baseline=0.2) for i, group in enumerate(groups)]
+    )
     metrics = pd.concat([metric_rows(f"d{i}", teachers=teachers, **columns) for i in range(len(groups))])
     data = pd.DataFrame({"dataset": students.dataset.unique(), "classes": 4, "test": tests})
     points = correlation.join_students_with_metrics(students, metrics.assign(ratio12_nonpositive=0.0))
@@ -512,17 +701,28 @@ def test_teachers_stand_by_name_with_the_error_of_their_test_images():
     table, picks = standings([[0.5, 0.4, 0.1]], ratio12=[3, 2, 1], tac=[0.5, 0.9, 0.7], ssp=[1, 2, 3])
     assert table.teacher.to_list() == ["a", "b", "c", "no teacher", "chance"]
     assert table.accuracy.to_list() == [0.5, 0.4, 0.1, 0.2, 0.25]
-    assert table.error[:3].to_list() == pytest.approx([1.959964 * (p * (1 - p) / 200) ** 0.5 for p in (0.5, 0.4, 0.1)])
+    assert table.error[:3].to_list() == pytest.approx(
+        [1.959964 * (p * (1 - p) / 200) ** 0.5 for p in (0.5, 0.4, 0.1)]
+    )
     assert table.tied[:3].to_list() == [True, False, False]
     text = correlation.said(table, picks)
-    assert text.startswith("The students of a are the most accurate: 50.0% +- 6.9%, no teacher 20.0%, chance 25.0%.")
+    assert text.startswith(
+        "The students of a are the most accurate: 50.0% +- 6.9%, no teacher 20.0%, chance 25.0%."
+    )
     assert "R12 picks c, 10.0%" in text and "TAC picks b, 40.0%" in text and "SSP picks c, 10.0%" in text
 
 
 def test_more_test_images_tell_teachers_apart_and_six_data_sets_by_their_own_differences():
     few, many = (standings([[0.5, 0.45, 0.1]], tests=n)[0].set_index("teacher").tied for n in (100, 10_000))
-    assert few[["a", "b", "c"]].to_list() == [True, True, False] and many[["a", "b", "c"]].to_list() == [True, False, False]
-    steady, mixed = ([[0.5, 0.5 - d, 0.1] for d in steps] for steps in ([0.01] * 6, [0.05, -0.04, 0.05, -0.04, 0.05, -0.04]))
+    assert few[["a", "b", "c"]].to_list() == [True, True, False] and many[["a", "b", "c"]].to_list() == [
+        True,
+        False,
+        False,
+    ]
+    steady, mixed = (
+        [[0.5, 0.5 - d, 0.1] for d in steps]
+        for steps in ([0.01] * 6, [0.05, -0.04, 0.05, -0.04, 0.05, -0.04])
+    )
     assert standings(steady, tests=100)[0].set_index("teacher").tied[["a", "b"]].to_list() == [True, False]
     assert standings(mixed, tests=100)[0].set_index("teacher").tied[["a", "b"]].to_list() == [True, True]
 

@@ -45,7 +45,15 @@ def test_a_study_in_the_working_folders_runs_comes_first(write_study, tmp_path, 
 def test_the_cells_of_smoke():
     jobs = smoke().jobs()
     counts = {stage: sum(c.stage == stage for c in jobs) for stage in studies.STAGES}
-    assert counts == {"intro": 1, "data": 2, "teacher": 12, "bank": 9, "distill": 13, "correlation": 1, "report": 1}
+    assert counts == {
+        "intro": 1,
+        "data": 2,
+        "teacher": 12,
+        "bank": 9,
+        "distill": 13,
+        "correlation": 1,
+        "report": 1,
+    }
     assert {c.teacher for c in jobs if c.strategy == "CE"} == {"none"}
 
 
@@ -60,15 +68,32 @@ def test_cells_are_unique_and_after_what_they_read(which, tiny):
 
 
 def test_only_teachers_with_pretext_weights_read_a_pretext_training(tiny):
-    assert Job("teacher", "pretext", "byobnet", "pretext") in tiny.inputs(Job("teacher", "birds", "byobnet", "FT"))
+    assert Job("teacher", "pretext", "byobnet", "pretext") in tiny.inputs(
+        Job("teacher", "birds", "byobnet", "FT")
+    )
     assert tiny.inputs(Job("teacher", "birds", "resnet", "FT")) == (Job("data", "birds"),)
     assert sum(c.dataset == "pretext" and c.stage == "teacher" for c in tiny.jobs()) == 1
 
 
 def test_what_papermill_is_handed(tiny):
-    assert Job("teacher", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "recipe": "FZ"}
-    assert Job("bank", "birds", "resnet", "FZ").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "recipe": "FZ"}
-    assert Job("distill", "birds", "resnet", "TGDA").parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", "strategy": "TGDA"}
+    assert Job("teacher", "birds", "resnet", "FZ").parameters(tiny) == {
+        "study": tiny.file,
+        "dataset": "birds",
+        "teacher": "resnet",
+        "recipe": "FZ",
+    }
+    assert Job("bank", "birds", "resnet", "FZ").parameters(tiny) == {
+        "study": tiny.file,
+        "dataset": "birds",
+        "teacher": "resnet",
+        "recipe": "FZ",
+    }
+    assert Job("distill", "birds", "resnet", "TGDA").parameters(tiny) == {
+        "study": tiny.file,
+        "dataset": "birds",
+        "teacher": "resnet",
+        "strategy": "TGDA",
+    }
     assert Job("report").parameters(tiny) == {"study": tiny.file}
 
 
@@ -95,30 +120,51 @@ def test_a_students_learning_rate_makes_only_students_stale(tiny, make_study, ch
 def test_a_teachers_learning_rate_makes_that_teachers_cells_stale(tiny, make_study, teacher):
     after = make_study({f"teachers.{teacher}.recipe": {"lr": 0.5}})
     intro = ids(tiny, "intro") if teacher == tiny.first.teacher else set()
-    assert changed(tiny, after) == ids(tiny, "teacher", "bank", "distill", having=teacher) | intro | ends(tiny)
+    assert changed(tiny, after) == ids(tiny, "teacher", "bank", "distill", having=teacher) | intro | ends(
+        tiny
+    )
 
 
 def test_a_pretext_value_reaches_only_the_teachers_that_start_from_it(tiny, make_study):
     found = changed(tiny, make_study({"recipes.pretext.lr": 0.5}))
-    assert found == ids(tiny, "teacher", "bank", "distill", having="byobnet") | ids(tiny, "intro") | ends(tiny)
+    assert found == ids(tiny, "teacher", "bank", "distill", having="byobnet") | ids(tiny, "intro") | ends(
+        tiny
+    )
 
 
-@pytest.mark.parametrize("change, stale", [
-    ({"recipes.FT.lr": 0.5}, lambda s: ids(s, "teacher", "bank", "distill", having="/FT/") | ends(s)),
-    ({"online": True}, lambda s: ids(s, "distill") - ids(s, "distill", having="CE") | ends(s)),
-    ({"distillation.beta": 3}, lambda s: ids(s, "distill") - ids(s, "distill", having="CE") | ends(s)),
-    ({"recipes.student.epochs": 3}, lambda s: ids(s, "bank", "distill") | ends(s)),
-    ({"seed": 1}, lambda s: ids(s, "intro", "teacher", "bank", "distill") | ends(s)),
-    ({"views.crop": 30}, lambda s: ids(s, "intro", "teacher", "bank", "distill") | ends(s)),
-    ({"datasets.birds.train": 7}, lambda s: {c.id for c in s.jobs() if "birds" in c.id} | ids(s, "intro") | ends(s)),
-    ({"question": "Why?"}, lambda s: set()), ({"device": "cuda"}, lambda s: set()), ({"device": "auto", "threads": 4}, lambda s: set()), ({"compile": True}, lambda s: set()),
-    ({"recipes.FT.momentum": 0.5}, lambda s: ids(s, "teacher", "bank", "distill", having="/FT/") | ends(s)),
-    ({"recipes.student.momentum": 0.5}, lambda s: set()), ({"recipes.FT.maps": 5}, lambda s: set()), ({"recipes.student.views": 2}, lambda s: set()),
-    ({"recipes.student.views": 1}, lambda s: ids(s, "bank", "distill") | ends(s)),
-    ({"students.small.weights": "timm"}, lambda s: ids(s, "distill") | ends(s)),
-    ({"teachers.resnet.family": "resnet", "teachers.resnet.architecture": "convolution"}, lambda s: set()),
-    ({"datasets.birds.note": "drawn"}, lambda s: set()),
-])
+@pytest.mark.parametrize(
+    "change, stale",
+    [
+        ({"recipes.FT.lr": 0.5}, lambda s: ids(s, "teacher", "bank", "distill", having="/FT/") | ends(s)),
+        ({"online": True}, lambda s: ids(s, "distill") - ids(s, "distill", having="CE") | ends(s)),
+        ({"distillation.beta": 3}, lambda s: ids(s, "distill") - ids(s, "distill", having="CE") | ends(s)),
+        ({"recipes.student.epochs": 3}, lambda s: ids(s, "bank", "distill") | ends(s)),
+        ({"seed": 1}, lambda s: ids(s, "intro", "teacher", "bank", "distill") | ends(s)),
+        ({"views.crop": 30}, lambda s: ids(s, "intro", "teacher", "bank", "distill") | ends(s)),
+        (
+            {"datasets.birds.train": 7},
+            lambda s: {c.id for c in s.jobs() if "birds" in c.id} | ids(s, "intro") | ends(s),
+        ),
+        ({"question": "Why?"}, lambda s: set()),
+        ({"device": "cuda"}, lambda s: set()),
+        ({"device": "auto", "threads": 4}, lambda s: set()),
+        ({"compile": True}, lambda s: set()),
+        (
+            {"recipes.FT.momentum": 0.5},
+            lambda s: ids(s, "teacher", "bank", "distill", having="/FT/") | ends(s),
+        ),
+        ({"recipes.student.momentum": 0.5}, lambda s: set()),
+        ({"recipes.FT.maps": 5}, lambda s: set()),
+        ({"recipes.student.views": 2}, lambda s: set()),
+        ({"recipes.student.views": 1}, lambda s: ids(s, "bank", "distill") | ends(s)),
+        ({"students.small.weights": "timm"}, lambda s: ids(s, "distill") | ends(s)),
+        (
+            {"teachers.resnet.family": "resnet", "teachers.resnet.architecture": "convolution"},
+            lambda s: set(),
+        ),
+        ({"datasets.birds.note": "drawn"}, lambda s: set()),
+    ],
+)
 def test_a_change_makes_stale_what_depends_on_it(tiny, make_study, change, stale):
     assert changed(tiny, make_study(change)) == stale(tiny)
 
@@ -130,13 +176,20 @@ def test_an_exchanged_weights_file_makes_stale_what_starts_from_it(make_study, t
     prints = {c.id: before.fingerprint(c) for c in before.jobs()}
     (tmp_path / "a.safetensors").write_bytes(b"other")
     stale = {c.id for c in before.jobs() if before.fingerprint(c) != prints[c.id]}
-    expected = ids(before, "teacher", "bank", "distill", having="resnet") if "teachers" in key else ids(before, "distill")
+    expected = (
+        ids(before, "teacher", "bank", "distill", having="resnet")
+        if "teachers" in key
+        else ids(before, "distill")
+    )
     assert stale == expected | ends(before)
 
 
 def test_another_folder_for_the_weights_changes_nothing(make_study, tmp_path, monkeypatch):
     (tmp_path / "a.safetensors").write_bytes(b"one")
-    changes = {"teachers.resnet.weights": "$MINE/a.safetensors", "students.small.weights": "$MINE/a.safetensors"}
+    changes = {
+        "teachers.resnet.weights": "$MINE/a.safetensors",
+        "students.small.weights": "$MINE/a.safetensors",
+    }
     monkeypatch.setenv("MINE", str(tmp_path))
     before = make_study(changes)
     prints = [before.fingerprint(c) for c in before.jobs()]
@@ -146,9 +199,19 @@ def test_another_folder_for_the_weights_changes_nothing(make_study, tmp_path, mo
     assert [c for c, old in zip(before.jobs(), prints) if make_study(changes).fingerprint(c) != old] == []
 
 
-@pytest.mark.parametrize("weights, message", [
-    ("absent.safetensors", "weights '/.*/absent.safetensors' of 'resnet' do not exist: check the path, which is relative to the study's folder"),
-    ("$UNSET_FOLDER/a.pth", r"weights '/.*/\$UNSET_FOLDER/a.pth' of 'resnet' do not exist: a variable in it is not set: export it")])
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        (
+            "absent.safetensors",
+            "weights '/.*/absent.safetensors' of 'resnet' do not exist: check the path, which is relative to the study's folder",
+        ),
+        (
+            "$UNSET_FOLDER/a.pth",
+            r"weights '/.*/\$UNSET_FOLDER/a.pth' of 'resnet' do not exist: a variable in it is not set: export it",
+        ),
+    ],
+)
 def test_a_study_loads_without_a_weights_file_and_its_check_names_it(make_study, weights, message):
     study = make_study({"teachers.resnet.weights": weights})
     assert len(study.jobs()) == len({study.fingerprint(c) for c in study.jobs()})
@@ -158,22 +221,51 @@ def test_a_study_loads_without_a_weights_file_and_its_check_names_it(make_study,
 
 
 def test_a_study_has_what_its_base_says_where_it_says_nothing(write_study, make_study, tmp_path):
-    write_study({"name": "first", "losses": {"dkd": None}, "students.other": {"model": "test_resnet"}}, "base")
-    (tmp_path / "mine.yaml").write_text("base: base.yaml\nstrategies: [FT]\npretext:\nteachers: {byobnet: {weights: none}, resnet: }\nlosses: {pkt: }\nrecipes: {FT: {lr: 0.5}}\n")
+    write_study(
+        {"name": "first", "losses": {"dkd": None}, "students.other": {"model": "test_resnet"}}, "base"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "base: base.yaml\nstrategies: [FT]\npretext:\nteachers: {byobnet: {weights: none}, resnet: }\nlosses: {pkt: }\nrecipes: {FT: {lr: 0.5}}\n"
+    )
     found = studies.load(str(tmp_path / "mine.yaml"))
-    plain = make_study({"students.other": {"model": "test_resnet"}, "strategies": ["FT"], "pretext": ..., "losses": {"dkd": None, "pkt": None},
-                        "teachers.resnet": ..., "teachers.byobnet.weights": "none", "recipes.FT.lr": 0.5}, "mine")
+    plain = make_study(
+        {
+            "students.other": {"model": "test_resnet"},
+            "strategies": ["FT"],
+            "pretext": ...,
+            "losses": {"dkd": None, "pkt": None},
+            "teachers.resnet": ...,
+            "teachers.byobnet.weights": "none",
+            "recipes.FT.lr": 0.5,
+        },
+        "mine",
+    )
     assert found == plain and found.name == "mine"
 
 
-@pytest.mark.parametrize("text, message", [
-    ("base: absent.yaml", "mine.yaml: base '.*absent.yaml' does not exist: expected the name of a study file in "),
-    ("base: ../mine.yaml", "base '.*' does not exist: expected the name"), ("base: [a, b]", "base is .*: expected text"),
-    ("base: mine.yaml", "mine.yaml: base 'mine.yaml' leads back to itself"), ("base: one.yaml", "two.yaml: base 'one.yaml' leads back to itself"),
-    ("base: broken.yaml", "broken.yaml is not YAML"), ("base: tiny.yaml\nteacher: {}", "mine.yaml: key 'teacher' is unknown")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "base: absent.yaml",
+            "mine.yaml: base '.*absent.yaml' does not exist: expected the name of a study file in ",
+        ),
+        ("base: ../mine.yaml", "base '.*' does not exist: expected the name"),
+        ("base: [a, b]", "base is .*: expected text"),
+        ("base: mine.yaml", "mine.yaml: base 'mine.yaml' leads back to itself"),
+        ("base: one.yaml", "two.yaml: base 'one.yaml' leads back to itself"),
+        ("base: broken.yaml", "broken.yaml is not YAML"),
+        ("base: tiny.yaml\nteacher: {}", "mine.yaml: key 'teacher' is unknown"),
+    ],
+)
 def test_a_base_that_cannot_be_followed_is_refused(write_study, tmp_path, text, message):
     write_study()
-    for name, base in (("mine", text), ("one", "base: two.yaml"), ("two", "base: one.yaml"), ("broken", "a: [")):
+    for name, base in (
+        ("mine", text),
+        ("one", "base: two.yaml"),
+        ("two", "base: one.yaml"),
+        ("broken", "a: ["),
+    ):
         (tmp_path / f"{name}.yaml").write_text(base)
     with pytest.raises(StudyError, match=message):
         studies.load(str(tmp_path / "mine.yaml"))
@@ -207,34 +299,59 @@ def test_every_seed_repeats_the_matrix_from_pretext_on_and_shares_the_images(tin
 
 def test_a_further_seed_leaves_what_the_first_computed_and_another_first_one_does_not(tiny, make_study):
     study, swapped = make_study({"seed": [0, 3]}), make_study({"seed": [3, 0]})
-    for other, stale in ((study, ends(tiny)), (swapped, ids(tiny, "intro", "teacher", "bank", "distill") | ends(tiny))):
+    for other, stale in (
+        (study, ends(tiny)),
+        (swapped, ids(tiny, "intro", "teacher", "bank", "distill") | ends(tiny)),
+    ):
         assert {c.id for c in tiny.jobs() if tiny.fingerprint(c) != other.fingerprint(c)} == stale
 
 
 def test_a_cells_fingerprint_and_seed_are_its_own_whichever_seed_is_in_force(make_study):
     study = make_study({"seed": [0, 3]})
     for job in study.jobs():
-        assert study.fingerprint(job) == study.at(3).fingerprint(job) and study.seed_of(job) == study.at(3).seed_of(job)
+        assert study.fingerprint(job) == study.at(3).fingerprint(job) and study.seed_of(job) == study.at(
+            3
+        ).seed_of(job)
     assert (study.seed, study.at(3).seed, study.at(-1).seed, study.at(3).at(-1).seed) == (0, 3, 0, 0)
-    assert study.at(3).seed_for("order") == make_study({"seed": 3}).seed_for("order") != study.seed_for("order")
+    assert (
+        study.at(3).seed_for("order") == make_study({"seed": 3}).seed_for("order") != study.seed_for("order")
+    )
     job = study.at(3).job("bank", "birds", "resnet", "FT")
-    assert job.id == "bank/birds/FT/resnet/seed-3" and job in study.jobs() and study.job("bank", "birds", "resnet", "FT").id == job.place
-    assert job.parameters(study) == {"study": study.file, "dataset": "birds", "teacher": "resnet", "recipe": "FT", "seed": 3}
+    assert (
+        job.id == "bank/birds/FT/resnet/seed-3"
+        and job in study.jobs()
+        and study.job("bank", "birds", "resnet", "FT").id == job.place
+    )
+    assert job.parameters(study) == {
+        "study": study.file,
+        "dataset": "birds",
+        "teacher": "resnet",
+        "recipe": "FT",
+        "seed": 3,
+    }
     assert "seed" not in study.job("bank", "birds", "resnet", "FT").parameters(study)
 
 
 def test_a_models_own_values_replace_the_recipes(make_study):
     study = make_study({"teachers.resnet.recipe": {"lr": 0.5}})
     assert study.recipe("FT", study.teacher("resnet")).lr == 0.5
-    assert study.recipe("FT", study.teacher("resnet")).epochs == study.recipe("FT", study.teacher("byobnet")).epochs == 2
+    assert (
+        study.recipe("FT", study.teacher("resnet")).epochs
+        == study.recipe("FT", study.teacher("byobnet")).epochs
+        == 2
+    )
 
 
 def test_a_bank_has_a_view_for_each_epoch_of_the_longest_student(make_study):
     study = make_study({"students.long": {"model": "test_resnet", "recipe": {"epochs": 9}}})
-    assert study.bank_views == 9 and make_study({"recipes.student": {"epochs": 9, "views": 4}}).bank_views == 4
+    assert (
+        study.bank_views == 9 and make_study({"recipes.student": {"epochs": 9, "views": 4}}).bank_views == 4
+    )
 
 
-@pytest.mark.parametrize("text, value", [("1e-5", 1e-5), ("1", 1.0), ("0.5", 0.5), (".5", 0.5), ("1.e-3", 1e-3)])
+@pytest.mark.parametrize(
+    "text, value", [("1e-5", 1e-5), ("1", 1.0), ("0.5", 0.5), (".5", 0.5), ("1.e-3", 1e-3)]
+)
 def test_a_number_however_written_is_a_float(write_study, text, value):
     file = write_study({"recipes.FT.lr": "RATE"})
     file.write_text(file.read_text().replace("RATE", text))
@@ -253,13 +370,26 @@ def test_a_teachers_own_values_may_be_for_one_recipe_alone(make_study):
 
 
 def test_a_list_of_rates_is_one_to_choose_from_in_a_recipe_or_a_models_own(make_study):
-    study = make_study({"recipes.FT.lr": ["1e-3", 1], "teachers.resnet.recipe": {"lr": [0.5, 0.1]}, "teachers.byobnet.recipe": {"lr": "1e-2"}})
-    rates = {name: study.recipe("FT", study.teacher(name)).lr for name in ("efficientnet", "resnet", "byobnet")}
-    assert rates == {"efficientnet": (0.001, 1.0), "resnet": (0.5, 0.1), "byobnet": 0.01} and type(rates["byobnet"]) is float
+    study = make_study(
+        {
+            "recipes.FT.lr": ["1e-3", 1],
+            "teachers.resnet.recipe": {"lr": [0.5, 0.1]},
+            "teachers.byobnet.recipe": {"lr": "1e-2"},
+        }
+    )
+    rates = {
+        name: study.recipe("FT", study.teacher(name)).lr for name in ("efficientnet", "resnet", "byobnet")
+    }
+    assert (
+        rates == {"efficientnet": (0.001, 1.0), "resnet": (0.5, 0.1), "byobnet": 0.01}
+        and type(rates["byobnet"]) is float
+    )
 
 
 def test_a_name_written_as_a_number_is_a_name(make_study):
-    study = make_study({"datasets": {2011: {"species": 3}}, "teachers": {1: {"model": "test_resnet"}}, "name": 7})
+    study = make_study(
+        {"datasets": {2011: {"species": 3}}, "teachers": {1: {"model": "test_resnet"}}, "name": 7}
+    )
     assert study.name == "7" and Job("teacher", "2011", "1", "FT") in study.jobs()
 
 
@@ -283,8 +413,16 @@ def test_files_are_named_relative_to_the_study(make_study, tmp_path, monkeypatch
     (tmp_path / "w.pth").touch()
     (tmp_path / "mine.py").touch()
     monkeypatch.setenv("PHOTOS", "/photos")
-    study = make_study({"teachers.resnet.weights": "w.pth", "plugins": ["./mine.py"], "datasets.mine": {"kind": "folder", "root": "$PHOTOS/birds"}})
-    assert study.teacher("resnet").weights == str(tmp_path / "w.pth") and study.plugins == (str(tmp_path / "mine.py"),)
+    study = make_study(
+        {
+            "teachers.resnet.weights": "w.pth",
+            "plugins": ["./mine.py"],
+            "datasets.mine": {"kind": "folder", "root": "$PHOTOS/birds"},
+        }
+    )
+    assert study.teacher("resnet").weights == str(tmp_path / "w.pth") and study.plugins == (
+        str(tmp_path / "mine.py"),
+    )
     assert study.data("mine").root == "/photos/birds" and study.data("mine").resize == study.views.resize
 
 
@@ -320,7 +458,10 @@ WRONG = [
     ({"recipes.FT.lr": "fast"}, "recipes.FT.lr is 'fast': expected a number"),
     ({"recipes.FT.lr": True}, "recipes.FT.lr is True: expected a number"),
     ({"recipes.FT.lr": [0.1, "fast"]}, "recipes.FT.lr is 'fast': expected a number"),
-    ({"recipes.FT.lr": [0.1, 0]}, r"recipes.FT.lr is \(0.1, 0.0\): expected more than 0, or a list of different rates"),
+    (
+        {"recipes.FT.lr": [0.1, 0]},
+        r"recipes.FT.lr is \(0.1, 0.0\): expected more than 0, or a list of different rates",
+    ),
     ({"recipes.FT.lr": [0.1, 0.1]}, "recipes.FT.lr is .*a list of different rates"),
     ({"teachers.resnet.recipe": {"lr": []}}, r"teachers.resnet.recipe.lr is \(\): expected more than 0"),
     ({"recipes.FT.epochs": [1, 2]}, r"recipes.FT.epochs is \[1, 2\]: expected a whole number"),
@@ -339,14 +480,23 @@ WRONG = [
     ({"datasets.birds.classes": "a"}, "datasets.birds.classes is 'a': expected a list"),
     ({"datasets.birds.species": "4"}, "datasets.birds.species is '4': expected a whole number"),
     ({"teachers.resnet.model": ...}, "teachers.resnet lacks 'model': add it"),
-    ({"strategies": ["FZ", "CAL2"]}, "strategies is 'CAL2' .did you mean 'CAL'.*: expected one of FZ, FT, CAL, TGDA"),
+    (
+        {"strategies": ["FZ", "CAL2"]},
+        "strategies is 'CAL2' .did you mean 'CAL'.*: expected one of FZ, FT, CAL, TGDA",
+    ),
     ({"strategies": ["TGDA"]}, "recipes lacks CAL"),
     ({"losses": {"dkd": {"on": "features"}}}, "losses.dkd.on is 'features': DKD is defined on logits"),
     ({"losses": {"rkd": {"on": "maps"}}}, "losses.rkd.on is 'maps': expected one of logits, features"),
     ({"losses": {"mse": {}}}, "losses.mse.loss is 'mse': expected one of kd, dkd, rkd, pkt, hint, crd"),
     ({"losses": {"kd": {"loss": "dkd"}}}, "'kd' is taken"),
-    ({"losses": {"dkd": {"options": {"alhpa": 1}}}}, "losses.dkd.options: option 'alhpa' is unknown .did you mean 'alpha'"),
-    ({"losses": {"dkd": {"options": {"alpha": "much"}}}}, "losses.dkd.options.alpha is 'much': expected a number"),
+    (
+        {"losses": {"dkd": {"options": {"alhpa": 1}}}},
+        "losses.dkd.options: option 'alhpa' is unknown .did you mean 'alpha'",
+    ),
+    (
+        {"losses": {"dkd": {"options": {"alpha": "much"}}}},
+        "losses.dkd.options.alpha is 'much': expected a number",
+    ),
     ({"losses": {"pkt": {"weight": -1}}}, "losses.pkt.weight is -1.0: expected 0 or more"),
     ({"losses": {"pkt": {"students": ["large"]}}}, "losses.pkt.students is 'large': expected one of small"),
     ({"losses": {"pkt": {"strategies": ["CAL"]}}}, "losses.pkt.strategies is 'CAL': expected one of FZ, FT"),
@@ -356,7 +506,10 @@ WRONG = [
     ({"recipes.student": ...}, "recipes lacks student: add"),
     ({"recipes": ...}, "recipes lacks FT, FZ, pretext, student"),
     ({"pretext": ...}, "teacher 'byobnet' has weights 'pretext', but.*add one"),
-    ({"students.small.weights": "pretext"}, "student 'small' has weights 'pretext'.*expected none, timm or a file"),
+    (
+        {"students.small.weights": "pretext"},
+        "student 'small' has weights 'pretext'.*expected none, timm or a file",
+    ),
     ({"teachers.a/b": {"model": "test_resnet"}}, "teacher is named 'a/b': expected letters"),
     ({"teachers": {"..": {"model": "test_resnet"}}}, "teacher is named '..'"),
     ({"students.-rf": {"model": "test_resnet"}}, "student is named '-rf'"),
@@ -365,7 +518,10 @@ WRONG = [
     ({"name": ".."}, "name is named '..'"),
     ({"teachers.none": {"model": "test_resnet"}}, "'none' as a teacher"),
     ({"datasets.pretext": {}}, "'pretext' as a data set"),
-    ({"teachers.resnet.weights": "pretex"}, "teachers.resnet.weights is 'pretex': expected none, pretext, timm"),
+    (
+        {"teachers.resnet.weights": "pretex"},
+        "teachers.resnet.weights is 'pretex': expected none, pretext, timm",
+    ),
     ({"datasets.mine": {"kind": "folder"}}, "datasets.mine.root is missing"),
     ({"views.crop": 37}, r"views.crop is 37: expected 1 to views.resize \(36\)"),
     ({"views.crop": 0}, "views.crop is 0"),
@@ -391,47 +547,94 @@ def test_a_wrong_study_is_refused_with_the_value_and_the_remedy(make_study, chan
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text, message", [
-    (b"teachers: {a: [}", "is not YAML.*line 1"), (b"a: b: c", "is not YAML"), (b"- a\n- b", "holds a list: expected keys"), (b"", "is empty: expected keys"), (b"a:\n\t- b", "spaces, not tabs"),
-    (b"question: \xff\xfe", "is not YAML"), (b"seed: 1\nseed: 2", "key 'seed' is there twice.*line 2")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (b"teachers: {a: [}", "is not YAML.*line 1"),
+        (b"a: b: c", "is not YAML"),
+        (b"- a\n- b", "holds a list: expected keys"),
+        (b"", "is empty: expected keys"),
+        (b"a:\n\t- b", "spaces, not tabs"),
+        (b"question: \xff\xfe", "is not YAML"),
+        (b"seed: 1\nseed: 2", "key 'seed' is there twice.*line 2"),
+    ],
+)
 def test_a_file_that_is_no_study_is_refused(tmp_path, text, message):
     (tmp_path / "broken.yaml").write_bytes(text)
     with pytest.raises(StudyError, match=message):
         studies.load(str(tmp_path / "broken.yaml"))
 
 
-@pytest.mark.parametrize("name, message", [
-    ("smok", r"study 'smok' is unknown \(did you mean 'smoke'\?\): expected one of .*smoke.* or the path"),
-    ("absent/x.yaml", "study file 'absent/x.yaml' does not exist: give the path"), ("", "study '' is unknown")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (
+            "smok",
+            r"study 'smok' is unknown \(did you mean 'smoke'\?\): expected one of .*smoke.* or the path",
+        ),
+        ("absent/x.yaml", "study file 'absent/x.yaml' does not exist: give the path"),
+        ("", "study '' is unknown"),
+    ],
+)
 def test_an_unknown_study_is_refused_with_those_there_are(name, message):
     with pytest.raises(StudyError, match=message):
         studies.load(name)
 
 
-@pytest.mark.parametrize("ask, message", [
-    (lambda s: s.teacher("resnt"), "teacher 'resnt' is not in the study.*'resnet'.*expected one of byobnet, resnet, efficientnet"),
-    (lambda s: s.student("x"), "student 'x' is not in the study: expected one of small"),
-    (lambda s: s.data("bird"), "data set 'bird' is not in the study.*'birds'"),
-    (lambda s: s.at(2), "seed 2 is not in the study: expected one of 0, or -1 for the first"),
-    (lambda s: s.recipe("CAL", s.teacher("resnet")), "recipe 'CAL' is not in the study"),
-    (lambda s: s.inputs(Job("banks")), "stage 'banks' is unknown: expected one of intro")])
+@pytest.mark.parametrize(
+    "ask, message",
+    [
+        (
+            lambda s: s.teacher("resnt"),
+            "teacher 'resnt' is not in the study.*'resnet'.*expected one of byobnet, resnet, efficientnet",
+        ),
+        (lambda s: s.student("x"), "student 'x' is not in the study: expected one of small"),
+        (lambda s: s.data("bird"), "data set 'bird' is not in the study.*'birds'"),
+        (lambda s: s.at(2), "seed 2 is not in the study: expected one of 0, or -1 for the first"),
+        (lambda s: s.recipe("CAL", s.teacher("resnet")), "recipe 'CAL' is not in the study"),
+        (lambda s: s.inputs(Job("banks")), "stage 'banks' is unknown: expected one of intro"),
+    ],
+)
 def test_asking_for_what_is_not_in_a_study_names_what_is(tiny, ask, message):
     with pytest.raises(StudyError, match=message):
         ask(tiny)
 
 
 def test_parameters_of_the_right_names_and_types_pass():
-    namespace = {"study": "smoke", "image": 3, "share": 0.5, "quick": True, "_hidden": 1, "In": [], "Out": {}, "exit": "x", "np": os}
+    namespace = {
+        "study": "smoke",
+        "image": 3,
+        "share": 0.5,
+        "quick": True,
+        "_hidden": 1,
+        "In": [],
+        "Out": {},
+        "exit": "x",
+        "np": os,
+    }
     studies.check_parameters(namespace, study=str, image=int, share=float, quick=bool)
 
 
-@pytest.mark.parametrize("namespace, message", [
-    ({"study": "smoke", "datset": "birds"}, "parameter 'datset' is unknown.*did you mean 'dataset'"),
-    ({"study": "smoke", "dataset": 3}, r"parameter 'dataset' is 3 \(int\): expected str"),
-    ({"study": "smoke", "dataset": None}, "parameter 'dataset' is None"),
-    ({"study": ["smoke"], "dataset": "birds"}, r"parameter 'study' is \['smoke'\] \(list\): expected str"),
-    ({"study": "smoke", "dataset": "birds", "image": True}, "parameter 'image' is True .bool.: expected int"),
-    ({"study": "smoke", "dataset": "birds", "image": "3"}, "parameter 'image' is '3' .str.: expected int")])
+@pytest.mark.parametrize(
+    "namespace, message",
+    [
+        ({"study": "smoke", "datset": "birds"}, "parameter 'datset' is unknown.*did you mean 'dataset'"),
+        ({"study": "smoke", "dataset": 3}, r"parameter 'dataset' is 3 \(int\): expected str"),
+        ({"study": "smoke", "dataset": None}, "parameter 'dataset' is None"),
+        (
+            {"study": ["smoke"], "dataset": "birds"},
+            r"parameter 'study' is \['smoke'\] \(list\): expected str",
+        ),
+        (
+            {"study": "smoke", "dataset": "birds", "image": True},
+            "parameter 'image' is True .bool.: expected int",
+        ),
+        (
+            {"study": "smoke", "dataset": "birds", "image": "3"},
+            "parameter 'image' is '3' .str.: expected int",
+        ),
+    ],
+)
 def test_parameters_of_other_names_or_types_are_refused(namespace, message):
     with pytest.raises(StudyError, match=message):
         studies.check_parameters({"image": 1} | namespace, study=str, dataset=str, image=int)
@@ -440,19 +643,36 @@ def test_parameters_of_other_names_or_types_are_refused(namespace, message):
 def test_tgda_students_read_the_bank_of_the_cal_teacher_and_only_that_bank_holds_crops(make_study):
     study = make_study({"strategies": ["FT", "CAL", "TGDA"], "recipes.CAL": {"epochs": 1}})
     for strategy in ("CAL", "TGDA"):
-        assert study.before(Job("distill", "birds", "resnet", strategy)) == (Job("bank", "birds", "resnet", "CAL"),)
+        assert study.before(Job("distill", "birds", "resnet", strategy)) == (
+            Job("bank", "birds", "resnet", "CAL"),
+        )
     assert study.inputs(Job("bank", "birds", "resnet", "CAL")) == (Job("teacher", "birds", "resnet", "CAL"),)
     assert {c.strategy for c in study.jobs() if c.stage in ("teacher", "bank")} == {"pretext", "FT", "CAL"}
-    assert study.strategies_using("CAL") == ("CAL", "TGDA") and study.bank_contents("CAL")["augmented"] and not study.bank_contents("FT")["augmented"]
-    assert not make_study({"strategies": ["CAL"], "recipes.CAL": {"epochs": 1}}).bank_contents("CAL")["augmented"]
+    assert (
+        study.strategies_using("CAL") == ("CAL", "TGDA")
+        and study.bank_contents("CAL")["augmented"]
+        and not study.bank_contents("FT")["augmented"]
+    )
+    assert not make_study({"strategies": ["CAL"], "recipes.CAL": {"epochs": 1}}).bank_contents("CAL")[
+        "augmented"
+    ]
 
 
 def test_a_further_loss_is_trained_where_it_is_asked_for_and_stores_features_only_there(make_study):
-    study = make_study({"losses": {"dkd": None, "near": {"loss": "hint", "on": "features", "strategies": ["FT"]}}})
-    assert list(study.losses_of("small", "FZ")) == ["kd", "dkd"] and list(study.losses_of("small", "FT")) == ["kd", "dkd", "near"]
+    study = make_study(
+        {"losses": {"dkd": None, "near": {"loss": "hint", "on": "features", "strategies": ["FT"]}}}
+    )
+    assert list(study.losses_of("small", "FZ")) == ["kd", "dkd"] and list(study.losses_of("small", "FT")) == [
+        "kd",
+        "dkd",
+        "near",
+    ]
     assert list(study.losses_of("small", "CE")) == ["ce"]
     assert study.bank_contents("FT")["features"] and not study.bank_contents("FZ")["features"]
-    assert study.losses["dkd"].options == {"alpha": 1.0, "beta": 0.5, "temperature": 1.0} and study.losses["near"].loss == "hint"
+    assert (
+        study.losses["dkd"].options == {"alpha": 1.0, "beta": 0.5, "temperature": 1.0}
+        and study.losses["near"].loss == "hint"
+    )
 
 
 def test_a_further_losss_options_are_those_of_its_function():
@@ -464,14 +684,30 @@ def test_a_further_losss_options_are_those_of_its_function():
 
 
 def test_another_weight_of_a_loss_makes_its_students_stale_and_no_teacher(make_study):
-    one, two = (make_study({"losses": {"pkt": {"strategies": ["FT"], "weight": weight}}}) for weight in (1.0, 2.0))
-    assert {c.strategy for c in one.jobs() if c.stage in ("teacher", "bank", "distill") and one.fingerprint(c) != two.fingerprint(c)} == {"FT"}
-    assert {c.stage for c in one.jobs() if one.fingerprint(c) != two.fingerprint(c)} == {"distill", "correlation", "report"}
+    one, two = (
+        make_study({"losses": {"pkt": {"strategies": ["FT"], "weight": weight}}}) for weight in (1.0, 2.0)
+    )
+    assert {
+        c.strategy
+        for c in one.jobs()
+        if c.stage in ("teacher", "bank", "distill") and one.fingerprint(c) != two.fingerprint(c)
+    } == {"FT"}
+    assert {c.stage for c in one.jobs() if one.fingerprint(c) != two.fingerprint(c)} == {
+        "distill",
+        "correlation",
+        "report",
+    }
 
 
 def test_words_for_readers_are_read_and_empty_where_they_are_not_given(make_study, tiny):
-    study = make_study({"teachers.resnet.family": "resnet", "teachers.resnet.architecture": "convolution",
-                        "datasets.birds.note": "drawn", "datasets.cub": {"kind": "cub", "note": "photos"}})
+    study = make_study(
+        {
+            "teachers.resnet.family": "resnet",
+            "teachers.resnet.architecture": "convolution",
+            "datasets.birds.note": "drawn",
+            "datasets.cub": {"kind": "cub", "note": "photos"},
+        }
+    )
     assert (study.teacher("resnet").family, study.teacher("resnet").architecture) == ("resnet", "convolution")
     assert (study.data("birds").note, study.data("cub").note) == ("drawn", "photos")
     plain = tiny.teacher("resnet")
@@ -481,14 +717,21 @@ def test_words_for_readers_are_read_and_empty_where_they_are_not_given(make_stud
 def test_what_a_cluster_is_asked_for_makes_nothing_stale(tiny, make_study):
     after = make_study({"resources": {"teacher": {"gpus": 0, "memory": 1, "minutes": 5}}, "runs_per_gpu": 4})
     assert changed(tiny, after) == set()
-    assert vars(after.resources["teacher"]) == {"gpus": 0, "memory": 1, "minutes": 5} and after.resources["bank"] == tiny.resources["bank"]
+    assert (
+        vars(after.resources["teacher"]) == {"gpus": 0, "memory": 1, "minutes": 5}
+        and after.resources["bank"] == tiny.resources["bank"]
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"resources": {"report": {}}}, "resources: stage 'report' is unknown"),
-    ({"resources": {"bank": {"gpus": 2}}}, "resources.bank.gpus is 2: expected 0 or 1"),
-    ({"resources": {"bank": {"minutes": 0}}}, "resources.bank.minutes is 0"),
-    ({"runs_per_gpu": 0}, "runs_per_gpu is 0")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"resources": {"report": {}}}, "resources: stage 'report' is unknown"),
+        ({"resources": {"bank": {"gpus": 2}}}, "resources.bank.gpus is 2: expected 0 or 1"),
+        ({"resources": {"bank": {"minutes": 0}}}, "resources.bank.minutes is 0"),
+        ({"runs_per_gpu": 0}, "runs_per_gpu is 0"),
+    ],
+)
 def test_resources_that_cannot_be_are_named(make_study, change, message):
     with pytest.raises(StudyError, match=message):
         make_study(change)

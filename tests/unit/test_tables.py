@@ -12,16 +12,22 @@ import torch
 
 from fgkd import records, stages
 from fgkd.analysis import correlation
-from fgkd.models import classifier
 from fgkd.metrics import METRICS
+from fgkd.models import classifier
 from fgkd.study import Job
 
 BANK = Job("bank", "birds", "resnet", "FT")
 WRITERS = {
-    "bytes": lambda f: records.write_bytes(f, b"new"), "array": lambda f: records.write_array(f, np.zeros(3)), "json": lambda f: records.write_json(f, {}),
-    "table": lambda f: records.write_table(pd.DataFrame({"a": [1]}), f), "weights": lambda f: classifier.save(torch.nn.Linear(2, 2), f)}
+    "bytes": lambda f: records.write_bytes(f, b"new"),
+    "array": lambda f: records.write_array(f, np.zeros(3)),
+    "json": lambda f: records.write_json(f, {}),
+    "table": lambda f: records.write_table(pd.DataFrame({"a": [1]}), f),
+    "weights": lambda f: classifier.save(torch.nn.Linear(2, 2), f),
+}
 WRITERS = [pytest.param(write, id=name) for name, write in WRITERS.items()]
-full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
+full_disk = pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full"
+)
 
 
 def test_a_file_is_written_with_its_folders_and_nothing_beside_it(tmp_path):
@@ -41,7 +47,10 @@ def test_an_array_reads_back(tmp_path):
 def test_a_full_disk_leaves_the_old_file_and_says_how_to_go_on(tmp_path, write):
     (file := tmp_path / "file.txt").write_text("old")
     (tmp_path / f".file.txt.{os.getpid()}").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="could not write '.*file.txt' .No space left.*free some space and start again, finished runs are kept"):
+    with pytest.raises(
+        OSError,
+        match="could not write '.*file.txt' .No space left.*free some space and start again, finished runs are kept",
+    ):
         write(file)
     assert [f.name for f in tmp_path.iterdir()] == ["file.txt"] and file.read_text() == "old"
 
@@ -50,8 +59,12 @@ def test_a_full_disk_leaves_the_old_file_and_says_how_to_go_on(tmp_path, write):
 @pytest.mark.fault("a rename that fails")
 def test_a_failure_at_the_last_step_leaves_the_old_file(tmp_path, monkeypatch, write):
     (file := tmp_path / "file.txt").write_text("old")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    with pytest.raises(PermissionError, match="file.txt' .Permission denied.: check that the folder can be written"):
+    monkeypatch.setattr(
+        os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(
+        PermissionError, match="file.txt' .Permission denied.: check that the folder can be written"
+    ):
         write(file)
     assert [f.name for f in tmp_path.iterdir()] == ["file.txt"] and file.read_text() == "old"
 
@@ -63,9 +76,23 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_values_of_numpy_and_paths_become_json(tmp_path):
-    value = {"a": np.float64(0.1), "b": np.int64(3), "c": Path("x"), "d": (1, 2), "e": None, "f": float("inf")}
+    value = {
+        "a": np.float64(0.1),
+        "b": np.int64(3),
+        "c": Path("x"),
+        "d": (1, 2),
+        "e": None,
+        "f": float("inf"),
+    }
     records.write_json(tmp_path / "v.json", value)
-    assert records.read_json(tmp_path / "v.json") == {"a": 0.1, "b": 3, "c": "x", "d": [1, 2], "e": None, "f": float("inf")}
+    assert records.read_json(tmp_path / "v.json") == {
+        "a": 0.1,
+        "b": 3,
+        "c": "x",
+        "d": [1, 2],
+        "e": None,
+        "f": float("inf"),
+    }
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"\x00\xff\xfe"])
@@ -76,7 +103,13 @@ def test_json_that_is_absent_or_not_whole_is_none(tmp_path, content):
 
 
 def test_a_table_has_ten_digits_and_the_same_bytes_each_time(tmp_path):
-    frame = pd.DataFrame({"x": [1 / 3, 1e-12, 2.0, float("nan"), 0.1 + 0.2], "n": [1, 2, 3, 4, 5], "s": ["a", "b,c", "", None, "e"]})
+    frame = pd.DataFrame(
+        {
+            "x": [1 / 3, 1e-12, 2.0, float("nan"), 0.1 + 0.2],
+            "n": [1, 2, 3, 4, 5],
+            "s": ["a", "b,c", "", None, "e"],
+        }
+    )
     records.write_table(frame, tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text() == 'x,n,s\n0.3333333333,1,a\n1e-12,2,"b,c"\n2,3,\n,4,\n0.3,5,e\n'
 
@@ -97,7 +130,11 @@ def test_a_record_that_was_cut_short_counts_as_none(finished):
 
 def test_finishing_writes_a_result_of_the_records_fingerprint(finished):
     records.mark_done(finished, BANK)
-    assert json.loads((finished.path(BANK) / "result.json").read_text()) == {"cell": BANK.id, "fingerprint": finished.fingerprint(BANK), "rows": 1}
+    assert json.loads((finished.path(BANK) / "result.json").read_text()) == {
+        "cell": BANK.id,
+        "fingerprint": finished.fingerprint(BANK),
+        "rows": 1,
+    }
 
 
 def test_finishing_what_computed_nothing_is_an_error(tiny):
@@ -115,14 +152,26 @@ def test_provenance_says_what_a_result_came_from(finished):
 
 def test_a_finished_study_fills_every_table(finished):
     frames = records.collect(finished)
-    rows = {"data": 2, "teachers": 7, "metrics": 6, "students": 7, "correlations": 2 * len(METRICS), "headline": len(METRICS), "epochs": 12}
+    rows = {
+        "data": 2,
+        "teachers": 7,
+        "metrics": 6,
+        "students": 7,
+        "correlations": 2 * len(METRICS),
+        "headline": len(METRICS),
+        "epochs": 12,
+    }
     assert {name: len(frame) for name, frame in frames.items()} == rows
     assert records.missing(finished) == []
     for name in ("teachers", "metrics", "students"):
         assert frames[name][records.PROVENANCE].notna().all(axis=None)
-    measured = correlation.join_students_with_metrics(frames["students"], records.with_tac(frames["metrics"], frames["teachers"]))
+    measured = correlation.join_students_with_metrics(
+        frames["students"], records.with_tac(frames["metrics"], frames["teachers"])
+    )
     pretrained = measured.teacher.map(lambda t: finished.teacher(t).weights != "none")
-    assert set(pretrained) == {True, False} and measured[[m for m in METRICS if m not in records.TRANSFER]].notna().all(axis=None)
+    assert set(pretrained) == {True, False} and measured[
+        [m for m in METRICS if m not in records.TRANSFER]
+    ].notna().all(axis=None)
     assert all((measured[name].notna() == pretrained).all() for name in records.TRANSFER)
     assert set(frames["correlations"].n) == {3}
     assert frames["students"][frames["students"].strategy == "CE"].teacher.to_list() == ["none"]
@@ -149,8 +198,12 @@ def test_a_pilot_is_read_after_a_tenth_of_the_epochs_rounded_up(finished, epochs
 def test_a_banks_row_is_the_mean_of_its_epochs(finished):
     frames = records.collect(finished)
     keys = ["dataset", "strategy", "teacher"]
-    means = records.per_strategy(frames["epochs"]).query("strategy in ['FZ', 'FT']").groupby(keys).ratio13.mean()
-    pd.testing.assert_series_equal(frames["metrics"].set_index(keys).ratio13.sort_index(), means.sort_index(), rtol=1e-9)
+    means = (
+        records.per_strategy(frames["epochs"]).query("strategy in ['FZ', 'FT']").groupby(keys).ratio13.mean()
+    )
+    pd.testing.assert_series_equal(
+        frames["metrics"].set_index(keys).ratio13.sort_index(), means.sort_index(), rtol=1e-9
+    )
 
 
 def test_points_say_what_each_teacher_is_by_its_record_and_by_the_studys_words(finished, make_study):
@@ -161,7 +214,9 @@ def test_points_say_what_each_teacher_is_by_its_record_and_by_the_studys_words(f
         and dict(zip(points.teacher, points.pretraining))["byobnet"] == "pretext"
     )
     frames = records.collect(finished)
-    bare = correlation.join_students_with_metrics(frames["students"], records.with_tac(frames["metrics"], frames["teachers"]))
+    bare = correlation.join_students_with_metrics(
+        frames["students"], records.with_tac(frames["metrics"], frames["teachers"])
+    )
     pd.testing.assert_frame_equal(points[bare.columns], bare)
 
 
@@ -173,17 +228,43 @@ def test_tac_is_that_of_the_strategys_own_teacher(finished):
 
 
 def test_a_study_of_two_seeds_has_a_row_for_each_and_one_point_a_teacher(make_study):
-    study = make_study({"seed": [0, 1], "strategies": ["FT"], "teachers.byobnet.weights": "none", "recipes.student.epochs": 1})
+    study = make_study(
+        {
+            "seed": [0, 1],
+            "strategies": ["FT"],
+            "teachers.byobnet.weights": "none",
+            "recipes.student.epochs": 1,
+        }
+    )
     frames = stages.study_tables(study)
-    rows = {"data": 1, "teachers": 6, "metrics": 6, "students": 8, "correlations": len(METRICS), "headline": len(METRICS), "seeds": len(METRICS) + 1, "epochs": 6}
+    rows = {
+        "data": 1,
+        "teachers": 6,
+        "metrics": 6,
+        "students": 8,
+        "correlations": len(METRICS),
+        "headline": len(METRICS),
+        "seeds": len(METRICS) + 1,
+        "epochs": 6,
+    }
     assert {name: len(frame) for name, frame in frames.items()} == rows and records.missing(study) == []
     for name in ("teachers", "metrics", "students", "epochs"):
-        assert frames[name].seed.to_list() == sorted(frames[name].seed) and set(frames[name].seed.value_counts()) == {rows[name] // 2}
+        assert frames[name].seed.to_list() == sorted(frames[name].seed) and set(
+            frames[name].seed.value_counts()
+        ) == {rows[name] // 2}
     assert set(frames["correlations"].n) == {3} and set(frames["correlations"].seeds) == {2}
-    points = correlation.join_students_with_metrics(frames["students"], records.with_tac(frames["metrics"], frames["teachers"])).set_index("teacher")
+    points = correlation.join_students_with_metrics(
+        frames["students"], records.with_tac(frames["metrics"], frames["teachers"])
+    ).set_index("teacher")
     for name, column in {"students": "accuracy", "metrics": "ratio12", "teachers": "tac"}.items():
-        assert points[column].to_dict() == pytest.approx(frames[name][frames[name].teacher != "none"].groupby("teacher")[column].mean().to_dict())
-    for kept, columns in (((0, 1), ["metric", "seed 0", "seed 1", "all"]), ((0,), ["metric", "seed 0", "all"]), ((), [])):
+        assert points[column].to_dict() == pytest.approx(
+            frames[name][frames[name].teacher != "none"].groupby("teacher")[column].mean().to_dict()
+        )
+    for kept, columns in (
+        ((0, 1), ["metric", "seed 0", "seed 1", "all"]),
+        ((0,), ["metric", "seed 0", "all"]),
+        ((), []),
+    ):
         for job in study.jobs():
             if job.stage == "distill" and job.strategy != "CE" and study.seed_of(job) not in kept:
                 for part in records.record_jobs(study, job):
@@ -198,18 +279,36 @@ def test_missing_names_the_cells_without_a_record(tiny, finished):
     assert len(records.missing(fresh)) == 2 + 7 + 6 + 7
 
 
-@pytest.mark.parametrize("kept", [(), ("teacher",), ("bank",), ("teacher", "bank"), ("distill",), ("bank", "distill")])
+@pytest.mark.parametrize(
+    "kept", [(), ("teacher",), ("bank",), ("teacher", "bank"), ("distill",), ("bank", "distill")]
+)
 def test_a_study_under_way_has_the_tables_of_what_is_done(finished, kept):
     for job in finished.jobs():
         if job.stage not in kept:
             for part in records.record_jobs(finished, job):
                 (finished.path(part) / "record.json").unlink(missing_ok=True)
     frames = records.collect(finished)
-    assert {name for name in records.STAGE_TABLES if not frames[name].empty} == {n for n, stage in records.STAGE_TABLES.items() if stage in kept}
+    assert {name for name in records.STAGE_TABLES if not frames[name].empty} == {
+        n for n, stage in records.STAGE_TABLES.items() if stage in kept
+    }
     assert "correlations" not in frames
 
 
 def test_tgda_students_are_joined_with_the_accuracy_of_the_cal_teacher():
-    metrics = pd.DataFrame([{"dataset": "d", "teacher": "t", "strategy": s, "seed": 0, "ratio12": 1.5} for s in ("FT", "CAL", "TGDA")])
-    teachers = pd.DataFrame([{"dataset": "d", "teacher": "t", "recipe": r, "seed": 0, "tac": tac, "parameters": 9} for r, tac in (("FT", 0.4), ("CAL", 0.6), ("FZ", 0.1))])
-    assert records.with_tac(metrics, teachers).set_index("strategy").tac.to_dict() == {"FT": 0.4, "CAL": 0.6, "TGDA": 0.6}
+    metrics = pd.DataFrame(
+        [
+            {"dataset": "d", "teacher": "t", "strategy": s, "seed": 0, "ratio12": 1.5}
+            for s in ("FT", "CAL", "TGDA")
+        ]
+    )
+    teachers = pd.DataFrame(
+        [
+            {"dataset": "d", "teacher": "t", "recipe": r, "seed": 0, "tac": tac, "parameters": 9}
+            for r, tac in (("FT", 0.4), ("CAL", 0.6), ("FZ", 0.1))
+        ]
+    )
+    assert records.with_tac(metrics, teachers).set_index("strategy").tac.to_dict() == {
+        "FT": 0.4,
+        "CAL": 0.6,
+        "TGDA": 0.6,
+    }

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fgkd.data import views
+from fgkd.data.folders import Split
 from fgkd.distillation import training
 from fgkd.models import cal, classifier
-from fgkd.data.folders import Split
 from fgkd.study import Distillation, Model, Recipe, StudyError, Views
 
 CPU = torch.device("cpu")
@@ -38,12 +38,22 @@ def network(seed=0):
     """With BatchNorm and dropout, so that a resumed training has states and draws to get wrong."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+        return nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3)
+        )
 
 
 def fit(model, x, labels, checkpoint, *, inputs=None, **values):
     recipe = Recipe(**({"epochs": 6, "batch_size": 10, "lr": 0.05, "warmup_steps": 3} | values))
-    return training.fit(model, inputs or (lambda epoch, index: x[index]), labels, training.cross_entropy(labels), recipe, seed=11, checkpoint=checkpoint)
+    return training.fit(
+        model,
+        inputs or (lambda epoch, index: x[index]),
+        labels,
+        training.cross_entropy(labels),
+        recipe,
+        seed=11,
+        checkpoint=checkpoint,
+    )
 
 
 @pytest.fixture
@@ -57,7 +67,9 @@ def checkpoint(tmp_path, monkeypatch):
 def split(tmp_path):
     rng = np.random.default_rng(2)
     np.save(tmp_path / "images.npy", rng.integers(0, 256, (20, 36, 36, 3), dtype=np.uint8))
-    return Split(np.load(tmp_path / "images.npy", mmap_mode="r"), np.arange(20) % 4, tuple(map(str, range(20))))
+    return Split(
+        np.load(tmp_path / "images.npy", mmap_mode="r"), np.arange(20) % 4, tuple(map(str, range(20)))
+    )
 
 
 @pytest.fixture
@@ -72,7 +84,9 @@ def model(name="test_byobnet", classes=4, **options):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("killed_in", [0, 1, 4, 5])
 @pytest.mark.fault("a training killed")
-def test_a_killed_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(checkpoint, tmp_path, optimizer, killed_in):
+def test_a_killed_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
+    checkpoint, tmp_path, optimizer, killed_in
+):
     x, labels = points()
     whole, broken, resumed = network(), network(), network(seed=9)
     expected = fit(whole, x, labels, tmp_path / "other.pt", optimizer=optimizer)
@@ -88,12 +102,17 @@ def test_a_killed_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(c
         fit(broken, x, labels, checkpoint, inputs=killed, optimizer=optimizer)
     assert checkpoint.exists()
     assert fit(resumed, x, labels, checkpoint, optimizer=optimizer) == expected
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.fault("a checkpoint cut short")
 @pytest.mark.parametrize("kept", [0, 100, -1])
-def test_a_checkpoint_that_cannot_be_read_is_named_and_the_training_begins_anew(checkpoint, tmp_path, capsys, kept):
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_training_begins_anew(
+    checkpoint, tmp_path, capsys, kept
+):
     x, labels = points()
     expected = fit(network(), x, labels, checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
@@ -132,12 +151,18 @@ def plainly(kind, net):
     pixels, labels = torch.from_numpy(np.array(trainings.images("cpu").split.images)), torch.arange(20) % 4
     bank = {name: torch.from_numpy(array) for name, array in trainings.stored().items()}
     recipe, history, last = trainings.recipe(kind), [], net
-    frozen = [net.eval().features_and_logits(cut(pixels, epoch))[0].detach() for epoch in range(2)] if kind == "FZ" else []
+    frozen = (
+        [net.eval().features_and_logits(cut(pixels, epoch))[0].detach() for epoch in range(2)]
+        if kind == "FZ"
+        else []
+    )
     if kind == "FZ":
         last = net.head
     weights = [*last.parameters()]
-    groups = [{"params": [w for w in weights if w.ndim > 1], "weight_decay": recipe.weight_decay},
-              {"params": [w for w in weights if w.ndim == 1], "weight_decay": 0}]
+    groups = [
+        {"params": [w for w in weights if w.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [w for w in weights if w.ndim == 1], "weight_decay": 0},
+    ]
     sgd = recipe.optimizer == "sgd"
     optimizer = torch.optim.SGD(groups, lr=1, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=1)
     net.train(kind != "FZ")
@@ -257,8 +282,9 @@ def test_images_on_the_disk_are_found_by_indices_on_the_cpu(tmp_path, monkeypatc
 def test_images_on_the_disk_train_as_those_in_memory_do(tmp_path):
     nets, sources = [trainings.network("CE") for _ in range(2)], (trainings.images("cpu"), on_disk("cpu"))
     assert [seen.resident is None for seen in sources] == [False, True]
-    histories = [trainings.train("CE", net, tmp_path / "c", seen=seen)
-                 for net, seen in zip(nets, sources, strict=True)]
+    histories = [
+        trainings.train("CE", net, tmp_path / "c", seen=seen) for net, seen in zip(nets, sources, strict=True)
+    ]
     assert histories[0] == histories[1]
     assert all(map(torch.equal, nets[0].state_dict().values(), nets[1].state_dict().values()))
 
@@ -281,7 +307,13 @@ def test_a_gpus_checkpoint_leaves_its_kind_of_optimizer_behind(checkpoint, optim
 def test_a_killed_training_goes_on_in_the_middle_of_an_epoch(checkpoint, tmp_path):
     x, labels = points()
     whole, calls = [], []
-    fit(network(), x, labels, tmp_path / "other.pt", inputs=lambda epoch, index: (whole.append(epoch), x[index])[1])
+    fit(
+        network(),
+        x,
+        labels,
+        tmp_path / "other.pt",
+        inputs=lambda epoch, index: (whole.append(epoch), x[index])[1],
+    )
 
     def inputs(epoch, index):
         calls.append(epoch)
@@ -292,7 +324,9 @@ def test_a_killed_training_goes_on_in_the_middle_of_an_epoch(checkpoint, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         fit(network(), x, labels, checkpoint, inputs=inputs)
     fit(network(), x, labels, checkpoint, inputs=inputs)
-    assert whole.count(0) > 4 and calls == whole[:3] + whole[3:4] + whole[3:]  # the step that was killed, again
+    assert (
+        whole.count(0) > 4 and calls == whole[:3] + whole[3:4] + whole[3:]
+    )  # the step that was killed, again
 
 
 @pytest.mark.fault("a training that moves to another device")
@@ -334,7 +368,15 @@ def test_no_checkpoint_is_written_before_its_time(tmp_path):
 
 def test_another_seed_gives_another_training(tmp_path):
     x, labels = points()
-    run = lambda seed: training.fit(network(), lambda e, i: x[i], labels, training.cross_entropy(labels), Recipe(epochs=1), seed=seed, checkpoint=tmp_path / "c")  # noqa: E731
+    run = lambda seed: training.fit(
+        network(),
+        lambda e, i: x[i],
+        labels,
+        training.cross_entropy(labels),
+        Recipe(epochs=1),
+        seed=seed,
+        checkpoint=tmp_path / "c",
+    )  # noqa: E731
     assert run(1) == run(1) != run(2)
 
 
@@ -360,20 +402,35 @@ def test_a_training_that_diverges_names_its_epoch_and_learning_rate(tmp_path, sp
     lr = 1e38 if spoil == "lr" else 0.05
     inputs = (lambda epoch, index: x[index] * (math.nan if epoch == 2 else 1)) if spoil == "inputs" else None
     where = "epoch 2" if spoil == "inputs" else "epoch [01]"
-    with pytest.raises(FloatingPointError, match=rf"training diverged in {where}: .*Lower the learning rate \(now {lr:g}".replace("+", r"\+")):
+    with pytest.raises(
+        FloatingPointError,
+        match=rf"training diverged in {where}: .*Lower the learning rate \(now {lr:g}".replace("+", r"\+"),
+    ):
         fit(network(), x, labels, tmp_path / "c", inputs=inputs, lr=lr)
 
 
 @pytest.mark.parametrize("warmup, epochs", [(4, 3), (0, 3), (100, 2)])
 def test_the_rate_rises_linearly_then_falls_as_a_cosine(tmp_path, warmup, epochs):
     """With gradient 1 a weight moves by the learning rate in each step."""
-    layer, seen, recipe = nn.Linear(1, 1, bias=False).double(), [], Recipe(epochs=epochs, batch_size=2, lr=0.5, min_lr=0.1, momentum=0, warmup_steps=warmup, clip=10)
+    layer, seen, recipe = (
+        nn.Linear(1, 1, bias=False).double(),
+        [],
+        Recipe(epochs=epochs, batch_size=2, lr=0.5, min_lr=0.1, momentum=0, warmup_steps=warmup, clip=10),
+    )
 
     def objective(model, x, epoch, index):
         seen.append(layer.weight.item())
         return model(x), {"weight": layer(x).mean()}
 
-    training.fit(layer, lambda e, i: torch.ones(len(i), 1, dtype=torch.double), torch.zeros(8, dtype=torch.long), objective, recipe, seed=0, checkpoint=tmp_path / "c")
+    training.fit(
+        layer,
+        lambda e, i: torch.ones(len(i), 1, dtype=torch.double),
+        torch.zeros(8, dtype=torch.long),
+        objective,
+        recipe,
+        seed=0,
+        checkpoint=tmp_path / "c",
+    )
     rates = -np.diff([*seen, layer.weight.item()])
     steps = 4 * epochs
     warm = min(warmup, steps - 1)
@@ -381,7 +438,9 @@ def test_the_rate_rises_linearly_then_falls_as_a_cosine(tmp_path, warmup, epochs
     if warm:
         assert rates[0] == pytest.approx(0.5 / warm) and rates[warm - 1] == pytest.approx(0.5)
     assert rates[warm] == pytest.approx(0.5)
-    assert rates[-1] == pytest.approx(0.1 + 0.4 * (1 + math.cos(math.pi * (steps - 1 - warm) / (steps - warm))) / 2)
+    assert rates[-1] == pytest.approx(
+        0.1 + 0.4 * (1 + math.cos(math.pi * (steps - 1 - warm) / (steps - warm))) / 2
+    )
     if warmup == 4:
         assert rates[8] == pytest.approx(0.3)
 
@@ -390,8 +449,15 @@ def test_a_minimum_above_the_rate_does_not_raise_it(tmp_path):
     layer = nn.Linear(1, 1, bias=False).double()
     start = layer.weight.item()
     recipe = Recipe(epochs=2, batch_size=4, lr=0.001, min_lr=0.1, momentum=0)
-    training.fit(layer, lambda e, i: torch.ones(len(i), 1, dtype=torch.double), torch.zeros(4, dtype=torch.long),
-                 lambda m, x, e, i: (m(x), {"weight": m(x).mean()}), recipe, seed=0, checkpoint=tmp_path / "c")
+    training.fit(
+        layer,
+        lambda e, i: torch.ones(len(i), 1, dtype=torch.double),
+        torch.zeros(4, dtype=torch.long),
+        lambda m, x, e, i: (m(x), {"weight": m(x).mean()}),
+        recipe,
+        seed=0,
+        checkpoint=tmp_path / "c",
+    )
     assert layer.weight.item() == pytest.approx(start - 0.002)
 
 
@@ -399,7 +465,15 @@ def test_a_minimum_above_the_rate_does_not_raise_it(tmp_path):
 def test_every_sample_is_used_once_an_epoch_in_batches_of_two_or_more(tmp_path, n, batch):
     x, labels = points(n=n)
     seen = []
-    fit(network(), x, labels, tmp_path / "c", inputs=lambda e, i: (seen.append(i), x[i])[1], epochs=1, batch_size=batch)
+    fit(
+        network(),
+        x,
+        labels,
+        tmp_path / "c",
+        inputs=lambda e, i: (seen.append(i), x[i])[1],
+        epochs=1,
+        batch_size=batch,
+    )
     assert sorted(torch.cat(seen).tolist()) == list(range(n))
     assert 2 <= min(map(len, seen)) and max(map(len, seen)) <= batch
 
@@ -409,7 +483,16 @@ def test_only_the_samples_that_are_named_are_trained_on(tmp_path):
     seen, only = [], torch.arange(3, 48, 2)
     expected = fit(network(), x[only], labels[only], tmp_path / "c", epochs=2)
     recipe = Recipe(epochs=2, batch_size=10, lr=0.05, warmup_steps=3)
-    found = training.fit(network(), lambda e, i: (seen.append(i), x[i])[1], labels, training.cross_entropy(labels), recipe, seed=11, checkpoint=tmp_path / "c", only=only)
+    found = training.fit(
+        network(),
+        lambda e, i: (seen.append(i), x[i])[1],
+        labels,
+        training.cross_entropy(labels),
+        recipe,
+        seed=11,
+        checkpoint=tmp_path / "c",
+        only=only,
+    )
     assert found == expected and sorted(torch.cat(seen).tolist()) == sorted(2 * only.tolist())
 
 
@@ -417,7 +500,11 @@ def test_only_the_samples_that_are_named_are_trained_on(tmp_path):
 def test_a_search_holds_out_a_fifth_of_each_class(counts):
     labels = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts)))
     used, held = training.hold_out(labels, 5)
-    assert sorted([*used.tolist(), *held.tolist()]) == list(range(len(labels))) and used.diff().gt(0).all() and held.diff().gt(0).all()
+    assert (
+        sorted([*used.tolist(), *held.tolist()]) == list(range(len(labels)))
+        and used.diff().gt(0).all()
+        and held.diff().gt(0).all()
+    )
     assert torch.bincount(labels[held], minlength=len(counts)).tolist() == [round(n / 5) for n in counts]
 
 
@@ -436,14 +523,28 @@ def test_classes_too_small_to_hold_any_image_out_are_refused():
 def test_the_order_of_samples_changes_from_epoch_to_epoch(tmp_path):
     x, labels = points()
     orders = {}
-    fit(network(), x, labels, tmp_path / "c", inputs=lambda e, i: (orders.setdefault(e, []).extend(i.tolist()), x[i])[1], epochs=3)
+    fit(
+        network(),
+        x,
+        labels,
+        tmp_path / "c",
+        inputs=lambda e, i: (orders.setdefault(e, []).extend(i.tolist()), x[i])[1],
+        epochs=3,
+    )
     assert len({tuple(order) for order in orders.values()}) == 3
 
 
 def test_distillation_is_ce_plus_beta_kd_of_the_batchs_own_teacher_logits():
-    labels, teacher = torch.tensor([0, 1, 2, 0]), torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    labels, teacher = (
+        torch.tensor([0, 1, 2, 0]),
+        torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)),
+    )
     logits, index = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 1])
-    objective = training.distillation(labels, lambda images, epoch, index: {"logits": teacher[epoch, index]}, Distillation(temperature=2, beta=10))
+    objective = training.distillation(
+        labels,
+        lambda images, epoch, index: {"logits": teacher[epoch, index]},
+        Distillation(temperature=2, beta=10),
+    )
     found, parts = objective(nn.Identity(), logits, 1, index)
     assert found is logits and set(parts) == {"ce", "kd"}
     assert parts["ce"].item() == pytest.approx(F.cross_entropy(logits, torch.tensor([0, 1])).item())
@@ -460,14 +561,20 @@ def test_fz_changes_the_last_layer_and_nothing_else(images, tmp_path, views_kept
     history = training.fit_head(net, images, features, recipe, seed=2, checkpoint=tmp_path / "c", title="FZ")
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if k.startswith(classifier.head_prefix(net))}
-    assert any("running_mean" in k for k in before) and len(history) == 3 and len(features) == (views_kept or 3)
+    assert (
+        any("running_mean" in k for k in before) and len(history) == 3 and len(features) == (views_kept or 3)
+    )
 
 
 def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(images, tmp_path, monkeypatch):
     net = model()
     parts = type(net).features_and_logits
-    monkeypatch.setattr(type(net), "features_and_logits", lambda self, x: (parts(self, x)[0], parts(self, x)[1] + 1))
-    with pytest.raises(StudyError, match="more than its last layer.*neither recipe FZ nor a loss on features"):
+    monkeypatch.setattr(
+        type(net), "features_and_logits", lambda self, x: (parts(self, x)[0], parts(self, x)[1] + 1)
+    )
+    with pytest.raises(
+        StudyError, match="more than its last layer.*neither recipe FZ nor a loss on features"
+    ):
         training.fit_head(net, images, [], Recipe(epochs=1), seed=2, checkpoint=tmp_path / "c", title="FZ")
 
 
@@ -537,10 +644,21 @@ def test_training_on_images_sees_the_views_of_its_seed_and_epoch(images, tmp_pat
         seen[epoch] = (x.clone(), index)
         return training.cross_entropy(images.labels)(model, x, epoch, index)
 
-    training.fit_images(model(), images, objective, Recipe(epochs=2, batch_size=32, lr=0.01), views_seed=7, seed=2, checkpoint=tmp_path / "c", title="FT")
+    training.fit_images(
+        model(),
+        images,
+        objective,
+        Recipe(epochs=2, batch_size=32, lr=0.01),
+        views_seed=7,
+        seed=2,
+        checkpoint=tmp_path / "c",
+        title="FT",
+    )
     for epoch, (x, index) in seen.items():
         drawn = views.sample_views(20, seed=7, epoch=epoch, resize=36, crop=32)
-        assert torch.equal(x, views.crop_batch(torch.from_numpy(np.array(images.split.images))[index], drawn[index], 32))
+        assert torch.equal(
+            x, views.crop_batch(torch.from_numpy(np.array(images.split.images))[index], drawn[index], 32)
+        )
     assert set(seen) == {0, 1}
 
 
@@ -572,7 +690,9 @@ def test_predictions_do_not_depend_on_the_batch_size(images, monkeypatch, name):
 def test_predictions_go_through_centre_crops_unless_other_views_are_given(images):
     net, index = model(), torch.arange(20)
     with torch.inference_mode():
-        centre, other = (net.eval()(images.batch(index, seen)) for seen in (images.centre(), images.epoch(1, 0)))
+        centre, other = (
+            net.eval()(images.batch(index, seen)) for seen in (images.centre(), images.epoch(1, 0))
+        )
     torch.testing.assert_close(training.predict(net, images), centre)
     torch.testing.assert_close(training.predict(net, images, images.epoch(1, 0)), other)
 

@@ -20,14 +20,21 @@ def scene(n, d, classes, *, signal, seed=0):
 
 def evidence(features, target):
     """The largest log density of a target (n,) as a Gaussian of covariance I/beta + F F'/alpha, searched from several starts."""
+
     def negative(logs):
         covariance = np.eye(len(target)) * np.exp(-logs[0]) + features @ features.T * np.exp(-logs[1])
         return -multivariate_normal.logpdf(target, np.zeros(len(target)), covariance)
 
-    return max(-minimize(negative, (beta, alpha), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}).fun for beta in (0, 3) for alpha in (0, 5))
+    return max(
+        -minimize(negative, (beta, alpha), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}).fun
+        for beta in (0, 3)
+        for alpha in (0, 5)
+    )
 
 
-@pytest.mark.parametrize("n, d, classes, signal", [(24, 4, 3, 1), (12, 30, 3, 1), (16, 16, 2, 0.3), (24, 4, 2, 0)])
+@pytest.mark.parametrize(
+    "n, d, classes, signal", [(24, 4, 3, 1), (12, 30, 3, 1), (16, 16, 2, 0.3), (24, 4, 2, 0)]
+)
 def test_logme_is_the_largest_evidence(n, d, classes, signal):
     features, labels = scene(n, d, classes, signal=signal)
     expected = np.mean([evidence(features, (labels == k).astype(float)) / n for k in range(classes)])
@@ -43,7 +50,12 @@ def test_logme_ignores_rotation_scale_order_and_the_names_of_classes():
     features, labels = scene(30, 6, 3, signal=1)
     rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))
     order = np.random.default_rng(2).permutation(30)
-    for values, names in ((features @ rotation, labels), (50 * features, labels), (features[order], labels[order]), (features, 7 * (2 - labels))):
+    for values, names in (
+        (features @ rotation, labels),
+        (50 * features, labels),
+        (features[order], labels[order]),
+        (features, 7 * (2 - labels)),
+    ):
         assert transfer.logme(values, names) == pytest.approx(transfer.logme(features, labels), abs=1e-6)
 
 
@@ -57,7 +69,12 @@ def test_leep_equals_a_loop_over_samples():
     joint = np.zeros((3, 5))
     for row, label in zip(q, labels):
         joint[label] += row / 20
-    expected = np.mean([np.log(sum(row[z] * joint[label, z] / joint[:, z].sum() for z in range(5))) for row, label in zip(q, labels)])
+    expected = np.mean(
+        [
+            np.log(sum(row[z] * joint[label, z] / joint[:, z].sum() for z in range(5)))
+            for row, label in zip(q, labels)
+        ]
+    )
     assert transfer.leep(q, labels) == pytest.approx(expected, abs=1e-12)
 
 
@@ -65,7 +82,9 @@ def test_nce_is_the_conditional_entropy_of_the_counts_and_leep_of_certain_predic
     rng = np.random.default_rng(0)
     source, labels = rng.integers(0, 4, 50), rng.integers(0, 3, 50)
     counts = np.array([[np.sum((source == z) & (labels == y)) for z in range(4)] for y in range(3)])
-    expected = sum(c * np.log(c / counts[:, z].sum()) for y in range(3) for z, c in enumerate(counts[y]) if c) / 50
+    expected = (
+        sum(c * np.log(c / counts[:, z].sum()) for y in range(3) for z, c in enumerate(counts[y]) if c) / 50
+    )
     assert transfer.nce(source, labels) == pytest.approx(expected, abs=1e-12)
     assert transfer.leep(np.eye(9)[source], labels) == pytest.approx(expected, abs=1e-12)
 
@@ -73,18 +92,26 @@ def test_nce_is_the_conditional_entropy_of_the_counts_and_leep_of_certain_predic
 def test_source_classes_that_say_nothing_leave_the_entropy_of_the_labels():
     labels = [0, 0, 0, 1]
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert transfer.nce([5] * 4, labels) == pytest.approx(-entropy) == transfer.leep(torch.full((4, 3), 1 / 3), labels)
+    assert (
+        transfer.nce([5] * 4, labels)
+        == pytest.approx(-entropy)
+        == transfer.leep(torch.full((4, 3), 1 / 3), labels)
+    )
     assert transfer.nce([3, 1, 0, 2], labels) == 0
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: transfer.logme(np.ones((4, 2)), [0, 1]), r"features have shape \(4, 2\) and labels \(2,\)"),
-    (lambda: transfer.logme(np.ones(4), [0, 1, 0, 1]), "features have shape"),
-    (lambda: transfer.logme(np.zeros((4, 2)), [0, 1, 0, 1]), "features are 0"),
-    (lambda: transfer.logme([[1.0], [math.nan]], [0, 1]), "features of 1 of 2 samples are NaN"),
-    (lambda: transfer.leep([[3.0, 1.0], [0.0, 2.0]], [0, 1]), "expected a softmax, not logits"),
-    (lambda: transfer.leep([[1.5, -0.5], [0.5, 0.5]], [0, 1]), "expected a softmax, not logits"),
-    (lambda: transfer.nce([[0, 1]], [0, 1]), r"source has shape \(1, 2\)")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: transfer.logme(np.ones((4, 2)), [0, 1]), r"features have shape \(4, 2\) and labels \(2,\)"),
+        (lambda: transfer.logme(np.ones(4), [0, 1, 0, 1]), "features have shape"),
+        (lambda: transfer.logme(np.zeros((4, 2)), [0, 1, 0, 1]), "features are 0"),
+        (lambda: transfer.logme([[1.0], [math.nan]], [0, 1]), "features of 1 of 2 samples are NaN"),
+        (lambda: transfer.leep([[3.0, 1.0], [0.0, 2.0]], [0, 1]), "expected a softmax, not logits"),
+        (lambda: transfer.leep([[1.5, -0.5], [0.5, 0.5]], [0, 1]), "expected a softmax, not logits"),
+        (lambda: transfer.nce([[0, 1]], [0, 1]), r"source has shape \(1, 2\)"),
+    ],
+)
 def test_what_is_no_sample_with_a_label_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
