@@ -425,7 +425,7 @@ def _trained_teacher(
     """A teacher trained on all images or `only` some, and its history; frozen: the backbone's features for recipe FZ."""
     model, labels = _teacher_model(study, job, classes).to(train.device), train.labels
     options = {
-        "seed": study.seed_for("order", job.place),
+        "seed": study.seed_for("order", job.base_id),
         "checkpoint": checkpoint,
         "title": f"{job.teacher} {job.strategy}",
         "only": only,
@@ -465,11 +465,11 @@ def _trained_student(
     else:
         objective = training.distillation(
             train.labels,
-            lambda x, epoch, index: said(x, epoch % how.seen, index),
+            lambda x, epoch, index: said(x, epoch % how.n_views, index),
             study.kd(loss),
             augmented=part.strategy == "TGDA",
             further=further,
-            features=further is not None and loss.on == "features",
+            features=further is not None and loss.applies_to == "features",
         )
     # Neither the order of images nor the initial weights depend on teacher and loss: students differ in what they are taught.
     options = {
@@ -482,7 +482,7 @@ def _trained_student(
         objective,
         how,
         extra=further,
-        views=how.seen,
+        views=how.n_views,
         compiled=study.compile,
         **options,
         checkpoint=checkpoint,
@@ -543,11 +543,11 @@ def _further(
     """The loss as a module with weights of its own, made for the widths of what it compares."""
     index = torch.arange(min(2, len(train)))
     x = train.batch(index, train.epoch(study.seed_for("student views", job.dataset), 0))
-    if loss.on == "features":
+    if loss.applies_to == "features":
         training.check_head(model, train)
     with torch.no_grad():
-        ours = model.eval().features_and_logits(x)[loss.on == "logits"].shape[1]
-    theirs = said(x, 0, index)[loss.on].shape[1]
+        ours = model.eval().features_and_logits(x)[loss.applies_to == "logits"].shape[1]
+    theirs = said(x, 0, index)[loss.applies_to].shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed_for("loss", job.dataset, loss.key))
         return training.Further(loss, ours, theirs, train.labels.cpu()).to(train.device)

@@ -83,7 +83,7 @@ def test_papermill_knows_the_type_the_default_and_the_meaning_of_each_parameter(
             {"teacher": "none"},
             "teacher 'none' with strategy 'FT': expected CE with teacher none",
         ),
-        ("02_data", {"dataset": "bird"}, "data set 'bird' is not in the study (did you mean 'birds'?)"),
+        ("02_data", {"dataset": "bird"}, "dataset 'bird' is not in the study (did you mean 'birds'?)"),
     ],
 )
 def test_what_the_study_lacks_is_refused_in_the_cell_that_checks_parameters(tmp_path, name, given, message):

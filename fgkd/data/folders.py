@@ -26,7 +26,7 @@ import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from fgkd import contents
+from fgkd.study import contents
 from fgkd.data import birds
 from fgkd.records import write_json
 from fgkd.study import OFFICIAL, PRETEXT, DataSpec, Job, Study

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fgkd import contents
+from fgkd.study import contents
 
 PLUGIN = '''"""Two networks."""
 import timm

@@ -128,7 +128,7 @@ def test_its_recipes_are_those_of_the_paper():
         study.distillation.temperature,
         study.distillation.beta,
     ) == (300, 224, 2, 10)
-    assert {k: (v.on, v.weight, v.students, v.strategies) for k, v in study.losses.items()} == dict.fromkeys(
+    assert {k: (v.applies_to, v.weight, v.students, v.strategies) for k, v in study.losses.items()} == dict.fromkeys(
         ("dkd", "rkd", "pkt", "hint"), ("logits", 1.0, ("lcnet_035",), ("TGDA",))
     )
 

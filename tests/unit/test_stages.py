@@ -125,7 +125,7 @@ def test_a_further_seed_gives_what_a_study_of_that_seed_alone_gives(make_study):
     assert runs[0].rows.equals(runs[1].rows) and [
         run.students["small", "kd"].record["provenance"]["seed"] for run in runs
     ] == [1, 1, 0]
-    done = {c.place for c in both.jobs() if c.seed == 1 and records.is_complete(both, c)}
+    done = {c.base_id for c in both.jobs() if c.seed == 1 and records.is_complete(both, c)}
     assert done == {
         "teacher/pretext/pretext/byobnet",
         "teacher/birds/FT/byobnet",

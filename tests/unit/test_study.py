@@ -320,7 +320,7 @@ def test_a_cells_fingerprint_and_seed_are_its_own_whichever_seed_is_in_force(mak
     assert (
         job.id == "bank/birds/FT/resnet/seed-3"
         and job in study.jobs()
-        and study.job("bank", "birds", "resnet", "FT").id == job.place
+        and study.job("bank", "birds", "resnet", "FT").id == job.base_id
     )
     assert job.parameters(study) == {
         "study": study.file,
@@ -513,11 +513,11 @@ WRONG = [
     ({"teachers.a/b": {"model": "test_resnet"}}, "teacher is named 'a/b': expected letters"),
     ({"teachers": {"..": {"model": "test_resnet"}}}, "teacher is named '..'"),
     ({"students.-rf": {"model": "test_resnet"}}, "student is named '-rf'"),
-    ({"datasets": {"../x": {}}}, "data set is named '../x'"),
+    ({"datasets": {"../x": {}}}, "dataset is named '../x'"),
     ({"name": "a/b"}, "name is named 'a/b'"),
     ({"name": ".."}, "name is named '..'"),
     ({"teachers.none": {"model": "test_resnet"}}, "'none' as a teacher"),
-    ({"datasets.pretext": {}}, "'pretext' as a data set"),
+    ({"datasets.pretext": {}}, "'pretext' as a dataset"),
     (
         {"teachers.resnet.weights": "pretex"},
         "teachers.resnet.weights is 'pretex': expected none, pretext, timm",
@@ -528,7 +528,7 @@ WRONG = [
     ({"datasets.birds.resize": 40}, r"datasets.birds.resize is 40: expected views.resize \(36\)"),
     ({"datasets.birds.species": 1}, "datasets.birds.species is 1: expected 2 or more"),
     ({"datasets.birds.test": 0}, "datasets.birds.test is 0: expected 1 or more"),
-    ({"recipes.FT.epochs": 0}, "recipes.FT.epochs is 0: expected more than 0"),
+    ({"recipes.FT.epochs": 0}, "recipes.FT.epochs is 0: expected 1 or more"),
     ({"recipes.FT.lr": -1}, "recipes.FT.lr is -1.0: expected more than 0"),
     ({"recipes.FT.lr": float("nan")}, "recipes.FT.lr is nan: expected more than 0"),
     ({"teachers.resnet.recipe": {"batch_size": 0}}, "teachers.resnet.recipe.batch_size is 0"),
@@ -589,7 +589,7 @@ def test_an_unknown_study_is_refused_with_those_there_are(name, message):
             "teacher 'resnt' is not in the study.*'resnet'.*expected one of byobnet, resnet, efficientnet",
         ),
         (lambda s: s.student("x"), "student 'x' is not in the study: expected one of small"),
-        (lambda s: s.data("bird"), "data set 'bird' is not in the study.*'birds'"),
+        (lambda s: s.data("bird"), "dataset 'bird' is not in the study.*'birds'"),
         (lambda s: s.at(2), "seed 2 is not in the study: expected one of 0, or -1 for the first"),
         (lambda s: s.recipe("CAL", s.teacher("resnet")), "recipe 'CAL' is not in the study"),
         (lambda s: s.inputs(Job("banks")), "stage 'banks' is unknown: expected one of intro"),
@@ -727,7 +727,7 @@ def test_what_a_cluster_is_asked_for_makes_nothing_stale(tiny, make_study):
     "change, message",
     [
         ({"resources": {"report": {}}}, "resources: stage 'report' is unknown"),
-        ({"resources": {"bank": {"gpus": 2}}}, "resources.bank.gpus is 2: expected 0 or 1"),
+        ({"resources": {"bank": {"gpus": 2}}}, "resources.bank.gpus is 2: expected one of 0, 1"),
         ({"resources": {"bank": {"minutes": 0}}}, "resources.bank.minutes is 0"),
         ({"runs_per_gpu": 0}, "runs_per_gpu is 0"),
     ],
@@ -765,10 +765,10 @@ def test_a_teacher_may_be_trained_by_a_recipe_that_no_strategy_uses_and_has_no_b
             ("distill", "birds", "resnet", "TGDA"),
             "strategy 'TGDA' is not in the study: expected one of FZ, FT, CE",
         ),
-        (("distill", "bird", "resnet", "FT"), "data set 'bird' is not in the study .did you mean 'birds'"),
+        (("distill", "bird", "resnet", "FT"), "dataset 'bird' is not in the study .did you mean 'birds'"),
         (
             ("distill", "pretext", "resnet", "FT"),
-            "data set 'pretext' is not in the study: expected one of birds",
+            "dataset 'pretext' is not in the study: expected one of birds",
         ),
         (
             ("distill", "birds", "none", "FT"),
@@ -788,8 +788,8 @@ def test_a_teacher_may_be_trained_by_a_recipe_that_no_strategy_uses_and_has_no_b
             "recipe 'CAL' is not in the study.*: expected one of FT, FZ, pretext",
         ),
         (("teacher", "birds", "resnet", "student"), "recipe 'student' is not in the study"),
-        (("teacher", "birds", "resnet", "pretext"), "recipe 'pretext' on data set 'birds'"),
-        (("teacher", "pretext", "byobnet", "FT"), "recipe 'FT' on data set 'pretext'"),
+        (("teacher", "birds", "resnet", "pretext"), "recipe 'pretext' on dataset 'birds'"),
+        (("teacher", "pretext", "byobnet", "FT"), "recipe 'FT' on dataset 'pretext'"),
         (
             ("bank", "birds", "resnet", "pretext"),
             "recipe 'pretext' is not in the study: expected one of FT, FZ",

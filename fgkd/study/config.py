@@ -1,0 +1,527 @@
+"""What a study file may say: its sections, their keys, types, bounds and choices, declared with pydantic.
+
+A field's declaration is its check, and its comment its description in `runs/study.schema.json`, by which
+editors complete and check (see `schema`).  Validators raise ValueError with a message that continues the
+place in the file, such as ".crop is 37: expected ..."; `explain` says pydantic's errors in the same words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from pydantic.json_schema import SkipJsonSchema
+
+from fgkd.study import plugins
+from fgkd.study.errors import StudyError, expected, unknown_name
+
+Official = Literal["aircraft", "cars", "cub", "dogs", "flowers", "moe", "nabirds", "pets"]
+Strategy = Literal["FZ", "FT", "CAL", "TGDA"]
+RecipeName = Literal["pretext", "FZ", "FT", "CAL", "student"]
+Stage = Literal["teacher", "bank", "distill"]
+
+OFFICIAL = get_args(Official)  # the paper's datasets, each a kind of its own
+STRATEGIES = get_args(Strategy)
+RECIPES = {"FZ": "FZ", "FT": "FT", "CAL": "CAL", "TGDA": "CAL"}  # how the teacher of a strategy is trained
+PRETEXT = "pretext"
+LOSSES: dict[str, dict[str, Any]]  # the built-in losses: the options of each with their defaults
+LOSSES = {"kd": {}}  # KD itself, with its own temperature or beta
+LOSSES |= plugins.loss_options((Path(__file__).parents[1] / "distillation/losses.py").read_text())
+
+KEY = "<key>"  # the key by which an entry of a mapping is told its name; files cannot use it
+CONFIG = ConfigDict(extra="forbid", validate_by_name=True)
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+EXPECTED = {  # by the type of pydantic's error
+    "bool_type": WORDS[bool],
+    "int_type": WORDS[int],
+    "float_type": WORDS[float],
+    "string_type": WORDS[str],
+    "dict_type": "a mapping",
+    "dataclass_type": "a mapping",
+    "tuple_type": "a list",
+    "too_short": "one or more",
+    "finite_number": "a finite number",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than_equal": "{le:g} or less",
+}
+
+
+def _to_float(value: Any) -> Any:
+    """A number as a float, if need be from text; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _to_path(path: str, info: ValidationInfo) -> str:
+    """An absolute path from one relative to the study file; as it is where no file is read.
+
+    `~`, `$VARIABLE` and `${VARIABLE:-default}` are expanded.
+    """
+    if info.context is None:
+        return path
+    path = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: os.environ.get(match[1]) or match[2], path)
+    return str((info.context["folder"] / os.path.expandvars(os.path.expanduser(path))).resolve())
+
+
+def _to_weights(weights: str, info: ValidationInfo) -> str:
+    if weights in ("none", "pretext", "timm"):
+        return weights
+    if Path(weights).suffix not in (".safetensors", ".pth", ".pt", ".bin", ".tar"):
+        files = "a .safetensors, .pth, .pt, .bin or .pth.tar file"
+        raise ValueError(f" is '{weights}': expected none, pretext, timm, or {files}")
+    return _to_path(weights, info)
+
+
+Key = Annotated[SkipJsonSchema[str], Field(validation_alias=KEY)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+FileName = Annotated[Name, BeforeValidator(str, json_schema_input_type=str | int)]
+RelativePath = Annotated[str, AfterValidator(_to_path)]
+Weights = Annotated[str, AfterValidator(_to_weights)]
+Integer = Annotated[int, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Several = Annotated[int, Field(strict=True, ge=2)]
+Number = Annotated[float, Field(strict=True), BeforeValidator(_to_float)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), BeforeValidator(_to_float)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), BeforeValidator(_to_float)]
+BirdSize = Annotated[float, Field(strict=True, ge=0.2, le=1), BeforeValidator(_to_float)]
+NUMBERS = TypeAdapter(tuple[Number, ...])
+
+
+def _to_rates(value: Any) -> float | tuple[float, ...]:
+    """One learning rate, or different ones to choose from."""
+    is_list = isinstance(value, list | tuple)
+    rates = NUMBERS.validate_python(value if is_list else [value])
+    if not 0 < len(rates) == len(set(rates)) or not all(0 < rate < math.inf for rate in rates):
+        given = rates if is_list else rates[0]
+        raise ValueError(f" is {given}: expected more than 0, or a list of different rates to choose from")
+    return rates if is_list else rates[0]
+
+
+def _to_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if not 0 < len(seeds) == len(set(seeds)):
+        raise ValueError(f" is {list(seeds)}: expected one, or a list of different ones")
+    return seeds
+
+
+RatesInput = Positive | list[Positive]
+Rates = Annotated[float | tuple[float, ...], PlainValidator(_to_rates, json_schema_input_type=RatesInput)]
+SeedList = BeforeValidator(_to_list, json_schema_input_type=Whole | list[Whole])
+Seeds = Annotated[tuple[Whole, ...], SeedList, AfterValidator(_check_seeds)]
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Section:
+    """A mapping of a study file, its keys declared as fields."""
+
+    @classmethod
+    def _keys(cls, values: dict) -> list[str]:
+        """The keys that a file may give which gives `values`."""
+        fields = cls.__pydantic_fields__  # type: ignore[attr-defined]  # put there by the decorator
+        return [str(field.validation_alias or name) for name, field in fields.items()]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            allowed = set(cls._keys(values)) - {KEY}
+            if message := unknown_name(values.keys() - {KEY}, allowed, "key"):
+                raise ValueError(f": {message}")
+        return values
+
+
+@dataclass(frozen=True, config=CONFIG)
+class DataSpec(Section):
+    """One dataset: drawn birds, a folder of images, or one of the paper's datasets."""
+
+    key: Key  # its name in the mapping
+    # birds: drawn; folder: your own images; else one of the paper's datasets
+    kind: Literal["birds", "folder", Official] = "birds"
+    # where it lies, relative to the study file; one of the paper's: by default its kind in FGKD_DATA
+    root: RelativePath | None = None
+    classes: tuple[str, ...] = ()  # folder: only these classes; empty: all
+    test_fraction: Number = 0.2  # folder without train/ and test/: share of each class to test on
+    species: Several = 24  # birds: number of classes
+    family_size: Count = 4  # birds: sibling species in a family
+    train: Count = 40  # birds: training images per species
+    test: Count = 20  # birds: test images per species
+    size: BirdSize = 1.0  # birds: share of the usual size, in which a bird nearly fills the image
+    seed: Integer = 0  # birds: which species; folder: which split
+    check_counts: StrictBool = True  # one of the paper's: refuse counts that are not the official ones
+    resize: Count = 72  # side in pixels of the cached square images: that of `views`
+    note: str = ""  # what a reader of its numbers should know
+
+    @classmethod
+    def _keys(cls, values: dict) -> list[str]:
+        if values.get("kind") in OFFICIAL:
+            return ["kind", "root", "check_counts", "resize", "note"]
+        return super()._keys(values)
+
+    @model_validator(mode="after")
+    def _check_root(self) -> DataSpec:
+        if self.kind == "folder" and self.root is None:
+            folder = "the folder that holds train/ and test/, or one folder per class"
+            raise ValueError(f".root is missing: expected {folder}")
+        return self
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Recipe(Section):
+    """How a model is trained; the defaults are the paper's for teachers but for epochs and batch size.
+
+    A tuple of learning rates is one to choose from, on a part of the training split (see `stages`).
+    """
+
+    epochs: Count = 10  # passes over the training images
+    batch_size: Count = 32  # images per step
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd, with momentum, or adamw
+    lr: Rates = 0.01  # learning rate, or several to choose from
+    weight_decay: NotNegative = 0.0  # adamw: but for norms and biases
+    momentum: NotNegative = 0.9  # sgd only
+    warmup_steps: Whole = 0  # steps in which the learning rate rises
+    min_lr: NotNegative = 1e-5  # learning rate where the cosine ends
+    clip: Positive = 1.0  # largest gradient norm
+    views: Whole = 0  # FZ and students: views of each image, taken in turn; 0: one per epoch
+    maps: Count = 32  # CAL only: attention maps
+    search_epochs: Whole = 0  # of each training in a search for a rate; 0: as many as epochs
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to choose from."""
+        return self.lr if isinstance(self.lr, tuple) else (self.lr,)
+
+    @property
+    def n_views(self) -> int:
+        """Number of different views of each image: epoch e takes view e % n_views."""
+        return min(self.views or self.epochs, self.epochs)
+
+
+@dataclass(frozen=True, config=CONFIG)
+class TeacherRecipe(Recipe):
+    """A teacher's own values, those below a recipe's name for that recipe alone."""
+
+    pretext: Recipe | None = None  # for the recipe pretext alone
+    FZ: Recipe | None = None  # for the recipe FZ alone
+    FT: Recipe | None = None  # for the recipe FT alone
+    CAL: Recipe | None = None  # for the recipe CAL alone
+
+
+def _own_values(section: type[Recipe]) -> PlainValidator:
+    """Metadata of a dict that holds the values of a recipe that a file gives, without defaults."""
+    adapter = TypeAdapter(section)
+
+    def pick(values: dict, recipe: Recipe) -> dict:
+        own = {}
+        for name in values:
+            value = getattr(recipe, name)
+            own[name] = pick(values[name], value) if isinstance(value, Recipe) else value
+        return own
+
+    return PlainValidator(
+        lambda values: pick(values, adapter.validate_python(values)), json_schema_input_type=section
+    )
+
+
+StudentValues = Annotated[dict[str, Any], _own_values(Recipe)]
+TeacherValues = Annotated[dict[str, Any], _own_values(TeacherRecipe)]
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Model(Section):
+    """A student, or what a teacher has in common with one: a timm network and its weights."""
+
+    key: Key  # its name in the mapping
+    model: str  # timm name, with its tag
+    # none, pretext (teachers alone), timm, or a .safetensors or .pth file relative to the study file
+    weights: Weights = "none"
+    options: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of timm.create_model
+    recipe: StudentValues = Field(default_factory=dict)  # values that replace those of its recipe
+    pretraining: str = ""  # what its weights were trained on; empty: as timm's tag says
+    family: str = ""  # of which it is a member, such as the widths of one network
+    architecture: str = ""  # such as convolution or transformer
+
+    @property
+    def file(self) -> str | None:
+        """The absolute path of the file that its weights come from, None where there is no file."""
+        return None if self.weights in ("none", "pretext", "timm") else self.weights
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Teacher(Model):
+    """A teacher: a timm network, its weights, and its own values of the recipes."""
+
+    recipe: TeacherValues = Field(default_factory=dict)  # values that replace the recipes', or one recipe's
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Views(Section):
+    """The sizes of images and of the crops that networks take."""
+
+    resize: Count = 72  # side in pixels of the cached square images
+    crop: Count = 64  # side in pixels of what a network is given
+
+    @model_validator(mode="after")
+    def _check_crop(self) -> Views:
+        if self.crop > self.resize:
+            raise ValueError(f".crop is {self.crop}: expected 1 to views.resize ({self.resize})")
+        return self
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Distillation(Section):
+    """The KD term of every student's loss, CE + beta * KD."""
+
+    temperature: Positive = 2.0  # softens both distributions
+    beta: NotNegative = 10.0  # weight of the KD term next to cross-entropy
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Loss(Section):
+    """An auxiliary loss, added to CE + beta * KD, or KD itself with its own temperature or beta."""
+
+    key: Key  # its name in the mapping
+    loss: str = ""  # kd, dkd, rkd, pkt, hint, crd, or one of a plugin; empty: its name here
+    temperature: Positive | None = None  # of the KD term; by default the study's
+    beta: NotNegative | None = None  # weight of the KD term; by default the study's
+    weight: NotNegative = 1.0  # of the auxiliary loss
+    # logits, or features: the pooled ones before the last layer
+    applies_to: Literal["logits", "features"] = Field(default="logits", validation_alias="on")
+    students: tuple[str, ...] = ()  # trained with it; empty: all
+    strategies: tuple[str, ...] = ()  # in which it is added; empty: all
+    options: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the loss's function
+
+    @property
+    def function(self) -> str:
+        """The name of its function in `fgkd.distillation.losses`, or in a plugin."""
+        return self.loss or self.key
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Resources(Section):
+    """What a run of a stage requests from the machine or the cluster; no result depends on it."""
+
+    gpus: Literal[0, 1] = 1  # 0 or 1; without a GPU it runs on the CPU
+    memory: Count = 8000  # MB
+    minutes: Count = 1440  # a cluster ends it then; started again it resumes from its last checkpoint
+
+
+@dataclass(frozen=True, config=CONFIG, kw_only=True)
+class StudyConfig(Section):
+    """A study file: which teachers, students, datasets and recipes make up its matrix."""
+
+    name: FileName = ""  # names the folder of its results; by default the file's name
+    question: str = ""  # what the study asks, for its report
+    # one, or several, each of which repeats the whole matrix
+    seeds: Seeds = Field(default=(0,), validation_alias="seed")
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto takes a GPU where there is one
+    threads: Count = 1  # CPU threads of one run
+    online: StrictBool = False  # true runs the teacher in every step instead of reading the bank
+    compile: StrictBool = False  # true runs networks through torch.compile
+    plugins: tuple[RelativePath, ...] = ()  # Python files that register networks with timm, or define losses
+    views: Views = Field(default_factory=Views)  # sizes of images and crops
+    datasets: dict[Name, DataSpec] = Field(min_length=1)  # each below its name
+    pretext: DataSpec | None = None  # the dataset on which teachers with weights 'pretext' are trained first
+    teachers: dict[Name, Teacher] = Field(min_length=1)  # each below its name
+    students: dict[Name, Model] = Field(min_length=1)  # each below its name
+    strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = STRATEGIES  # how students are taught
+    baseline: StrictBool = True  # also train every student without a teacher (CE)
+    # how students are trained, and teachers for each strategy, or on the pretext dataset
+    recipes: dict[RecipeName, Recipe] = Field(default_factory=dict)
+    distillation: Distillation = Field(default_factory=Distillation)  # the KD term
+    losses: dict[Name, Loss] = Field(default_factory=dict)  # further ones, one more training each
+    # what a run of each stage requests from the machine or the cluster
+    resources: dict[Stage, Resources] = Field(default_factory=dict, validate_default=True)
+    runs_per_gpu: Count = 1  # how many runs share a GPU of this machine
+
+    @field_validator("datasets", "teachers", "students", "losses", mode="before")
+    @classmethod
+    def _name_entries(cls, entries: Any, info: ValidationInfo) -> Any:
+        """Tell each entry its name; an empty one has defaults alone."""
+        if not isinstance(entries, dict):
+            return entries
+        return {name: _named({} if entry is None else entry, name, info) for name, entry in entries.items()}
+
+    @field_validator("pretext", mode="before")
+    @classmethod
+    def _name_pretext(cls, dataset: Any, info: ValidationInfo) -> Any:
+        return _named(dataset, PRETEXT, info)
+
+    @field_validator("losses")
+    @classmethod
+    def _complete_losses(cls, losses: dict[str, Loss], info: ValidationInfo) -> dict[str, Loss]:
+        """Give each loss its function's name, and all options that the function has."""
+        files = info.data.get("plugins", ())
+        options = LOSSES | _plugin_losses(files)
+        absent = "".join(f" (plugin '{file}' cannot be read)" for file in files if plugins.read(file) is None)
+        for name, loss in losses.items():
+            if loss.function not in options:
+                choices = expected(loss.function, options)
+                raise ValueError(f".{name}.loss is {loss.function!r}{choices}{absent}")
+        return {name: _complete_loss(loss, options[loss.function]) for name, loss in losses.items()}
+
+    @field_validator("resources")
+    @classmethod
+    def _complete_resources(cls, resources: dict[Stage, Resources]) -> dict[Stage, Resources]:
+        return {stage: resources.get(stage, Resources()) for stage in get_args(Stage)}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> StudyConfig:
+        """Check what one section says of another."""
+        places = {f"datasets.{name}": spec for name, spec in self.datasets.items()}
+        if self.pretext:
+            places[PRETEXT] = self.pretext
+        for place, spec in places.items():
+            if spec.resize != self.views.resize:
+                size = f"views.resize ({self.views.resize}), at which all datasets are cached"
+                raise ValueError(f"{place}.resize is {spec.resize}: expected {size}")
+        if PRETEXT in self.datasets or "none" in self.teachers:
+            raise ValueError("'pretext' as a dataset and 'none' as a teacher are taken: give other names")
+        for loss in self.losses.values():
+            for field, known in (("students", self.students), ("strategies", self.strategies)):
+                unknown = [name for name in getattr(loss, field) if name not in known]
+                if unknown:
+                    choices = expected(unknown[0], known)
+                    raise ValueError(f"losses.{loss.key}.{field} is {unknown[0]!r}{choices}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_recipes(self) -> StudyConfig:
+        """Check that there is a recipe, and a pretext dataset, for all that is trained."""
+        if students := [name for name, model in self.students.items() if model.weights == "pretext"]:
+            raise ValueError(
+                f"student '{students[0]}' has weights 'pretext': "
+                "only teachers are trained on the pretext set; expected none, timm or a file"
+            )
+        teachers = [name for name, model in self.teachers.items() if model.weights == "pretext"]
+        if teachers and self.pretext is None:
+            raise ValueError(
+                f"teacher '{teachers[0]}' has weights 'pretext', but the study has no 'pretext:' dataset: "
+                "add one, or name other weights"
+            )
+        needed = {"student", *(RECIPES[strategy] for strategy in self.strategies)}
+        if teachers:
+            needed.add(PRETEXT)
+        if missing := ", ".join(sorted(needed - self.recipes.keys())):
+            raise ValueError(
+                f"recipes lacks {missing}: add each with its epochs, batch_size, optimizer and lr"
+            )
+        return self
+
+
+def check_weights(model: Model) -> None:
+    """Raise StudyError unless the file is there that the model's weights come from."""
+    if model.file and not os.path.isfile(model.file):
+        advice = "check the path, which is relative to the study's folder"
+        if "$" in model.weights:
+            advice = "a variable in it is not set: export it"
+        raise StudyError(f"weights '{model.weights}' of '{model.key}' do not exist: {advice}")
+
+
+def explain(error: ValidationError, file: str) -> str:
+    """Say the first error of a study file: its place, the value, and what was expected."""
+    first = error.errors(include_url=False)[0]
+    kind = first["type"]
+    value = first["input"]
+    details = first.get("ctx", {})
+    names = [str(name) for name in first["loc"] if not isinstance(name, int)]
+    place = ".".join(names)
+    noun = {"losses": "loss", "resources": "stage"}.get(names[0], names[0].removesuffix("s")) if names else ""
+    if kind == "value_error":
+        message = str(details["error"])
+        if isinstance(details["error"], StudyError):
+            return message
+        return f"{place or file}{message}" if message.startswith(":") else f"{place}{message}"
+    if place in ("datasets", "teachers", "students"):
+        return f"{file}: '{place}' is missing or empty: expected a mapping of names to settings"
+    if kind == "missing":
+        return f"{'.'.join(names[:-1])} lacks '{names[-1]}': add it"
+    if kind == "string_pattern_mismatch":
+        characters = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        return f"{noun} is named {value!r}: expected {characters}, since it names a folder"
+    if kind == "literal_error":
+        choices = [choice.strip("'") for choice in re.split(", | or ", details["expected"])]
+        if names[-1] == "[key]":
+            return f"{names[0]}: {unknown_name([value], choices, noun)}"
+        return f"{place} is {value!r}{expected(value, choices)}"
+    given = "empty" if value is None or value == [] else repr(value)
+    return f"{place} is {given}: expected {EXPECTED[kind].format(**details)}"
+
+
+def _named(entry: Any, name: str, info: ValidationInfo) -> Any:
+    """An entry of a mapping told its name, and a dataset the size of images, unless it says another."""
+    if not isinstance(entry, dict):
+        return entry
+    has_size = info.field_name in ("datasets", "pretext") and "views" in info.data
+    return ({"resize": info.data["views"].resize} if has_size else {}) | entry | {KEY: name}
+
+
+def _plugin_losses(files: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The options of each loss that plugins define; plugins that cannot be parsed have none."""
+    losses: dict[str, dict[str, Any]] = {}
+    for file in files:
+        try:
+            own = plugins.loss_options(plugins.read(file) or "")
+        except SyntaxError:  # reported when the plugin is imported
+            continue
+        for name in own.keys() & (LOSSES.keys() | losses.keys()):
+            raise StudyError(f"plugin '{file}' defines a loss '{name}', which is taken: give it another name")
+        losses |= own
+    return losses
+
+
+def _complete_loss(loss: Loss, defaults: dict[str, Any]) -> Loss:
+    """The loss with the name of its function and all of its options, which have `defaults`."""
+    where = f".{loss.key}"
+    name = loss.function
+    if message := unknown_name(loss.options, defaults, "option"):
+        raise ValueError(f"{where}.options: {message}")
+    if name == "kd" and loss.temperature is loss.beta is None:
+        raise ValueError(
+            f"{where} is KD with the study's own temperature and beta, which every study has: "
+            "give it a temperature or beta"
+        )
+    if loss.key in ("ce", "kd"):
+        raise ValueError(f": '{loss.key}' is taken, every study has it: give the further loss another name")
+    if loss.applies_to == "features" and name in ("kd", "dkd"):
+        raise ValueError(f"{where}.on is 'features': {name.upper()} is defined on logits; expected logits")
+    options = dict(defaults)
+    for option, value in loss.options.items():
+        options[option] = _to_option(value, defaults[option], f"{where}.options.{option}")
+    return dataclasses.replace(loss, loss=name, options=options)
+
+
+def _to_option(value: Any, default: Any, where: str) -> Any:
+    """An option's value, of its default's type; of any type where the default is None."""
+    if isinstance(default, float):
+        value = _to_float(value)
+    if default is not None and type(value) is not type(default):
+        given = "empty" if value is None else repr(value)
+        raise ValueError(f"{where} is {given}: expected {WORDS.get(type(default), type(default).__name__)}")
+    return value

@@ -1,0 +1,63 @@
+"""Content digests: what makes two files, or two versions of a plugin's code, the same wherever they lie.
+
+A job's inputs from outside the study file (photos, weights, networks and losses of plugins) count by content.
+Their paths, their times and the machine do not: the same study in another folder, from copies of its files,
+is the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+from fgkd.study import plugins
+
+LENGTH = 16  # hexadecimal digits of a digest
+
+
+def of_text(text: str) -> str:
+    """The digest of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def of_file(path: str | Path) -> str | None:
+    """The digest of a file's bytes, None where there is none.
+
+    A file is read again only when its size or time has changed.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return _of_file(str(path), status.st_size, status.st_mtime_ns)
+
+
+def of_network(model: str, files: tuple[str, ...]) -> str | None:
+    """The digest of the plugins' code of a timm model: see `plugins.code_of`.
+
+    '' where no plugin registers it, None where a plugin is not there.
+    """
+    return _of_code(model.partition(".")[0], files, plugins.NETWORK)
+
+
+def of_loss(name: str, files: tuple[str, ...]) -> str | None:
+    """The digest of the plugins' code of a loss, as of a network."""
+    return _of_code(name, files, plugins.LOSS)
+
+
+def _of_code(name: str, files: tuple[str, ...], decorator: str) -> str | None:
+    parts = []
+    for file in files:
+        text = plugins.read(file)
+        if text is None:
+            return None
+        parts.append(plugins.code_of(text, name, decorator))
+    return of_text("\n".join(parts)) if any(parts) else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_file(path: str, size: int, time: int) -> str:
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:LENGTH]

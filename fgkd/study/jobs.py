@@ -1,0 +1,478 @@
+"""A study's jobs: their inputs, ids, fingerprints and folders.
+
+A *job* is one notebook run, or one student of a distill job.  The stages, and what a job of each stands for:
+
+    intro        the study                     01_what_is_ratio12
+    data         dataset                       02_data
+    teacher      dataset, teacher, recipe      03_teacher
+    bank         dataset, teacher, recipe      04_ratio12
+                 TGDA students learn from the bank of the CAL teacher
+    distill      dataset, teacher, strategy    05_distillation
+                 all students and losses of that teacher; CE has teacher 'none'
+    student      the same, student, loss       a training of a distill job, with a record but no notebook
+    correlation  the study                     06_correlation
+    report       the study                     07_report
+
+Of several seeds, each repeats the teacher, bank and distill jobs, pretext and baseline included; images and
+conclusions are shared.
+
+A job's fingerprint is a hash of what its result is a function of, and of nothing else: its own values in the
+study file, the content of the photos, weights and plugins that it starts from, and the fingerprints of the
+jobs that it reads.  Paths, times, the machine, its threads and what other students, losses or strategies the
+study has are no part of it, nor are values that a recipe does not use.  The content of a file that is not
+there is what the job's own record says: records alone, without photos and weights, are valid
+(`Study.contents`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from pydantic import SkipValidation
+from pydantic.dataclasses import dataclass
+
+from fgkd.study import contents
+from fgkd.study.config import (
+    CONFIG,
+    LOSSES,
+    PRETEXT,
+    RECIPES,
+    DataSpec,
+    Distillation,
+    Loss,
+    Model,
+    Recipe,
+    StudyConfig,
+)
+from fgkd.study.errors import StudyError, expected, unknown_name
+
+STAGES = {
+    "intro": "01_what_is_ratio12",
+    "data": "02_data",
+    "teacher": "03_teacher",
+    "bank": "04_ratio12",
+    "distill": "05_distillation",
+    "correlation": "06_correlation",
+    "report": "07_report",
+}
+BIRD_VALUES = ("species", "family_size", "train", "test", "size", "seed")  # on which drawn images depend
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One notebook run, or one student of it; `teacher` and `strategy` are empty where the stage has none."""
+
+    stage: str
+    dataset: str = ""
+    teacher: str = ""
+    strategy: str = ""  # of a teacher or bank: the recipe
+    seed: int | None = None  # None: the study's first, so that a study may be given further seeds later
+    student: str = ""  # stage student alone, as is the loss
+    loss: str = ""
+
+    @property
+    def base_id(self) -> str:
+        """Its place in the matrix, which every seed repeats."""
+        stage = "distill" if self.stage == "student" else self.stage
+        if not self.dataset:
+            return f"study/{stage}"
+        return "/".join(name for name in (stage, self.dataset, self.strategy, self.teacher) if name)
+
+    @property
+    def id(self) -> str:
+        """Its name, and its folder below the study's."""
+        name = self.base_id if self.seed is None else f"{self.base_id}/seed-{self.seed}"
+        return f"{name}/students/{self.student}/{self.loss}" if self.stage == "student" else name
+
+    @property
+    def notebook(self) -> str:
+        """The name of its notebook."""
+        return STAGES[self.stage]
+
+    def parameters(self, study: Study) -> dict[str, str | int]:
+        """The parameters that papermill hands to the notebook."""
+        parameters: dict[str, str | int] = {"study": study.file}
+        if self.dataset:
+            parameters["dataset"] = self.dataset
+        if self.teacher:
+            parameters["teacher"] = self.teacher
+        if self.strategy:
+            parameters["recipe" if self.stage in ("teacher", "bank") else "strategy"] = self.strategy
+        if self.seed is not None:
+            parameters["seed"] = self.seed
+        return parameters
+
+
+@dataclass(frozen=True, config=CONFIG, kw_only=True)
+class Study(StudyConfig):
+    """A study file's values, with the jobs, fingerprints and folders that follow from them."""
+
+    file: str
+    """absolute path of the YAML file"""
+    job_seed: int | None = None
+    """the seed in force, as jobs hold it: None is the first of `seeds`"""
+    photos: SkipValidation[dict[str, Any]] = field(default_factory=dict, compare=False)
+    """the content of each dataset of photos that was looked at: see `data.folders.look`"""
+
+    @property
+    def seed(self) -> int:
+        """The seed in force: the first, unless `at` names another."""
+        return self.seeds[0] if self.job_seed is None else self.job_seed
+
+    @property
+    def folder(self) -> Path:
+        """Where the study's results go: next to its file, or in FGKD_RUNS."""
+        root = os.environ.get("FGKD_RUNS")
+        return (Path(root) if root else Path(self.file).parent) / self.name
+
+    def path(self, job: Job) -> Path:
+        """The job's folder."""
+        return self.folder / job.id
+
+    def at(self, seed: int) -> Study:
+        """The study with this one of its seeds in force; -1 is the first."""
+        if seed not in (-1, *self.seeds):
+            seeds = ", ".join(map(str, self.seeds))
+            raise StudyError(f"seed {seed} is not in the study: expected one of {seeds}, or -1 for the first")
+        return dataclasses.replace(self, job_seed=None if seed in (-1, self.seeds[0]) else seed)
+
+    def job(self, stage: str, dataset: str, teacher: str, strategy: str) -> Job:
+        """A teacher, bank or distill job of the seed in force.
+
+        strategy: how the students of a distill job are taught; of a teacher or bank, its recipe.
+        Raises StudyError naming what the study lacks.
+        """
+        if stage == "distill":
+            _find(self.datasets, dataset, "dataset")
+            strategies = (*self.strategies, "CE") if self.baseline else self.strategies
+            _find(dict.fromkeys(strategies), strategy, "strategy")
+            if (teacher == "none") != (strategy == "CE"):
+                raise StudyError(
+                    f"teacher '{teacher}' with strategy '{strategy}': "
+                    "expected CE with teacher none, or another strategy with a teacher"
+                )
+        else:
+            self.data(dataset)
+            used = {RECIPES[name] for name in self.strategies}
+            recipes = self.recipes.keys() - {"student"} if stage == "teacher" else used
+            _find(dict.fromkeys(sorted(recipes)), strategy, "recipe")
+            if (dataset == PRETEXT) != (strategy == PRETEXT):
+                raise StudyError(
+                    f"recipe '{strategy}' on dataset '{dataset}': "
+                    "the recipe pretext and the dataset pretext go together"
+                )
+        if teacher != "none" or stage != "distill":
+            self.teacher(teacher)
+        return Job(stage, dataset, teacher, strategy, self.job_seed)
+
+    @property
+    def first(self) -> Job:
+        """The first teacher of the first dataset and strategy, whose logits the introduction shows."""
+        return Job(
+            "teacher", next(iter(self.datasets)), next(iter(self.teachers)), RECIPES[self.strategies[0]]
+        )
+
+    def seed_of(self, job: Job) -> int:
+        """The seed of a job, whichever is in force."""
+        return self.seeds[0] if job.seed is None else job.seed
+
+    def data(self, key: str) -> DataSpec:
+        """A dataset, or the pretext set.  Raises StudyError where the study has none of that name."""
+        return self.pretext if key == PRETEXT and self.pretext else _find(self.datasets, key, "dataset")
+
+    def teacher(self, key: str) -> Model:
+        """A teacher.  Raises StudyError where the study has none of that name."""
+        return _find(self.teachers, key, "teacher")
+
+    def student(self, key: str) -> Model:
+        """A student.  Raises StudyError where the study has none of that name."""
+        return _find(self.students, key, "student")
+
+    def recipe(self, name: str, model: Model) -> Recipe:
+        """The recipe of that name with the model's own values in it, those for this recipe alone last."""
+        own = {key: value for key, value in model.recipe.items() if not isinstance(value, dict)}
+        own |= model.recipe.get(name, {})
+        return dataclasses.replace(_find(self.recipes, name, "recipe"), **own)
+
+    @property
+    def bank_views(self) -> int:
+        """Views of each image that a bank holds: as many as the student that takes most of them."""
+        return max(self.recipe("student", student).n_views for student in self.students.values())
+
+    def losses_of(self, student: str, strategy: str) -> dict[str, Loss | None]:
+        """The losses that a student is trained with, one training each.
+
+        They are 'ce' without a teacher; else 'kd' and the auxiliary ones, which are added to it.
+        """
+        if strategy == "CE":
+            return {"ce": None}
+        losses = {
+            name: loss
+            for name, loss in self.losses.items()
+            if student in (loss.students or self.students)
+            and strategy in (loss.strategies or self.strategies)
+        }
+        return {"kd": None, **losses}
+
+    def strategies_using(self, recipe: str) -> tuple[str, ...]:
+        """The strategies whose students learn from the bank of a teacher of this recipe."""
+        return tuple(strategy for strategy in self.strategies if RECIPES[strategy] == recipe)
+
+    def bank_contents(self, recipe: str) -> dict[str, bool]:
+        """Say what such a bank holds next to logits.
+
+        augmented: crop and drop views, which TGDA reads.
+        features: pooled features, where a loss is applied to them.
+        """
+        strategies = self.strategies_using(recipe)
+        losses = [
+            loss
+            for strategy in strategies
+            for student in self.students
+            for loss in self.losses_of(student, strategy).values()
+        ]
+        return {
+            "augmented": "TGDA" in strategies,
+            "features": any(loss is not None and loss.applies_to == "features" for loss in losses),
+        }
+
+    def seed_for(self, *names: str) -> int:
+        """A seed of 63 bits for one use: a hash of the seed in force and the names."""
+        text = json.dumps([self.seed, *names])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+    def jobs(self) -> tuple[Job, ...]:
+        """All jobs that are notebook runs, each after those that must have ended before it."""
+        order: dict[Job, None] = {}
+
+        def visit(job):
+            if job not in order:
+                for earlier in self.before(job):
+                    visit(earlier)
+                order[job] = None
+
+        visit(Job("report"))
+        return tuple(order)
+
+    def student_jobs(self, job: Job) -> tuple[Job, ...]:
+        """The trainings of a distill job, one per student and loss."""
+        trainings = [
+            (student, loss) for student in self.students for loss in self.losses_of(student, job.strategy)
+        ]
+        return tuple(
+            dataclasses.replace(job, stage="student", student=student, loss=loss)
+            for student, loss in trainings
+        )
+
+    def inputs(self, job: Job) -> tuple[Job, ...]:
+        """The jobs whose results this one's is a function of.
+
+        A student's is its teacher: the bank, if it reads one, holds no more than that teacher's outputs.
+        """
+        match job.stage:
+            case "intro":
+                return (self.first,)
+            case "data":
+                return ()
+            case "teacher":
+                data = Job("data", job.dataset)
+                if job.strategy == PRETEXT or self.teacher(job.teacher).weights != PRETEXT:
+                    return (data,)
+                return (data, Job("teacher", PRETEXT, job.teacher, PRETEXT, job.seed))
+            case "bank":
+                return (dataclasses.replace(job, stage="teacher"),)
+            case "student" if job.strategy == "CE":
+                return (Job("data", job.dataset),)
+            case "student":
+                return (Job("teacher", job.dataset, job.teacher, RECIPES[job.strategy], job.seed),)
+            case "distill":
+                return self.student_jobs(job)
+            case "correlation":
+                jobs = []
+                for distill in self._distill_jobs():
+                    jobs += [*self.banks_of(distill), distill]
+                return tuple(dict.fromkeys(jobs))
+            case "report":
+                return (Job("intro"), Job("correlation"))
+        raise StudyError(f"stage '{job.stage}' is unknown: expected one of {', '.join(STAGES)}")
+
+    def banks_of(self, job: Job) -> tuple[Job, ...]:
+        """The bank that a distill job's students learn from; none for the CE baseline."""
+        if job.strategy == "CE":
+            return ()
+        return (Job("bank", job.dataset, job.teacher, RECIPES[job.strategy], job.seed),)
+
+    def before(self, job: Job) -> tuple[Job, ...]:
+        """The jobs whose notebooks must have ended before this one's runs."""
+        if job.stage != "distill":
+            return self.inputs(job)
+        sources = [source for student in self.student_jobs(job) for source in self.inputs(student)]
+        banks = () if self.online else self.banks_of(job)
+        return banks or tuple(dict.fromkeys(sources))
+
+    def _distill_jobs(self) -> list[Job]:
+        pairs = [(teacher, strategy) for strategy in self.strategies for teacher in self.teachers]
+        baseline = [("none", "CE")] if self.baseline else []
+        jobs = []
+        for seed in (None, *self.seeds[1:]):
+            for dataset in self.datasets:
+                jobs += [Job("distill", dataset, *pair, seed) for pair in [*pairs, *baseline]]
+        return jobs
+
+    def fingerprint(self, job: Job, known: dict[Job, str] | None = None) -> str:
+        """A hash of all that the job's result is a function of: see the module's docstring.
+
+        known: fingerprints that were computed already, which gains this one and those below it.
+        """
+        known = {} if known is None else known
+        if job not in known:
+            inputs = [self.fingerprint(source, known) for source in self.inputs(job)]
+            digests = {name: digest for name, digest in self.contents(job).items() if digest != ""}
+            text = json.dumps([job.id, self.values(job), digests, inputs], sort_keys=True)
+            known[job] = contents.of_text(text)
+        return known[job]
+
+    def values(self, job: Job) -> dict[str, Any]:
+        """The job's own values in the study file, without those of the jobs that it reads."""
+        match job.stage:
+            case "data":
+                spec = self.data(job.dataset)
+                names = BIRD_VALUES if spec.kind == "birds" else ()
+                return {"resize": spec.resize} | {name: getattr(spec, name) for name in names}
+            case "teacher":
+                model = self.teacher(job.teacher)
+                return self._training_values(job, model, job.strategy)
+            case "bank":
+                return {"crop": self.views.crop, "views": self.bank_views}
+            case "student":
+                loss = self._loss_of(job)
+                values = self._training_values(job, self.student(job.student), "student")
+                if job.strategy != "CE":
+                    values["kd"] = dataclasses.asdict(self.kd(loss))
+                    if self.online:
+                        values["kd"]["online"] = True
+                if loss is not None and loss.loss != "kd":
+                    values["further"] = {
+                        "loss": loss.loss,
+                        "weight": loss.weight,
+                        "on": loss.applies_to,
+                        "options": loss.options,
+                    }
+                return values
+        return {}
+
+    def _training_values(self, job: Job, model: Model, recipe: str) -> dict[str, Any]:
+        return {
+            "seed": self.seed_of(job),
+            "crop": self.views.crop,
+            "model": _network_values(model),
+            "recipe": _recipe_values(self.recipe(recipe, model), recipe),
+        }
+
+    def _loss_of(self, job: Job) -> Loss | None:
+        return self.losses_of(job.student, job.strategy)[job.loss]
+
+    def kd(self, loss: Loss | None) -> Distillation:
+        """Temperature and beta of the KD term that goes with a loss."""
+        kd = self.distillation
+        if loss is not None and loss.temperature is not None:
+            kd = dataclasses.replace(kd, temperature=loss.temperature)
+        if loss is not None and loss.beta is not None:
+            kd = dataclasses.replace(kd, beta=loss.beta)
+        return kd
+
+    def contents(self, job: Job) -> dict[str, str | None]:
+        """Digests of what the job's result is a function of and the study file only names.
+
+        These are photos, weights, and plugins' code of a network or a loss.  Where the files are not there,
+        the digest is what the job's own record says, and None without one.
+        """
+        digests: dict[str, str | None] = {}
+        if job.stage == "data" and self.data(job.dataset).kind != "birds":
+            photos = self.photos.get(job.dataset)
+            digests["photos"] = photos and photos.digest
+        elif job.stage in ("teacher", "student"):
+            model = self.teacher(job.teacher) if job.stage == "teacher" else self.student(job.student)
+            digests["network"] = contents.of_network(model.model, self.plugins)
+            if model.file is not None:
+                digests["weights"] = contents.of_file(model.file)
+        if job.stage == "student":
+            loss = self._loss_of(job)
+            if loss is not None and loss.loss not in LOSSES:
+                digests["loss"] = contents.of_loss(loss.loss, self.plugins)
+        if None in digests.values():
+            recorded = _recorded_contents(self.path(job) / "record.json")
+            return {
+                name: recorded.get(name) if digest is None else digest for name, digest in digests.items()
+            }
+        return digests
+
+
+def check_parameters(namespace: dict[str, Any], **types_: type) -> None:
+    """Refuse a notebook's parameter that is mistyped or that papermill was handed under another name.
+
+    namespace: the notebook's `globals()` in the cell after its parameters.
+    types_: each parameter's name and type.
+    papermill itself accepts any name and ends with exit status 0.
+    Raises StudyError naming the parameter.
+    """
+    simple = (str, int, float, bool, list, tuple, dict, type(None))
+    jupyter = {"In", "Out", "exit", "quit"}
+    names = {name for name, value in namespace.items() if isinstance(value, simple)} - jupyter
+    public = {name for name in names if not name.startswith("_")}
+    if message := unknown_name(public, types_, "parameter"):
+        raise StudyError(f"this notebook: {message}")
+    for name, kind in types_.items():
+        value = namespace[name]
+        is_bool = isinstance(value, bool)
+        if not isinstance(value, kind) or (is_bool and kind is not bool):
+            raise StudyError(
+                f"parameter '{name}' is {value!r} ({type(value).__name__}): expected {kind.__name__}"
+            )
+
+
+def _find(mapping: Mapping[Any, Any], key: str, what: str) -> Any:
+    if key not in mapping:
+        raise StudyError(f"{what} '{key}' is not in the study{expected(key, mapping)}")
+    return mapping[key]
+
+
+def _network_values(model: Model) -> dict[str, Any]:
+    """The values of a model that its result depends on: not its key, nor where its weights lie."""
+    values: dict[str, Any] = {
+        "model": model.model,
+        "weights": "file" if model.file else model.weights,
+    }
+    if model.options:
+        values["options"] = model.options
+    return values
+
+
+def _recipe_values(recipe: Recipe, name: str) -> dict[str, Any]:
+    """The values of a recipe that a training by it uses.
+
+    One that is added to recipes one day must be left out at its default, so that old results stay valid.
+    """
+    values = dataclasses.asdict(recipe)
+    is_used = {
+        "views": name in ("FZ", "student") and recipe.n_views < recipe.epochs,
+        "maps": name == "CAL",
+        "momentum": recipe.optimizer == "sgd",
+        "search_epochs": recipe.search_epochs > 0 and len(recipe.rates) > 1,
+    }
+    return {key: value for key, value in values.items() if is_used.get(key, True)}
+
+
+def _recorded_contents(file: Path) -> dict[str, str]:
+    """The contents that a job's record names; none where there is no record, or one that is cut short."""
+    try:
+        return json.loads(file.read_text()).get("contents", {})
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,185 @@
+"""Plugin files as text: the losses that they define, and the code that a network or a loss uses.
+
+Study files are checked, and fingerprints computed, without importing plugins or PyTorch.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fgkd.study.errors import StudyError
+
+NETWORK = "register_model"  # the decorator of timm that registers a network
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+LOSS = "loss"  # the decorator of `fgkd.distillation.losses` that registers an auxiliary loss
+
+
+def read(plugin: str | Path) -> str | None:
+    """The text of a plugin, None where there is none."""
+    try:
+        return Path(plugin).read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def loss_options(text: str) -> dict[str, dict[str, Any]]:
+    """The losses that a file decorates with `@loss`, and the options of each with their defaults.
+
+    The options of a function, or of the `__init__` of a class, are its parameters with a default.
+    Raises StudyError for a default that is not a literal, and SyntaxError.
+    """
+    losses = {}
+    for node in ast.parse(text).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or not _is_decorated(node, LOSS):
+            continue
+        if isinstance(node, ast.FunctionDef):
+            losses[node.name] = _options(node)
+        else:
+            methods = (part for part in node.body if isinstance(part, ast.FunctionDef))
+            init = next((method for method in methods if method.name == "__init__"), None)
+            losses[node.name.lower()] = _options(init) if init else {}
+    return losses
+
+
+@functools.lru_cache(maxsize=1024)
+def code_of(text: str, name: str, decorator: str) -> str:
+    """The code that defines what `decorator` registers as `name`, and all that it uses; '' if there is none.
+
+    It covers the decorated function or class and all that this one names in its file, functions, classes,
+    constants and imports, and a network's own entries of `default_cfgs`.  Comments, docstrings, formatting
+    and the file's other networks and losses have no part in it, nor have other files that it imports.  A file
+    that calls `register_model` other than as a decorator is taken whole.
+    """
+    try:
+        body = ast.parse(text).body
+    except SyntaxError:  # reported when the plugin is imported
+        return text
+    entries = (node for node in body if _registered_name(node, decorator) == name)
+    entry = next(entries, None)
+    if entry is None:
+        return text if decorator == NETWORK and _is_called_otherwise(body, decorator) else ""
+    bindings: dict[str, list[ast.stmt]] = {}
+    for statement in body:
+        for bound_name in _bound_names(statement):
+            bindings.setdefault(bound_name, []).append(statement)
+    pending = [entry]
+    pending += [s for s in body if isinstance(s, ast.Expr) and not isinstance(s.value, ast.Constant)]
+    if decorator == NETWORK:
+        pending += bindings.get("default_cfgs", [])
+    code: dict[int, str] = {}
+    while pending:
+        statement = pending.pop()
+        if id(statement) in code:
+            continue
+        is_configs = decorator == NETWORK and "default_cfgs" in _bound_names(statement)
+        parts = _own_entries(statement, name) if is_configs else [_without_docstrings(statement)]
+        code[id(statement)] = "\n".join(map(ast.unparse, parts))
+        for part in parts:
+            for node in ast.walk(part):
+                if isinstance(node, ast.Name):
+                    pending += bindings.get(node.id, [])
+    return "\n".join(code[id(statement)] for statement in body if id(statement) in code)
+
+
+def _options(function: ast.FunctionDef) -> dict[str, Any]:
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    optional = positional[len(positional) - len(arguments.defaults) :] + arguments.kwonlyargs
+    defaults = [*arguments.defaults, *arguments.kw_defaults]
+    return {
+        argument.arg: _literal(default, argument.arg)
+        for argument, default in zip(optional, defaults, strict=True)
+    }
+
+
+def _literal(default: ast.expr | None, option: str) -> Any:
+    value = ast.unparse(default) if default else "nothing"
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise StudyError(
+            f"option '{option}' of a loss has {value} as its default: expected a literal, such as 2.0"
+        ) from None
+
+
+def _registered_name(node: ast.stmt, decorator: str) -> str | None:
+    """The name under which a decorated function or class is registered, None if it is not."""
+    if not isinstance(node, DEFINITIONS):
+        return None
+    if not _is_decorated(node, decorator):
+        return None
+    return node.name.lower() if decorator == LOSS and isinstance(node, ast.ClassDef) else node.name
+
+
+def _is_decorated(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, decorator: str) -> bool:
+    return any(_names(_called(part), decorator) for part in node.decorator_list)
+
+
+def _called(decorator: ast.expr) -> ast.expr:
+    return decorator.func if isinstance(decorator, ast.Call) else decorator
+
+
+def _names(node: ast.AST, name: str) -> bool:
+    return getattr(node, "id", getattr(node, "attr", None)) == name
+
+
+def _is_called_otherwise(body: list[ast.stmt], decorator: str) -> bool:
+    """Whether a file names the decorator elsewhere than above a definition or in an import."""
+    decorations = {
+        id(part)
+        for node in body
+        for part in getattr(node, "decorator_list", ())
+        if _names(_called(part), decorator)
+    }
+    statements = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    return any(_names(node, decorator) for top in statements for node in _walk_except(top, decorations))
+
+
+def _walk_except(node: ast.AST, left_out: set[int]) -> Iterator[ast.AST]:
+    """The node and all below it, except nodes in `left_out` and what is below these."""
+    if id(node) in left_out:
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _walk_except(child, left_out)
+
+
+def _bound_names(statement: ast.stmt) -> set[str]:
+    """The names of the module that a statement at its top level gives a value to."""
+    if isinstance(statement, DEFINITIONS):
+        return {statement.name}
+    names = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.alias):
+            names.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+    return names
+
+
+def _own_entries(statement: ast.stmt, model: str) -> list[ast.AST]:
+    """A model's entries in a statement's literal dictionary; the statement itself where it has none."""
+    literal = next((node for node in ast.walk(statement) if isinstance(node, ast.Dict)), None)
+    if literal is None or not all(isinstance(key, ast.Constant) for key in literal.keys):
+        return [statement]
+    entries: list[ast.AST] = []
+    for key, value in zip(literal.keys, literal.values, strict=True):
+        if isinstance(key, ast.Constant) and str(key.value).partition(".")[0] == model:
+            entries += [key, value]
+    return entries
+
+
+def _without_docstrings(statement: ast.stmt) -> ast.stmt:
+    """The statement, the docstrings of its functions and classes removed in place."""
+    for node in ast.walk(statement):
+        if not isinstance(node, DEFINITIONS) or ast.get_docstring(node, clean=False) is None:
+            continue
+        node.body = node.body[1:] or [ast.Pass()]
+    return statement

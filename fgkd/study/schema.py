@@ -1,0 +1,82 @@
+"""The JSON schema of study files, by which an editor completes and checks them as one types.
+
+python -m fgkd.study.schema > runs/study.schema.json
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from fgkd.study import config
+from fgkd.study.files import SCHEMA
+
+FIELD = re.compile(
+    r"^(?:    # (?P<above>.*)\n)?    (?P<name>\w+): [^#\n]+(?:  # (?P<after>.*))?$", re.MULTILINE
+)
+
+
+class _Generator(GenerateJsonSchema):
+    """Pydantic's schema without a title for each field, which repeats its name."""
+
+    def field_title_should_be_set(self, schema) -> bool:
+        return False
+
+
+def build() -> dict[str, Any]:
+    """The schema of a study file, alone or over a base.
+
+    Over a base a file need not say everything, and an empty value takes a section or an entry of the base
+    away; what a study then lacks is for `load` to say.
+    """
+    schema = SCHEMA.json_schema(schema_generator=_Generator)
+    sections = schema["properties"]
+    required = schema.pop("required")
+    _describe(config.StudyConfig, sections)
+    for name, definition in schema["$defs"].items():
+        definition.pop("required", None)
+        _describe(getattr(config, name), definition["properties"])
+    for name, section in sections.items():
+        entries = section.get("additionalProperties")
+        if isinstance(entries, dict):
+            section["additionalProperties"] = _or_empty(entries)
+        sections[name] = _or_empty(section)
+    base = {
+        "type": "string",
+        "description": "a study file in the same folder, whose values hold where this one has none",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "properties": {"base": base, **sections},
+        "anyOf": [{"required": ["base"]}, {"required": required}],
+    }
+
+
+def text() -> str:
+    """The content of `runs/study.schema.json`."""
+    return json.dumps(build(), indent=2) + "\n"
+
+
+def _describe(section: type[config.Section], properties: dict[str, Any]) -> None:
+    """Describe properties by the comments of a section's fields, after their lines or above them."""
+    for cls in reversed(section.__mro__[:-1]):
+        for field in FIELD.finditer(inspect.getsource(cls)):
+            info = section.__pydantic_fields__.get(field["name"])  # type: ignore[attr-defined]
+            key = info and (info.validation_alias or field["name"])
+            if key in properties:
+                properties[key]["description"] = field["after"] or field["above"]
+
+
+def _or_empty(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a value that may be empty; its description stays where editors show it."""
+    notes = {key: schema.pop(key) for key in ("description", "default") if key in schema}
+    return notes | {"anyOf": [*schema.get("anyOf", [schema]), {"type": "null"}]}
+
+
+if __name__ == "__main__":
+    print(text(), end="")
