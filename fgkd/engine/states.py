@@ -152,10 +152,12 @@ def _changed(study: Study, job: Job, part: Job, known: dict | None) -> str:
 def _content(name: str, study: Study, part: Job, record: dict) -> str:
     """What became of a file that a job starts from."""
     if name != "photos":
-        what = {"weights": "the file of its weights", "network": "the plugin that registers its network"}[
-            name
-        ]
-        return f"{what} has another content"
+        what = {
+            "weights": "the file of its weights",
+            "network": "the plugin that registers its network",
+            "loss": "the plugin that defines its loss",
+        }
+        return f"{what[name]} has another content"
     before, now = set(record["photos"].split()), set(study.photos[part.dataset].photos)
     new, gone = len(now - before), len(before - now)
     return f"of {len(now)} photos {new} are new, moved or changed, and {gone} of before are gone"

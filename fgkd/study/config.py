@@ -184,13 +184,6 @@ class DataSpec(Section):
             return ["kind", "root", "check_counts", "resize", "note"]
         return super()._keys(values)
 
-    @model_validator(mode="after")
-    def _check_root(self) -> DataSpec:
-        if self.kind == "folder" and self.root is None:
-            folder = "the folder that holds train/ and test/, or one folder per class"
-            raise ValueError(f".root is missing: expected {folder}")
-        return self
-
 
 @dataclass(frozen=True, config=CONFIG)
 class Recipe(Section):
@@ -203,7 +196,7 @@ class Recipe(Section):
     batch_size: Count = 32  # images per step
     optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd, with momentum, or adamw
     lr: Rates = 0.01  # learning rate, or several to choose from
-    weight_decay: NotNegative = 0.0  # adamw: but for norms and biases
+    weight_decay: NotNegative = 0.0  # but not of biases and norms
     momentum: NotNegative = 0.9  # sgd only
     warmup_steps: Whole = 0  # steps in which the learning rate rises
     min_lr: NotNegative = 1e-5  # learning rate where the cosine ends
@@ -373,19 +366,6 @@ class StudyConfig(Section):
     def _name_pretext(cls, dataset: Any, info: ValidationInfo) -> Any:
         return _named(dataset, PRETEXT, info)
 
-    @field_validator("losses")
-    @classmethod
-    def _complete_losses(cls, losses: dict[str, Loss], info: ValidationInfo) -> dict[str, Loss]:
-        """Give each loss its function's name, and all options that the function has."""
-        files = info.data.get("plugins", ())
-        options = LOSSES | _plugin_losses(files)
-        absent = "".join(f" (plugin '{file}' cannot be read)" for file in files if plugins.read(file) is None)
-        for name, loss in losses.items():
-            if loss.function not in options:
-                choices = expected(loss.function, options)
-                raise ValueError(f".{name}.loss is {loss.function!r}{choices}{absent}")
-        return {name: _complete_loss(loss, options[loss.function]) for name, loss in losses.items()}
-
     @field_validator("resources")
     @classmethod
     def _complete_resources(cls, resources: dict[Stage, Resources]) -> dict[Stage, Resources]:
@@ -398,6 +378,9 @@ class StudyConfig(Section):
         if self.pretext:
             places[PRETEXT] = self.pretext
         for place, spec in places.items():
+            if spec.kind == "folder" and spec.root is None:
+                folder = "the folder that holds train/ and test/, or one folder per class"
+                raise ValueError(f"{place}.root is missing: expected {folder}")
             if spec.resize != self.views.resize:
                 size = f"views.resize ({self.views.resize}), at which all datasets are cached"
                 raise ValueError(f"{place}.resize is {spec.resize}: expected {size}")
@@ -444,6 +427,21 @@ def check_weights(model: Model) -> None:
         raise StudyError(f"weights '{model.weights}' of '{model.key}' do not exist: {advice}")
 
 
+def complete_losses(losses: dict[str, Loss], files: tuple[str, ...]) -> dict[str, Loss]:
+    """The losses, each with its function's name and all options that the function has.
+
+    files: plugins, which may define further functions.
+    Raises StudyError for a function or an option that there is not.
+    """
+    options = LOSSES | _plugin_losses(files)
+    absent = "".join(f" (plugin '{file}' cannot be read)" for file in files if plugins.read(file) is None)
+    for name, loss in losses.items():
+        if loss.function not in options:
+            choices = expected(loss.function, options)
+            raise StudyError(f"losses.{name}.loss is {loss.function!r}{choices}{absent}")
+    return {name: _complete_loss(loss, options[loss.function]) for name, loss in losses.items()}
+
+
 def explain(error: ValidationError, file: str) -> str:
     """Say the first error of a study file: its place, the value, and what was expected."""
     first = error.errors(include_url=False)[0]
@@ -455,8 +453,6 @@ def explain(error: ValidationError, file: str) -> str:
     noun = {"losses": "loss", "resources": "stage"}.get(names[0], names[0].removesuffix("s")) if names else ""
     if kind == "value_error":
         message = str(details["error"])
-        if isinstance(details["error"], StudyError):
-            return message
         return f"{place or file}{message}" if message.startswith(":") else f"{place}{message}"
     if place in ("datasets", "teachers", "students"):
         return f"{file}: '{place}' is missing or empty: expected a mapping of names to settings"
@@ -470,8 +466,8 @@ def explain(error: ValidationError, file: str) -> str:
         if names[-1] == "[key]":
             return f"{names[0]}: {unknown_name([value], choices, noun)}"
         return f"{place} is {value!r}{expected(value, choices)}"
-    given = "empty" if value is None or value == [] else repr(value)
-    return f"{place} is {given}: expected {EXPECTED[kind].format(**details)}"
+    given = "empty" if value is None or kind == "too_short" else repr(value)
+    return f"{place} is {given}: expected {EXPECTED.get(kind, 'another value').format(**details)}"
 
 
 def _named(entry: Any, name: str, info: ValidationInfo) -> Any:
@@ -498,19 +494,21 @@ def _plugin_losses(files: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 def _complete_loss(loss: Loss, defaults: dict[str, Any]) -> Loss:
     """The loss with the name of its function and all of its options, which have `defaults`."""
-    where = f".{loss.key}"
+    where = f"losses.{loss.key}"
     name = loss.function
     if message := unknown_name(loss.options, defaults, "option"):
-        raise ValueError(f"{where}.options: {message}")
+        raise StudyError(f"{where}.options: {message}")
     if name == "kd" and loss.temperature is loss.beta is None:
-        raise ValueError(
+        raise StudyError(
             f"{where} is KD with the study's own temperature and beta, which every study has: "
             "give it a temperature or beta"
         )
     if loss.key in ("ce", "kd"):
-        raise ValueError(f": '{loss.key}' is taken, every study has it: give the further loss another name")
+        raise StudyError(
+            f"losses: '{loss.key}' is taken, every study has it: give the further loss another name"
+        )
     if loss.applies_to == "features" and name in ("kd", "dkd"):
-        raise ValueError(f"{where}.on is 'features': {name.upper()} is defined on logits; expected logits")
+        raise StudyError(f"{where}.on is 'features': {name.upper()} is defined on logits; expected logits")
     options = dict(defaults)
     for option, value in loss.options.items():
         options[option] = _to_option(value, defaults[option], f"{where}.options.{option}")
@@ -523,5 +521,5 @@ def _to_option(value: Any, default: Any, where: str) -> Any:
         value = _to_float(value)
     if default is not None and type(value) is not type(default):
         given = "empty" if value is None else repr(value)
-        raise ValueError(f"{where} is {given}: expected {WORDS.get(type(default), type(default).__name__)}")
+        raise StudyError(f"{where} is {given}: expected {WORDS.get(type(default), type(default).__name__)}")
     return value

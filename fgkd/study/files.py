@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fgkd.study.config import StudyConfig, explain
+from fgkd.study.config import StudyConfig, complete_losses, explain
 from fgkd.study.errors import StudyError, expected
 from fgkd.study.jobs import Study
 
@@ -31,7 +31,8 @@ def load(study: str) -> Study:
         config = SCHEMA.validate_python({"name": file.stem} | given, context=context, by_name=False)
     except ValidationError as error:
         raise StudyError(explain(error, file.name)) from None
-    return Study(**vars(config), file=str(file))
+    losses = complete_losses(config.losses, config.plugins)
+    return Study(**vars(config) | {"losses": losses}, file=str(file))
 
 
 def find(study: str) -> Path:

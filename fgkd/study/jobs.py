@@ -32,6 +32,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import field
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,10 @@ class Job:
 class Study(StudyConfig):
     """A study file's values, with the jobs, fingerprints and folders that follow from them."""
 
-    file: str
-    """absolute path of the YAML file"""
-    job_seed: int | None = None
-    """the seed in force, as jobs hold it: None is the first of `seeds`"""
+    file: str  # absolute path of the YAML file
+    job_seed: int | None = None  # the seed in force, as jobs hold it: None is the first of `seeds`
+    # by dataset, once its photos were listed and read: the content that `data.folders` found
     photos: SkipValidation[dict[str, Any]] = field(default_factory=dict, compare=False)
-    """the content of each dataset of photos that was looked at: see `data.folders.look`"""
 
     @property
     def seed(self) -> int:
@@ -232,15 +231,10 @@ class Study(StudyConfig):
         features: pooled features, where a loss is applied to them.
         """
         strategies = self.strategies_using(recipe)
-        losses = [
-            loss
-            for strategy in strategies
-            for student in self.students
-            for loss in self.losses_of(student, strategy).values()
-        ]
+        on_features = [loss for loss in self.losses.values() if loss.applies_to == "features"]
         return {
             "augmented": "TGDA" in strategies,
-            "features": any(loss is not None and loss.applies_to == "features" for loss in losses),
+            "features": any({*(loss.strategies or self.strategies)} & {*strategies} for loss in on_features),
         }
 
     def seed_for(self, *names: str) -> int:
@@ -263,13 +257,11 @@ class Study(StudyConfig):
 
     def student_jobs(self, job: Job) -> tuple[Job, ...]:
         """The trainings of a distill job, one per student and loss."""
-        trainings = [
-            (student, loss) for student in self.students for loss in self.losses_of(student, job.strategy)
-        ]
-        return tuple(
-            dataclasses.replace(job, stage="student", student=student, loss=loss)
-            for student, loss in trainings
-        )
+        jobs = []
+        for student in self.students:
+            part = dataclasses.replace(job, stage="student", student=student)
+            jobs += [dataclasses.replace(part, loss=loss) for loss in self.losses_of(student, job.strategy)]
+        return tuple(jobs)
 
     def inputs(self, job: Job) -> tuple[Job, ...]:
         """The jobs whose results this one's is a function of.
@@ -313,18 +305,18 @@ class Study(StudyConfig):
         """The jobs whose notebooks must have ended before this one's runs."""
         if job.stage != "distill":
             return self.inputs(job)
-        sources = [source for student in self.student_jobs(job) for source in self.inputs(student)]
-        banks = () if self.online else self.banks_of(job)
-        return banks or tuple(dict.fromkeys(sources))
+        banks = self.banks_of(job)
+        if banks and not self.online:
+            return banks
+        return tuple(dict.fromkeys(chain.from_iterable(map(self.inputs, self.student_jobs(job)))))
 
     def _distill_jobs(self) -> list[Job]:
-        pairs = [(teacher, strategy) for strategy in self.strategies for teacher in self.teachers]
-        baseline = [("none", "CE")] if self.baseline else []
-        jobs = []
-        for seed in (None, *self.seeds[1:]):
-            for dataset in self.datasets:
-                jobs += [Job("distill", dataset, *pair, seed) for pair in [*pairs, *baseline]]
-        return jobs
+        taught = list(product(self.strategies, self.teachers))
+        baseline = [("CE", "none")] if self.baseline else []
+        places = product((None, *self.seeds[1:]), self.datasets, taught + baseline)
+        return [
+            Job("distill", dataset, teacher, strategy, seed) for seed, dataset, (strategy, teacher) in places
+        ]
 
     def fingerprint(self, job: Job, known: dict[Job, str] | None = None) -> str:
         """A hash of all that the job's result is a function of: see the module's docstring.
@@ -381,12 +373,9 @@ class Study(StudyConfig):
 
     def kd(self, loss: Loss | None) -> Distillation:
         """Temperature and beta of the KD term that goes with a loss."""
-        kd = self.distillation
-        if loss is not None and loss.temperature is not None:
-            kd = dataclasses.replace(kd, temperature=loss.temperature)
-        if loss is not None and loss.beta is not None:
-            kd = dataclasses.replace(kd, beta=loss.beta)
-        return kd
+        own = {name: getattr(loss, name, None) for name in ("temperature", "beta")}
+        given = {name: value for name, value in own.items() if value is not None}
+        return dataclasses.replace(self.distillation, **given)
 
     def contents(self, job: Job) -> dict[str, str | None]:
         """Digests of what the job's result is a function of and the study file only names.

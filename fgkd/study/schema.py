@@ -41,8 +41,9 @@ def build() -> dict[str, Any]:
         definition.pop("required", None)
         _describe(getattr(config, name), definition["properties"])
     for name, section in sections.items():
-        entries = section.get("additionalProperties")
-        if isinstance(entries, dict):
+        for pattern, entries in section.pop("patternProperties", {}).items():
+            section |= {"propertyNames": {"pattern": pattern}, "additionalProperties": entries}
+        if entries := section.get("additionalProperties"):
             section["additionalProperties"] = _or_empty(entries)
         sections[name] = _or_empty(section)
     base = {

@@ -675,12 +675,127 @@ def test_a_further_loss_is_trained_where_it_is_asked_for_and_stores_features_onl
     )
 
 
-def test_a_further_losss_options_are_those_of_its_function():
+def test_the_options_of_a_built_in_loss_are_its_parameters_with_a_default():
     from fgkd.distillation import losses
 
-    for name, options in studies.LOSSES.items():
-        function = losses.CRD if name == "crd" else getattr(losses, name)
-        assert set(options) <= set(inspect.signature(function).parameters), name
+    assert list(studies.LOSSES) == ["kd", "dkd", "rkd", "pkt", "hint", "crd"]
+    for name in studies.LOSSES.keys() - {"kd"}:
+        parameters = inspect.signature(losses.AUXILIARY[name]).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        assert studies.LOSSES[name] == defaults, name
+
+
+PLUGIN = '''"""Two losses."""
+from fgkd.distillation import losses
+from fgkd.distillation.losses import loss
+
+OFFSET = 1.0
+OTHER = 2.0
+
+
+def distance(student, teacher):
+    """Not squared."""
+    return (student - teacher).abs() + OFFSET
+
+
+@loss
+def cubic(student, teacher, labels, *, power=3.0, steps=2, mean=True, name="x"):
+    return distance(student, teacher).pow(power).mean()
+
+
+@losses.loss
+class Memory(losses.nn.Module):
+    def __init__(self, student_width, teacher_width, labels, *, size=16):
+        self.size = size * OTHER
+'''
+
+
+@pytest.fixture
+def plugin_study(make_study, tmp_path):
+    """(entry, text of the plugin) -> the study whose only further loss is that entry."""
+
+    def make(loss, text=PLUGIN):
+        (tmp_path / "mine.py").write_text(text)
+        return make_study({"plugins": ["mine.py"], "losses": loss})
+
+    return make
+
+
+def test_a_plugins_loss_has_the_options_of_its_signature(plugin_study):
+    study = plugin_study({"cubic": {"options": {"power": 2}}, "near": {"loss": "memory", "on": "features"}})
+    assert study.losses["cubic"].options == {"power": 2.0, "steps": 2, "mean": True, "name": "x"}
+    assert study.losses["near"].options == {"size": 16}
+    assert list(study.losses_of("small", "FT")) == ["kd", "cubic", "near"]
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"options": {"powr": 2}}, "losses.cubic.options: option 'powr' is unknown .did you mean 'power'"),
+        ({"options": {"power": "big"}}, "losses.cubic.options.power is 'big': expected a number"),
+        ({"options": {"steps": 1.5}}, "losses.cubic.options.steps is 1.5: expected a whole number"),
+        ({"options": {"mean": 1}}, "losses.cubic.options.mean is 1: expected true or false"),
+        ({"options": {"name": None}}, "losses.cubic.options.name is empty: expected text"),
+        (
+            {"loss": "cubik"},
+            "losses.cubic.loss is 'cubik' .did you mean 'cubic'.*: expected one of kd, .*memory",
+        ),
+    ],
+)
+def test_a_wrong_option_of_a_plugins_loss_is_named(plugin_study, entry, message):
+    with pytest.raises(StudyError, match=message):
+        plugin_study({"cubic": entry})
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("@loss\ndef dkd(student): ...", "plugin '.*mine.py' defines a loss 'dkd', which is taken"),
+        (
+            "@loss\ndef cubic(a, b=f()): ...",
+            r"option 'b' of a loss has f\(\) as its default: expected a literal",
+        ),
+        ("@loss\ndef cubic(a, *, b): ...", "option 'b' of a loss has nothing as its default"),
+        ("def cubic(a, *, b=1): ...", "losses.cubic.loss is 'cubic': expected one of kd, dkd"),
+        ("def (", "losses.cubic.loss is 'cubic': expected one of kd, dkd"),
+    ],
+)
+def test_a_plugin_whose_losses_cannot_be_read_is_named(plugin_study, text, message):
+    with pytest.raises(StudyError, match=message):
+        plugin_study({"cubic": None}, text)
+
+
+def test_a_loss_of_a_plugin_that_is_not_there_is_named_with_it(make_study):
+    with pytest.raises(StudyError, match=r"expected one of kd, .*\(plugin '.*absent.py' cannot be read\)"):
+        make_study({"plugins": ["absent.py"], "losses": {"cubic": None}})
+
+
+@pytest.mark.parametrize(
+    "old, new, stale",
+    [
+        ("pow(power)", "pow(2 * power)", True),
+        ("OFFSET = 1.0", "OFFSET = 1.5", True),
+        ("power=3.0", "power=2.0", True),
+        ("OTHER = 2.0", "OTHER = 3.0", False),
+        ("size * OTHER", "size", False),
+        ('"""Not squared."""', "# not squared", False),
+    ],
+)
+def test_another_code_of_a_plugins_loss_makes_the_students_of_that_loss_stale(plugin_study, old, new, stale):
+    assert old in PLUGIN
+    entry = {"cubic": {"strategies": ["FT"]}}
+
+    def prints(text):
+        study = plugin_study(entry, text)
+        jobs = [*study.jobs(), *study.student_jobs(Job("distill", "birds", "resnet", "FT"))]
+        return study, {job: study.fingerprint(job) for job in jobs}
+
+    study, before = prints(PLUGIN)
+    _, after = prints(PLUGIN.replace(old, new, 1))
+    different = {job.id for job in before if before[job] != after[job]}
+    own = {job.id for job in before if job.loss == "cubic"}
+    expected = own | ids(study, "distill", having="/FT/") | ends(study)
+    assert different == (expected if stale else set())
 
 
 def test_another_weight_of_a_loss_makes_its_students_stale_and_no_teacher(make_study):
