@@ -141,7 +141,7 @@ def _changed(study: Study, job: Job, part: Job, known: dict | None) -> str:
     found += [
         _content(name, study, part, record)
         for name, digest in study.contents(part).items()
-        if digest != record["contents"].get(name)
+        if (digest or "") != (record["contents"].get(name) or "")
     ]
     return (
         ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
@@ -155,6 +155,7 @@ def _content(name: str, study: Study, part: Job, record: dict) -> str:
         what = {
             "weights": "the file of its weights",
             "network": "the plugin that registers its network",
+            "metrics": "the plugin that registers metrics",
             "loss": "the plugin that defines its loss",
         }
         return f"{what[name]} has another content"

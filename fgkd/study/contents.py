@@ -1,8 +1,8 @@
 """Content digests: what makes two files, or two versions of a plugin's code, the same wherever they lie.
 
-A job's inputs from outside the study file (photos, weights, networks and losses of plugins) count by content.
-Their paths, their times and the machine do not: the same study in another folder, from copies of its files,
-is the same.
+A job's inputs from outside the study file (photos, weights, plugins' networks, losses and metrics) count by
+content.  Their paths, their times and the machine do not: the same study in another folder, from copies of
+its files, is the same.
 """
 
 from __future__ import annotations
@@ -39,22 +39,25 @@ def of_network(model: str, files: tuple[str, ...]) -> str | None:
 
     '' where no plugin registers it, None where a plugin is not there.
     """
-    return _of_code(model.partition(".")[0], files, plugins.NETWORK)
+    return _of_code(files, plugins.NETWORK, model.partition(".")[0])
 
 
 def of_loss(name: str, files: tuple[str, ...]) -> str | None:
     """The digest of the plugins' code of a loss, as of a network."""
-    return _of_code(name, files, plugins.LOSS)
+    return _of_code(files, plugins.LOSS, name)
 
 
-def _of_code(name: str, files: tuple[str, ...], decorator: str) -> str | None:
-    parts = []
-    for file in files:
-        text = plugins.read(file)
-        if text is None:
-            return None
-        parts.append(plugins.code_of(text, name, decorator))
-    return of_text("\n".join(parts)) if any(parts) else ""
+def of_metrics(files: tuple[str, ...]) -> str | None:
+    """The digest of the plugins' code of all metrics that they register, as of a network."""
+    return _of_code(files, plugins.METRIC)
+
+
+def _of_code(files: tuple[str, ...], decorator: str, name: str | None = None) -> str | None:
+    texts = [plugins.read(file) for file in files]
+    if None in texts:
+        return None
+    code = [plugins.code_of(text, decorator, name) for text in texts if text is not None]
+    return of_text("\n".join(code)) if any(code) else ""
 
 
 @functools.lru_cache(maxsize=1024)

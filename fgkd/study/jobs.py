@@ -380,8 +380,8 @@ class Study(StudyConfig):
     def contents(self, job: Job) -> dict[str, str | None]:
         """Digests of what the job's result is a function of and the study file only names.
 
-        These are photos, weights, and plugins' code of a network or a loss.  Where the files are not there,
-        the digest is what the job's own record says, and None without one.
+        These are photos, weights, and plugins' code of a network, a loss or metrics.  Where the files are not
+        there, the digest is what the job's own record says, and None without one.
         """
         digests: dict[str, str | None] = {}
         if job.stage == "data" and self.data(job.dataset).kind != "birds":
@@ -392,12 +392,16 @@ class Study(StudyConfig):
             digests["network"] = contents.of_network(model.model, self.plugins)
             if model.file is not None:
                 digests["weights"] = contents.of_file(model.file)
+        if job.stage == "bank":
+            digests["metrics"] = contents.of_metrics(self.plugins)
         if job.stage == "student":
             loss = self._loss_of(job)
             if loss is not None and loss.loss not in LOSSES:
                 digests["loss"] = contents.of_loss(loss.loss, self.plugins)
         if None in digests.values():
             recorded = _recorded_contents(self.path(job) / "record.json")
+            if job.stage == "bank":
+                recorded = {"metrics": ""} | recorded  # no metric is known of an absent plugin
             return {
                 name: recorded.get(name) if digest is None else digest for name, digest in digests.items()
             }

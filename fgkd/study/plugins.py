@@ -1,4 +1,4 @@
-"""Plugin files as text: the losses that they define, and the code that a network or a loss uses.
+"""Plugin files as text: the losses that they define, and the code that a network, loss or metric uses.
 
 Study files are checked, and fingerprints computed, without importing plugins or PyTorch.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from fgkd.study.errors import StudyError
 
-NETWORK = "register_model"  # the decorator of timm that registers a network
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+NETWORK = "register_model"  # the decorator of timm that registers a network
 LOSS = "loss"  # the decorator of `fgkd.distillation.losses` that registers an auxiliary loss
+METRIC = "metric"  # the decorator of `fgkd.metrics` that registers a metric
 
 
 def read(plugin: str | Path) -> str | None:
@@ -47,42 +49,41 @@ def loss_options(text: str) -> dict[str, dict[str, Any]]:
 
 
 @functools.lru_cache(maxsize=1024)
-def code_of(text: str, name: str, decorator: str) -> str:
-    """The code that defines what `decorator` registers as `name`, and all that it uses; '' if there is none.
+def code_of(text: str, decorator: str, name: str | None = None) -> str:
+    """The code that a decorator registers as `name`, or as any, and all that it uses; '' if there is none.
 
-    It covers the decorated function or class and all that this one names in its file, functions, classes,
+    It covers the decorated functions and classes and all that these name in their file, functions, classes,
     constants and imports, and a network's own entries of `default_cfgs`.  Comments, docstrings, formatting
     and the file's other networks and losses have no part in it, nor have other files that it imports.  A file
-    that calls `register_model` other than as a decorator is taken whole.
+    that registers networks or metrics other than by decorating is taken whole.
     """
+    if decorator != NETWORK and "fgkd" not in text:  # another package's decorator
+        return ""
     try:
         body = ast.parse(text).body
     except SyntaxError:  # reported when the plugin is imported
         return text
-    entries = (node for node in body if _registered_name(node, decorator) == name)
-    entry = next(entries, None)
-    if entry is None:
-        return text if decorator == NETWORK and _is_called_otherwise(body, decorator) else ""
+    registered = [node for node in body if _registered_name(node, decorator)]
+    entries = [node for node in registered if name in (None, _registered_name(node, decorator))]
+    if not entries:
+        return text if decorator != LOSS and _is_called_otherwise(body, decorator) else ""
     bindings: dict[str, list[ast.stmt]] = {}
     for statement in body:
         for bound_name in _bound_names(statement):
             bindings.setdefault(bound_name, []).append(statement)
-    pending = [entry]
-    pending += [s for s in body if isinstance(s, ast.Expr) and not isinstance(s.value, ast.Constant)]
-    if decorator == NETWORK:
-        pending += bindings.get("default_cfgs", [])
+    loose = [s for s in body if isinstance(s, ast.Expr) and not isinstance(s.value, ast.Constant)]
+    configs = bindings.get("default_cfgs", []) if decorator == NETWORK else []
+    pending = [*entries, *loose, *configs]
     code: dict[int, str] = {}
     while pending:
         statement = pending.pop()
         if id(statement) in code:
             continue
-        is_configs = decorator == NETWORK and "default_cfgs" in _bound_names(statement)
-        parts = _own_entries(statement, name) if is_configs else [_without_docstrings(statement)]
+        parts = _own_entries(statement, name) if statement in configs else [_without_docstrings(statement)]
         code[id(statement)] = "\n".join(map(ast.unparse, parts))
         for part in parts:
-            for node in ast.walk(part):
-                if isinstance(node, ast.Name):
-                    pending += bindings.get(node.id, [])
+            names = [node.id for node in ast.walk(part) if isinstance(node, ast.Name)]
+            pending += chain.from_iterable(bindings.get(used, []) for used in names)
     return "\n".join(code[id(statement)] for statement in body if id(statement) in code)
 
 
@@ -164,7 +165,7 @@ def _bound_names(statement: ast.stmt) -> set[str]:
     return names
 
 
-def _own_entries(statement: ast.stmt, model: str) -> list[ast.AST]:
+def _own_entries(statement: ast.stmt, model: str | None) -> list[ast.AST]:
     """A model's entries in a statement's literal dictionary; the statement itself where it has none."""
     literal = next((node for node in ast.walk(statement) if isinstance(node, ast.Dict)), None)
     if literal is None or not all(isinstance(key, ast.Constant) for key in literal.keys):
