@@ -19,13 +19,13 @@ def result(job):
 
 
 def inputs(wildcards):
-    job = cells[wildcards.id]
+    job = jobs[wildcards.id]
     banks = [str(study.path(bank) / "views") for bank in reads.get(job, ())]
     return [result(c) for c in study.before(job) if c.id in jobs] + banks
 
 
 def arguments(wildcards):
-    given = cells[wildcards.id].parameters(study)
+    given = jobs[wildcards.id].parameters(study)
     return [str(word) for name, value in given.items() for word in ("-r" if isinstance(value, str) else "-p", name, value)]
 
 
