@@ -187,8 +187,9 @@ class DataSpec(Section):
 
 @dataclass(frozen=True, config=CONFIG)
 class Recipe(Section):
-    """How a model is trained; the defaults are the paper's for teachers but for epochs and batch size.
+    """How a model is trained.
 
+    The defaults are the paper's for teachers, but for epochs and batch size.
     A tuple of learning rates is one to choose from, on a part of the training split (see `stages`).
     """
 

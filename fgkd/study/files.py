@@ -24,11 +24,18 @@ def load(study: str) -> Study:
     Raises StudyError naming the key or value that is wrong, what was expected and what to do.
     """
     file = find(study)
-    given = {key: value for key, value in read(file).items() if value is not None}
-    file = file.resolve()
+    return check(read(file), file.resolve())
+
+
+def check(raw: dict[str, Any], file: Path) -> Study:
+    """The study of a file's keys and values.  Raises StudyError as `load` does.
+
+    file: its absolute path.
+    """
+    given = {"name": file.stem} | {key: value for key, value in raw.items() if value is not None}
     context = {"folder": file.parent}
     try:
-        config = SCHEMA.validate_python({"name": file.stem} | given, context=context, by_name=False)
+        config = SCHEMA.validate_python(given, context=context, by_name=False)
     except ValidationError as error:
         raise StudyError(explain(error, file.name)) from None
     losses = complete_losses(config.losses, config.plugins)
@@ -36,7 +43,10 @@ def load(study: str) -> Study:
 
 
 def find(study: str) -> Path:
-    """The path of a study file, itself given or named in `runs/`.  Raises StudyError where there is none."""
+    """The path of a study file, given itself or by its name in `runs/`.
+
+    Raises StudyError where there is none.
+    """
     path = Path(study)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

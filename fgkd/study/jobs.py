@@ -68,7 +68,7 @@ BIRD_VALUES = ("species", "family_size", "train", "test", "size", "seed")  # on 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One notebook run, or one student of it; `teacher` and `strategy` are empty where the stage has none."""
+    """One notebook run, or one student of it; a value that its stage does not have is empty."""
 
     stage: str
     dataset: str = ""
@@ -195,7 +195,7 @@ class Study(StudyConfig):
         return _find(self.students, key, "student")
 
     def recipe(self, name: str, model: Model) -> Recipe:
-        """The recipe of that name with the model's own values in it, those for this recipe alone last."""
+        """The recipe of that name with the model's own values, those for it alone last."""
         own = {key: value for key, value in model.recipe.items() if not isinstance(value, dict)}
         own |= model.recipe.get(name, {})
         return dataclasses.replace(_find(self.recipes, name, "recipe"), **own)
@@ -274,10 +274,7 @@ class Study(StudyConfig):
             case "data":
                 return ()
             case "teacher":
-                data = Job("data", job.dataset)
-                if job.strategy == PRETEXT or self.teacher(job.teacher).weights != PRETEXT:
-                    return (data,)
-                return (data, Job("teacher", PRETEXT, job.teacher, PRETEXT, job.seed))
+                return (Job("data", job.dataset), *self._pretext_of(job))
             case "bank":
                 return (dataclasses.replace(job, stage="teacher"),)
             case "student" if job.strategy == "CE":
@@ -287,13 +284,27 @@ class Study(StudyConfig):
             case "distill":
                 return self.student_jobs(job)
             case "correlation":
-                jobs = []
-                for distill in self._distill_jobs():
-                    jobs += [*self.banks_of(distill), distill]
-                return tuple(dict.fromkeys(jobs))
+                return self._banks_and_students()
             case "report":
                 return (Job("intro"), Job("correlation"))
         raise StudyError(f"stage '{job.stage}' is unknown: expected one of {', '.join(STAGES)}")
+
+    def _pretext_of(self, job: Job) -> tuple[Job, ...]:
+        """The training that a teacher's backbone starts from; none where it starts from other weights."""
+        if job.strategy == PRETEXT or self.teacher(job.teacher).weights != PRETEXT:
+            return ()
+        return (Job("teacher", PRETEXT, job.teacher, PRETEXT, job.seed),)
+
+    def _banks_and_students(self) -> tuple[Job, ...]:
+        """All distill jobs, each after the bank that its students learn from."""
+        taught = list(product(self.strategies, self.teachers))
+        baseline = [("CE", "none")] if self.baseline else []
+        jobs: list[Job] = []
+        for seed, dataset, pair in product((None, *self.seeds[1:]), self.datasets, taught + baseline):
+            strategy, teacher = pair
+            job = Job("distill", dataset, teacher, strategy, seed)
+            jobs += [*self.banks_of(job), job]
+        return tuple(dict.fromkeys(jobs))
 
     def banks_of(self, job: Job) -> tuple[Job, ...]:
         """The bank that a distill job's students learn from; none for the CE baseline."""
@@ -309,14 +320,6 @@ class Study(StudyConfig):
         if banks and not self.online:
             return banks
         return tuple(dict.fromkeys(chain.from_iterable(map(self.inputs, self.student_jobs(job)))))
-
-    def _distill_jobs(self) -> list[Job]:
-        taught = list(product(self.strategies, self.teachers))
-        baseline = [("CE", "none")] if self.baseline else []
-        places = product((None, *self.seeds[1:]), self.datasets, taught + baseline)
-        return [
-            Job("distill", dataset, teacher, strategy, seed) for seed, dataset, (strategy, teacher) in places
-        ]
 
     def fingerprint(self, job: Job, known: dict[Job, str] | None = None) -> str:
         """A hash of all that the job's result is a function of: see the module's docstring.
@@ -409,7 +412,7 @@ class Study(StudyConfig):
 
 
 def check_parameters(namespace: dict[str, Any], **types_: type) -> None:
-    """Refuse a notebook's parameter that is mistyped or that papermill was handed under another name.
+    """Refuse a notebook's parameter of another type or name.
 
     namespace: the notebook's `globals()` in the cell after its parameters.
     types_: each parameter's name and type.

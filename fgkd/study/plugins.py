@@ -30,7 +30,7 @@ def read(plugin: str | Path) -> str | None:
 
 @functools.lru_cache(maxsize=64)
 def loss_options(text: str) -> dict[str, dict[str, Any]]:
-    """The losses that a file decorates with `@loss`, and the options of each with their defaults.
+    """The losses that a file decorates with `@loss`, each with its options and defaults.
 
     The options of a function, or of the `__init__` of a class, are its parameters with a default.
     Raises StudyError for a default that is not a literal, and SyntaxError.
@@ -50,9 +50,9 @@ def loss_options(text: str) -> dict[str, dict[str, Any]]:
 
 @functools.lru_cache(maxsize=1024)
 def code_of(text: str, decorator: str, name: str | None = None) -> str:
-    """The code that a decorator registers as `name`, or as any, and all that it uses; '' if there is none.
+    """The code that a decorator registers, under a name or any; '' if there is none.
 
-    It covers the decorated functions and classes and all that these name in their file, functions, classes,
+    It covers the decorated functions and classes, and all that these use of their file, functions, classes,
     constants and imports, and a network's own entries of `default_cfgs`.  Comments, docstrings, formatting
     and the file's other networks and losses have no part in it, nor have other files that it imports.  A file
     that registers networks or metrics other than by decorating is taken whole.

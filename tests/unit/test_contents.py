@@ -1,4 +1,4 @@
-"""Content digests: what a plugin says of one network, whatever else its file holds, and files by their bytes."""
+"""Content digests: a plugin's code of one network, whatever else its file holds, and files by their bytes."""
 
 import os
 
@@ -19,7 +19,9 @@ def build(width, **options):
     return timm.create_model("test_resnet", **options)  # by timm
 
 
-default_cfgs = generate_default_cfgs({"first.a": {"mean": (0.5, 0.5, 0.5)}, "second.a": {"mean": (0.1, 0.1, 0.1)}})
+default_cfgs = generate_default_cfgs(
+    {"first.a": {"mean": (0.5, 0.5, 0.5)}, "second.a": {"mean": (0.1, 0.1, 0.1)}}
+)
 
 
 @register_model

@@ -1,4 +1,4 @@
-"""The JSON schema of study files: as committed, described, and as strict as their reader where an editor needs it."""
+"""The JSON schema of study files: it is the code's, describes every key and refuses what an editor can."""
 
 import json
 
