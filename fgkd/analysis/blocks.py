@@ -16,6 +16,8 @@ import math
 
 import numpy as np
 
+from fgkd.analysis.correlation import Z95
+
 MIN_DATASETS = 6  # of which an interval can be made, or p can be below 0.05
 
 
@@ -63,6 +65,18 @@ def mean_test(values, blocks) -> tuple[float, float, float]:
     """Low and high of `mean_interval`, and the p of `swap_p`; all NaN below six blocks."""
     low, high = mean_interval(values, blocks)
     return low, high, math.nan if math.isnan(low) else swap_p(values, blocks)
+
+
+def shared_error(errors, blocks) -> float:
+    """Half the 95 % interval of a mean whose errors are shared inside blocks: of the same test images.
+
+    Inside a block they add up as if they were one; blocks are independent.
+
+    errors: (G,) standard errors of the values
+    blocks: (G,) names of the values' blocks
+    """
+    sums, counts = _sum_blocks(errors, blocks)
+    return Z95 * math.sqrt((sums**2).sum()) / counts.sum()
 
 
 def detectable(

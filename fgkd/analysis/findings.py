@@ -12,8 +12,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from fgkd.analysis.blocks import MIN_DATASETS, mean_interval
-from fgkd.analysis.correlation import Z95, spearman
+from fgkd.analysis.blocks import MIN_DATASETS, mean_interval, shared_error
+from fgkd.analysis.correlation import spearman
 from fgkd.analysis.groups import GROUP, agreement
 from fgkd.metrics.claims import claims_in
 from fgkd.study import RECIPES, Study
@@ -250,9 +250,7 @@ def _summarize_gains(by: str, value: str, gains: pd.DataFrame) -> dict:
         mean = defined[kind].mean()
         low, high = mean_interval(defined[kind], defined.dataset)
         if datasets < MIN_DATASETS and len(defined):
-            # errors inside a dataset are taken as one and added, datasets are independent and add in squares
-            of_datasets = defined.groupby("dataset")[f"{kind}_error"].sum()
-            reach = Z95 * math.sqrt((of_datasets**2).sum()) / len(defined)
+            reach = shared_error(defined[f"{kind}_error"], defined.dataset)
             low = mean - reach
             high = mean + reach
         row |= {kind: mean, f"{kind}_low": low, f"{kind}_high": high}

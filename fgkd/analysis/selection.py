@@ -11,8 +11,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from fgkd.analysis.blocks import mean_interval
-from fgkd.analysis.correlation import Z95
+from fgkd.analysis.blocks import mean_interval, shared_error
 from fgkd.analysis.groups import GROUP
 from fgkd.metrics.claims import METRICS, claims_in
 
@@ -109,12 +108,9 @@ def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) 
     accuracy = points.accuracy
     of_images = accuracy * (1 - accuracy) / points.dataset.map(sizes.test)
     of_seeds = (points.accuracy_sd**2 / points.seeds).fillna(0)
-    errors = points.assign(error=np.sqrt(of_images + of_seeds))
-    by_teacher = points.groupby("teacher", sort=False)
+    by_teacher = points.assign(error=np.sqrt(of_images + of_seeds)).groupby("teacher", sort=False)
     table = by_teacher[["accuracy", "ratio12", "tac", "ssp", "ratio12_nonpositive"]].mean()
-    # errors inside a dataset are taken as one and added, datasets are independent and add in squares
-    of_datasets = errors.groupby(["teacher", "dataset"]).error.sum()
-    table.insert(1, "error", Z95 * (of_datasets**2).groupby("teacher").sum() ** 0.5 / by_teacher.size())
+    table.insert(1, "error", [shared_error(rows.error, rows.dataset) for _, rows in by_teacher])
     table = table.sort_values("accuracy", ascending=False, kind="stable")
     best = table.index[0]
     wide = points.pivot(index=GROUP, columns="teacher", values="accuracy")

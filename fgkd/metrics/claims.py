@@ -62,36 +62,23 @@ METRICS = {
     "entropy": Claim("entropy", 1, "Shannon entropy of softmax, nats"),
     "ssp": Claim("SSP", 1, "arXiv 2605.15689: std of the probabilities of ranks 2 to 4"),
     "tac": Claim("TAC", 1, "the teacher's top-1 accuracy on the test split"),
-    "nll": Claim(
-        "NLL",
-        -1,
-        "Menon et al. 2021: teachers of better probabilities, not only of better labels, teach better",
-    ),
+    "nll": Claim("NLL", -1, "Menon et al. 2021: teachers of better probabilities teach better"),
     "ece": Claim("ECE", -1, "Guo et al. 2017: expected calibration error; a direction as for NLL"),
     "train_accuracy": Claim("training accuracy", 1, "top-1 accuracy on the views that the students see"),
-    "parameters": Claim(
-        "parameters", 1, "number of the teacher's weights; Cho and Hariharan 2019 found larger ones no better"
-    ),
+    "parameters": Claim("parameters", 1, "number of weights; Cho and Hariharan 2019 found more no better"),
     "logme": Claim("LogME", 1, "You et al. 2021: evidence of a linear model of the labels on the features"),
-    "leep": Claim(
-        "LEEP", 1, "Nguyen et al. 2020: log-likelihood of the labels through the pretrained head's classes"
-    ),
-    "nce": Claim(
-        "NCE",
-        1,
-        "Tran et al. 2019: negative conditional entropy of the labels given the pretrained head's class",
-    ),
+    "leep": Claim("LEEP", 1, "Nguyen et al. 2020: label likelihood through the pretrained classes"),
+    "nce": Claim("NCE", 1, "Tran et al. 2019: negative entropy of the labels given the pretrained class"),
     "pilot": Claim(
         "pilot",
         1,
-        "the student's own training accuracy after a tenth of its epochs, rounded up: successive halving "
-        "(Jamieson and Talwalkar 2016) chooses so",
+        "Jamieson and Talwalkar 2016: training accuracy after a tenth of the student's epochs, rounded up",
         begun=True,
     ),
     "agreement": Claim(
         "agreement",
         1,
-        "Stanton et al. 2021: share of test images of which the student says what its teacher says",
+        "Stanton et al. 2021: share of test images on which student and teacher name the same class",
         afterwards=True,
     ),
 }
@@ -115,10 +102,10 @@ def metric(*, claimed: Literal["smaller", "larger"], label: str = "", source: st
     def register(function: Callable) -> Callable:
         name = function.__name__
         claim = Claim(label or name, 1 if claimed == "larger" else -1, source, plugin=True)
-        others = {key: other for key, other in METRICS.items() if key != name}
+        labels = [other.label for key, other in METRICS.items() if key != name]
         if name in RESERVED or (name in METRICS and not METRICS[name].plugin):
             raise ValueError(f"metric '{name}' is a column of the tables already: give it another name")
-        if claim.label in (*RULES, *(other.label for other in others.values())):
+        if claim.label in (*RULES, *labels):
             raise ValueError(f"metric '{name}' is labelled '{claim.label}' as another one: give it a label")
         earlier = PLUGIN_METRICS.get(name, function)
         if earlier.__code__.co_filename != function.__code__.co_filename:

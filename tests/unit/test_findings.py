@@ -11,7 +11,7 @@ from fgkd.metrics import METRICS
 
 
 def taught(accuracies, *, dataset="d0", strategy="FT", loss="kd", seed=0, **columns):
-    """Points as of `tables.points`, of students of these accuracies; columns: a value a teacher."""
+    """Points as of `records.points`, of students of these accuracies; columns: a value a teacher."""
     keys = {"dataset": dataset, "student": "small", "strategy": strategy, "loss": loss}
     table = pd.DataFrame({"teacher": list("abcdefgh"[: len(accuracies)]), "accuracy": accuracies})
     values = dict.fromkeys(METRICS, 1.0) | {"accuracy_sd": math.nan, "seeds": 1, "ratio12_nonpositive": 0.0}
@@ -197,7 +197,7 @@ def test_a_study_of_one_temperature_says_that_it_cannot_say(tiny):
 
 
 def banks(**columns):
-    """Metrics as of `tables.with_tac`, of teachers a, b, c."""
+    """Metrics as of `records.with_tac`, of teachers a, b, c."""
     table = pd.DataFrame(
         {"dataset": "d0", "teacher": list("abc"), "strategy": "FT", "seed": 0, "ratio12_nonpositive": 0.0}
     )
