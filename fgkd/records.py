@@ -68,7 +68,7 @@ def write_json(file: Path, value) -> None:
 
 
 def write_table(frame: pd.DataFrame, file: Path) -> None:
-    """Write a CSV with floats at 10 significant digits, so that the same study gives the same bytes."""
+    """Write a CSV with floats at 10 significant digits: the same study, the same bytes."""
     write_bytes(file, frame.to_csv(index=False, float_format="%.10g").encode())
 
 
@@ -113,7 +113,7 @@ def records(study: Study, job: Job, known: dict | None = None) -> list[dict]:
 
 
 def record_jobs(study: Study, job: Job) -> tuple[Job, ...]:
-    """The jobs whose records make up this one's: the students of a distill job, else the job itself."""
+    """The jobs whose records make up this one's: a distill job's students, or itself."""
     return study.student_jobs(job) if job.stage == "distill" else (job,)
 
 
@@ -155,10 +155,10 @@ def provenance(study: Study, job: Job, device: str, seconds: float) -> dict:
 
 
 def collect(study: Study) -> dict[str, pd.DataFrame]:
-    """The study's tables from its records, by name; jobs without a record are left out (see `missing`).
+    """The study's tables from its records, by name; jobs without one are left out.
 
-    data, teachers, metrics, students, epochs (each view of a bank) and, once the first four have rows,
-    correlations, headline and for several seeds also seeds.
+    See `missing`.  Names: data, teachers, metrics, students, epochs (each view of a bank) and, once the first
+    four have rows, correlations, headline and for several seeds also seeds.
     """
     tables: dict[str, list[dict]] = {name: [] for name in STAGE_TABLES}
     names = {stage: name for name, stage in STAGE_TABLES.items()}
@@ -240,7 +240,7 @@ def _rows(study: Study, job: Job, stored: dict) -> list[dict]:
 
 
 def _pilot(history: list[dict]) -> dict[str, float | None]:
-    """A student's training accuracy after a tenth of its epochs, rounded up, and the share that this is.
+    """Training accuracy after a tenth of a student's epochs, rounded up, and that share.
 
     None where its record has no history.
     """

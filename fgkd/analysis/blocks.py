@@ -44,7 +44,7 @@ def mean_interval(values, blocks, *, seed: int = 0) -> tuple[float, float]:
 
 
 def swap_p(differences, blocks, *, seed: int = 0) -> float:
-    """Two-sided p of the mean of paired differences: a pair is swapped for a whole block at a time.
+    """Two-sided p of the mean of paired differences: whole blocks of pairs are swapped.
 
     All 2^D swaps are counted up to 16 blocks.  The smallest p is 2 / 2^D, so fewer than 6 blocks never reach
     0.05.  NaN where no difference is left.
@@ -68,7 +68,7 @@ def mean_test(values, blocks) -> tuple[float, float, float]:
 
 
 def shared_error(errors, blocks) -> float:
-    """Half the 95 % interval of a mean whose errors are shared inside blocks: of the same test images.
+    """Half the 95 % interval of a mean whose errors are shared inside blocks, as test images.
 
     Inside a block they add up as if they were one; blocks are independent.
 
@@ -82,12 +82,13 @@ def shared_error(errors, blocks) -> float:
 def detectable(
     spread: float, datasets: int, *, level: float, power: float = 0.8, draws: int = 2000, seed: int = 0
 ) -> float:
-    """Smallest true mean difference that `swap_p` finds, by its sign, in a share `power` of studies.
+    """Smallest true mean difference that `swap_p` finds in a share `power` of studies.
 
-    In each simulated study the difference of a dataset is the true mean plus an independent normal error.
-    Take `spread` from the differences of a study's own datasets: it holds what teachers, images and the
-    number of groups leave open there.  As far as it comes from the number n of teachers it is proportional to
-    1 / sqrt(n - 1), as a rho's is.  Infinite where no difference is enough, since 2 / 2^D exceeds `level`.
+    Finds it with its sign.  In each simulated study a dataset's difference is the true mean plus a normal
+    error.  Take `spread` from the differences of a study's own datasets: it holds what teachers, images and
+    the number of groups leave open there.  As far as it comes from the number n of teachers it is
+    proportional to 1 / sqrt(n - 1), as a rho's is.  Infinite where no difference is enough, since 2 / 2^D
+    exceeds `level`.
 
     spread: standard deviation of the error
     datasets: their number D
@@ -152,7 +153,7 @@ def _sum_blocks(values, blocks) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=4)
 def _subsets(blocks: int, seed: int) -> np.ndarray:
-    """Subsets of the blocks as rows of 0 and 1, the empty one first: all (2^D, D), or 65,536 drawn."""
+    """Subsets of the blocks, rows of 0 and 1, the empty one first: all (2^D, D), or 65,536."""
     if blocks <= 16:
         return (np.arange(2**blocks)[:, None] >> np.arange(blocks) & 1).astype(float)
     drawn = np.random.default_rng(seed).integers(0, 2, (2**16 - 1, blocks))

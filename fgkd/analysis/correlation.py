@@ -65,7 +65,7 @@ def exact_p(x, y, *, draws: int = 100_000, seed: int = 0) -> float:
 
 
 def spearman_within(x, y, families) -> float:
-    """Partial rank correlation given the family: Pearson's of the ranks less their family's mean.
+    """Partial rank correlation given the family: Pearson's of ranks less their family's mean.
 
     It is what is left where two families differ in both x and y, as networks of two kinds of normalisation
     may.  A family of one contributes nothing.  NaN where fewer than 3 teachers share a family with another
@@ -128,7 +128,7 @@ def interval(rho: float, n: int) -> tuple[float, float]:
 
 
 def share_interval(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of the share that `hits` of n independent images sample (Wilson 1927); NaN for none.
+    """95 % interval of the share that `hits` of n images sample (Wilson 1927); NaN for n = 0.
 
     >>> [round(bound, 3) for bound in share_interval(15, 60)]
     [0.158, 0.372]
@@ -140,7 +140,7 @@ def share_interval(hits: int, n: int) -> tuple[float, float]:
 
 
 def strength(rho: float) -> str:
-    """weak, modest or strong: abs(rho) to 2 decimals is at most 0.5, at most 0.7, above; '' for NaN.
+    """weak, modest or strong: abs(rho) to 2 decimals is at most 0.5, 0.7, above; '' for NaN.
 
     >>> [strength(r) for r in (0.5, -0.505, 0.704, -0.71)]
     ['weak', 'modest', 'modest', 'strong']
@@ -149,7 +149,7 @@ def strength(rho: float) -> str:
 
 
 def describe_rho(rho: float, n: int) -> str:
-    """A rho of n teachers in words, with its strength where a perfect ranking would be significant.
+    """A rho of n teachers in words, with its strength where a perfect ranking is significant.
 
     >>> describe_rho(-0.8, 8), describe_rho(0.8, 4), describe_rho(math.nan, 2)
     ('-0.80, strong (n = 8)', '+0.80 (n = 4)', 'undefined (n = 2)')
@@ -184,7 +184,7 @@ def null_summary(n: int) -> dict[str, float]:
 
 
 def _as_pair(x, y) -> tuple[np.ndarray, np.ndarray]:
-    """x and y as fp64 (n,), both empty where a value is NaN.  Raises ValueError for unequal lengths."""
+    """x and y as fp64 (n,), empty where a value is NaN.  Raises ValueError for unequal lengths."""
     x = np.asarray(x, float)
     y = np.asarray(y, float)
     if x.shape != y.shape or x.ndim != 1:
@@ -213,7 +213,7 @@ def _strength_index(rho) -> np.ndarray:
 
 @functools.cache
 def _null(n: int) -> np.ndarray:
-    """abs(rho) of permutations of n teachers without ties: of all (n!,), or of 100,000 sampled ones."""
+    """abs(rho) of permutations of n teachers without ties: of all (n!,), or of 100,000."""
     if n < 3:
         raise ValueError(f"n is {n}: expected 3 teachers or more, of fewer there is no rho")
     if n > COUNTED:

@@ -77,7 +77,7 @@ def describe_gains(gains: pd.DataFrame) -> str:
 
 
 def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """R12, TAC and SSP under T and beta other than the study's: one row per loss that is KD, and metric.
+    """R12, TAC and SSP under T and beta other than the study's: one row per KD loss and metric.
 
     Columns: loss, its temperature and beta; metric; groups and datasets that have both losses; `kd` and
     `own`, mean rho in the claimed direction with the study's T and beta and with the loss's own;
@@ -183,7 +183,7 @@ def teacher_means(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def mixes(points: pd.DataFrame, traits: list[str]) -> pd.DataFrame:
-    """Which teachers make the ranking?  One row for all, and for each part of them that shares a trait.
+    """Which teachers make the ranking?  One row for all, and for each part with a common trait.
 
     Columns: trait, value, the number of `teachers`, their students' `accuracy`, R12's `median` and million
     `parameters`, means over groups; and for R12, TAC and SSP the mean rho in the claimed direction among
@@ -206,7 +206,7 @@ def mixes(points: pd.DataFrame, traits: list[str]) -> pd.DataFrame:
 
 
 def _group_gains(points: pd.DataFrame, students: pd.DataFrame, test_images: pd.Series) -> pd.DataFrame:
-    """One row per group that has a student without a teacher: `alone`, gains, and their standard errors."""
+    """One row per group that has a baseline: `alone`, gains, and their standard errors."""
     without_teacher = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy
     alone = without_teacher.agg(["mean", "var", "size"])
     rows = []
@@ -258,7 +258,7 @@ def _summarize_gains(by: str, value: str, gains: pd.DataFrame) -> dict:
 
 
 def _rho_by_dataset(datasets, name: str, against: str) -> pd.Series:
-    """Spearman's rho of two columns by dataset, where it is defined; datasets: rows grouped by dataset."""
+    """Spearman's rho of two columns by dataset (rows grouped by it), where it is defined."""
     rhos = {dataset: spearman(rows[name], rows[against]) for dataset, rows in datasets}
     return pd.Series(rhos, dtype=float).dropna()
 

@@ -36,7 +36,7 @@ SUMMARY = [
 
 
 def join_students_with_metrics(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """The points of all groups, one row per teacher: means over seeds of its metrics and its student.
+    """The points of all groups, one row per teacher: means over seeds of metrics and student.
 
     A student goes with the teacher of its own seed.  A metric that is NaN for a seed is NaN.  Columns next to
     the group's, `teacher`, `accuracy` and the metrics: ratio12_nonpositive, the share of samples in which R12
@@ -174,10 +174,10 @@ def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranking_stability(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataFrame:
-    """How many views of each image a metric's ranking of teachers takes: one row per number of `views`.
+    """How many views a metric's ranking of teachers takes: one row per number of `views`.
 
-    rho is between the ranking by the mean over so many views and that over all: its mean and its lowest over
-    datasets, recipes and seeds.
+    Views of each image.  rho is between the ranking by the mean over so many and that over all: its mean and
+    its lowest over datasets, recipes and seeds.
 
     epochs: one row per bank and view, as returned by `records.collect`
     metric: a column of it
@@ -233,7 +233,7 @@ def summary(correlations: pd.DataFrame, by=()) -> pd.DataFrame:
 
 
 def breakdown(correlations: pd.DataFrame) -> pd.DataFrame:
-    """The `summary` by dataset, student, strategy and loss in turn: columns `by`, `value`, then its own."""
+    """The `summary` by dataset, student, strategy and loss in turn, named by `by` and `value`."""
     tables = []
     for by in GROUP:
         table = summary(correlations, by).rename(columns={by: "value"})
@@ -243,6 +243,6 @@ def breakdown(correlations: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(correlations: pd.DataFrame) -> pd.DataFrame:
-    """The `summary` over all groups, without shares of weak and modest ones, best signed rho first."""
+    """The `summary` over all groups, without shares of weak and modest, best signed rho first."""
     table = summary(correlations).loc[:, :"chance_strong"]
     return table.sort_values("agrees", ascending=False, kind="stable").reset_index(drop=True)

@@ -101,7 +101,7 @@ def comparisons() -> pd.DataFrame:
 
 
 def cub_group() -> pd.DataFrame:
-    """Rho, its interval, exact p and tau in the group whose points are published: one row per metric.
+    """Rho, interval, exact p and tau in the group with published points: one row per metric.
 
     The group is CUB, ResNet-18, TGDA, 8 teachers; tac is the CAL teachers' accuracy.  Two students were read
     off the figure as equal, which leaves -0.862; the printed -0.905 is that of the ranking in which the claim
@@ -136,7 +136,7 @@ def cub_group() -> pd.DataFrame:
 def claims(
     correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.DataFrame, points: pd.DataFrame
 ) -> pd.DataFrame:
-    """The paper's claims in a study: one row per claim, a quantity that is above 0 where the claim holds.
+    """The paper's claims in a study: one row each, of a quantity that is above 0 where it holds.
 
     Columns: `claim`, `family`, `published` (NaN where the paper prints no such number), `ours` with its 95 %
     interval over datasets (`low`, `high`), `groups`, `datasets`, the number of them that a verdict needs
@@ -235,7 +235,7 @@ def power(correlations: pd.DataFrame) -> pd.DataFrame:
 
 
 def _detectable(claim: str, spread: float, datasets: int) -> float:
-    """`blocks.detectable` of a registered claim; NaN where no rho, or difference of two, is so large."""
+    """`blocks.detectable` of a registered claim; NaN where no rho, or difference, is so large."""
     size = blocks.detectable(spread, datasets, level=LEVEL)
     return size if size <= (1 if claim == REGISTERED[0] else 2) else np.nan
 
@@ -294,7 +294,7 @@ def _pick_claims(choices: pd.DataFrame, students: pd.DataFrame) -> Quantities:
 
 
 def _size_claims(correlations: pd.DataFrame, points: pd.DataFrame) -> Quantities:
-    """Smaller teachers teach better and have the smaller R12, among all teachers and inside families.
+    """Smaller teachers teach better and have the smaller R12: among all and inside families.
 
     Of R12 one value per dataset and recipe, since the students of a teacher share it.
     """
@@ -318,7 +318,7 @@ def _size_claims(correlations: pd.DataFrame, points: pd.DataFrame) -> Quantities
 
 
 def _size_rho(points: pd.DataFrame, by: list[str], name: str, within: str | None = None) -> pd.Series:
-    """Spearman's rho of `parameters` and `name` by group of points, inside the families of `within`."""
+    """Spearman's rho of `parameters` and `name` by group of points, inside families `within`."""
     rhos = {}
     for key, group in points.groupby(by):
         if within is None:

@@ -67,7 +67,7 @@ def selection_outcomes(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataF
 
 
 def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
-    """What choosing gains: one row per rule of `selection_outcomes`, means over groups, best first.
+    """What choosing gains: one row per rule, means over groups, the most accurate first.
 
     Rules that cannot pick in every group are left out.  teacher: whom it picks most often, with the number of
     groups where there are several.  gain_random and gain_tac: accuracy above that of a random teacher's
@@ -92,7 +92,7 @@ def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFr
 
 
 def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
-    """One row per teacher, the best first, then 'no teacher' and 'chance': means over all groups.
+    """One row per teacher, the best first, then 'no teacher' and 'chance': means over groups.
 
     accuracy: of its students.  error: half the width of its 95 % interval for other test images, and for
     other seeds where the study has several; the errors of a dataset's groups, which share its images, add up

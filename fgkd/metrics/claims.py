@@ -131,5 +131,5 @@ def register_claims(claims: dict[str, dict[str, Any]]) -> None:
 
 
 def claims_in(table) -> dict[str, Claim]:
-    """The built-in metrics, and those of plugins that have a column in a table, with their claims."""
+    """The built-in metrics, and plugins' that have a column in a table, with their claims."""
     return {name: claim for name, claim in METRICS.items() if not claim.plugin or name in table}

@@ -47,9 +47,9 @@ def ratio12(logits) -> Tensor:
 
 
 def ratio12_centred(logits) -> Tensor:
-    """R12 of logits (N, C >= 2) less their mean over classes -> (N,).  Scale and shift invariant.
+    """R12 of logits (N, C >= 2) less their mean over classes -> (N,).
 
-    Infinite or negative where all classes but the first lie at or below the mean.
+    Scale and shift invariant; infinite or negative where all classes but the first lie at or below the mean.
 
     >>> ratio12_centred([[6.0, 4.0, 1.0, 1.0], [106.0, 104.0, 101.0, 101.0]]).tolist()
     [3.0, 3.0]
@@ -76,7 +76,7 @@ def ratio23(logits) -> Tensor:
 
 
 def ratio12_softmax(logits) -> Tensor:
-    """q_1 / q_2 of the softmax = exp(P_1 - P_2), (N, C >= 2) -> (N,).  Shift invariant, not scale invariant.
+    """q_1 / q_2 of the softmax, exp(P_1 - P_2): (N, C >= 2) -> (N,); shift invariant.
 
     >>> round(ratio12_softmax([[2.0, 1.0, 0.0]]).item(), 4)
     2.7183
@@ -103,7 +103,7 @@ def entropy(logits) -> Tensor:
 
 
 def secondary_std(logits, k: int = 3) -> Tensor:
-    """Unbiased std of the k softmax probabilities after the largest, (N, C) -> (N,); NaN where C < k + 1.
+    """Unbiased std of the k probabilities after the largest, (N, C) -> (N,); NaN for C <= k.
 
     >>> round(secondary_std([[3.0, 2.0, 1.0, 0.0]]).item(), 6)
     0.105995
@@ -114,7 +114,7 @@ def secondary_std(logits, k: int = 3) -> Tensor:
 
 
 def accuracy(logits, labels) -> float:
-    """Share of samples whose largest logit is the label's, in [0, 1]; of equal logits the first is.
+    """Share of samples whose largest logit, of equal ones the first, is the label's.
 
     logits: (N, C)
     labels: (N,)
@@ -160,12 +160,12 @@ def samples(logits) -> dict[str, Tensor]:
 
 
 def labelled_samples(logits, labels) -> dict[str, Tensor]:
-    """NLL, confidence and whether a sample is correct: logits (N, C), labels (N,) -> name -> (N,)."""
+    """NLL, confidence and correctness: logits (N, C), labels (N,) -> name -> (N,)."""
     return _map_all(logits, _Chunk.labelled, labels, top=2)
 
 
 def all_samples(logits, labels) -> dict[str, Tensor]:
-    """`samples`, plugins' metrics, `labelled_samples` and whether P_2 <= 0 in one pass: name -> (N,)."""
+    """All built-in and plugins' metrics, `labelled_samples` and `nonpositive`: name -> (N,)."""
     return _map_all(logits, lambda chunk: chunk.counted() | chunk.labelled() | chunk.of_plugins(), labels)
 
 
@@ -202,7 +202,7 @@ def summarize_samples(values: dict[str, Tensor], nonpositive: Tensor) -> dict[st
 
 
 def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
-    """NLL, calibration error and accuracy, from `labelled_samples` of one batch or of all batches joined.
+    """NLL, calibration error and accuracy, from `labelled_samples` of one or more batches.
 
     >>> summary = summarize_labelled(labelled_samples([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [0, 1]))
     >>> {name: round(value, 3) for name, value in summary.items()}
@@ -216,7 +216,7 @@ def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
 
 
 def summarize_all(values: dict[str, Tensor]) -> dict[str, float]:
-    """`summarize_samples` and `summarize_labelled` of `all_samples`, and means of all other values."""
+    """`summarize_samples` and `summarize_labelled`, and means of all other values."""
     plain = {name: value for name, value in values.items() if name not in (*LABELLED, "nonpositive")}
     return summarize_samples(plain, values["nonpositive"]) | summarize_labelled(values)
 
@@ -243,13 +243,13 @@ class _Chunk:
 
     @cached_property
     def largest(self) -> tuple[Tensor, Tensor]:
-        """The largest logits in falling order (n, top), and the first one's class, of equal ones any (n,)."""
+        """Largest logits in falling order (n, top), and the first one's class, any of equal ones."""
         values, classes = self.logits.topk(self.top, dim=1)
         return values.double(), classes[:, 0]
 
     @cached_property
     def rest(self) -> tuple[Tensor, Tensor]:
-        """Sums of e and of -e log e, e = exp(P_c - P_1), over all classes c but the first: (n,) each.
+        """Sums of e and -e log e, e = exp(P_c - P_1), over classes c but the first: (n,) each.
 
         Apart from the first class's 1 they keep their digits where a teacher is almost certain.
         """
@@ -365,7 +365,7 @@ def _quotient(above: Tensor, below: Tensor) -> Tensor:
 
 
 def _check_finite(logits: Tensor) -> None:
-    """Raise ValueError for NaN and infinity, but not for finite logits whose sum alone is infinite."""
+    """Raise ValueError for NaN and infinity, not for finite logits whose sum is infinite."""
     bad = (~torch.isfinite(logits)).any(1).nonzero().flatten()
     if len(bad):
         raise ValueError(
@@ -375,7 +375,7 @@ def _check_finite(logits: Tensor) -> None:
 
 
 def _as_labels(labels, logits: Tensor) -> Tensor:
-    """Labels (N,) as integers on the logits' device.  Raises ValueError for another shape or no class."""
+    """Labels (N,) as integers on the logits' device.  Raises ValueError for other labels."""
     labels = torch.as_tensor(labels, device=logits.device).long()
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels have shape {tuple(labels.shape)}: expected ({len(logits)},), one a sample")

@@ -2,7 +2,7 @@ r"""How well a pretrained network suits new labels, before anything is trained o
 
 LogME needs its features.  LEEP and NCE need the predictions of its *own* head, over the classes that it was
 pretrained on.  Fed with a fine-tuned teacher's predictions of the target classes they can be computed and
-mean something else:  LEEP is then the teacher's log-likelihood of the labels after a soft confusion matrix,
+mean something else: LEEP is then the teacher's log-likelihood of the labels after a soft confusion matrix,
 and NCE what that matrix leaves open, both near 0 for every teacher that has learnt its training images.  They
 are not defined for a network whose head was lost or that has none.
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def logme(features, labels) -> float:
-    """Log evidence of a label per sample and class, in nats; larger is claimed better (You et al. 2021).
+    """Log evidence of a label per sample and class, nats (You et al. 2021); larger is better.
 
     For each class y is 1 on its samples and 0 elsewhere, y = F w + noise with w ~ N(0, 1/alpha) and noise
     ~ N(0, 1/beta), and log p(y) / N is maximised over alpha and beta; the mean over the classes there are.
@@ -69,10 +69,10 @@ def logme(features, labels) -> float:
 
 
 def leep(probabilities, labels) -> float:
-    """Mean log-likelihood of the labels through the source classes, in nats (Nguyen et al. 2020).
+    """Mean log-likelihood of the labels through the source classes, nats, at most 0.
 
     A sample's likelihood is sum_z q_z p(label | z), where p(label | z) is q_z's share that falls on samples
-    of that label.  At most 0; larger is claimed better.
+    of that label.  Larger is claimed better (Nguyen et al. 2020).
 
     probabilities: (N, Z) the pretrained head's softmax, rows that sum to 1
     labels: (N,)
@@ -94,9 +94,9 @@ def leep(probabilities, labels) -> float:
 
 
 def nce(source, labels) -> float:
-    """Negative conditional entropy -H(label | source class), in nats (Tran et al. 2019).
+    """Negative conditional entropy -H(label | source class), nats, at most 0.
 
-    What LEEP becomes for probabilities of 0 and 1.  At most 0; larger is claimed better.
+    What LEEP becomes for probabilities of 0 and 1.  Larger is claimed better (Tran et al. 2019).
 
     source: (N,) the class that the pretrained head predicts for each sample
     labels: (N,)
@@ -113,7 +113,7 @@ def nce(source, labels) -> float:
 
 
 def _as_samples(values, labels, name: str) -> tuple[Tensor, Tensor]:
-    """Values (N, D) in fp64 and labels (N,).  Raises ValueError for other shapes, NaN and infinity."""
+    """Values (N, D) in fp64 and labels (N,).  Raises ValueError for other ones."""
     values = torch.as_tensor(values).detach().double()
     labels = torch.as_tensor(labels, device=values.device)
     if values.ndim != 2 or not len(values) or labels.shape != values.shape[:1]:
