@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from fgkd import records
-from fgkd.report import pages
+from fgkd.report import notebook, pages, site
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 HARM = "<script>alert(1)</script>"
@@ -40,7 +40,7 @@ def render(tmp_path):
     """Cells -> the parsed page."""
 
     def rendered(*cells, **options):
-        pages.page(save(tmp_path / "run.ipynb", *cells), tmp_path / "run.html", **options)
+        notebook.write_page(save(tmp_path / "run.ipynb", *cells), tmp_path / "run.html", **options)
         return BeautifulSoup((tmp_path / "run.html").read_text(encoding="utf-8"), "html.parser")
 
     return rendered
@@ -58,30 +58,33 @@ def build(tmp_path):
     bad = save(tmp_path / "bad.ipynb", new_markdown_cell("# Why?"), new_code_cell("f()", outputs=[error]))
     (tmp_path / "torn.ipynb").write_text('{"cells": [')
     entries = [
-        pages.Entry("Teachers", f"resnet101 {HARM}", good, "teachers/a b.html", "done", "TAC 81.2 %"),
-        pages.Entry("Teachers", "vgg19_bn", bad, "teachers/vgg.html", "failed"),
-        pages.Entry(
+        site.Entry("Teachers", f"resnet101 {HARM}", good, "teachers/a b.html", "done", "TAC 81.2 %"),
+        site.Entry("Teachers", "vgg19_bn", bad, "teachers/vgg.html", "failed"),
+        site.Entry(
             "Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting", row="birds · FT"
         ),
-        pages.Entry(
+        site.Entry(
             "Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed", row="birds · FT"
         ),
     ]
     table = pd.DataFrame({"metric": ["R12", HARM], "rho": [-0.41, None]})
 
     def built(**changes):
-        options = dict(
-            title=f"A study of {HARM}",
-            question="Does $R_{12}$ rank teachers?",
-            answer="No better than accuracy.",
-            headline=(tmp_path / "a.png", "One point a teacher. n = 8.", table, "Ranks"),
-            figures=[(tmp_path / "b.svg", "The null")],
-            tables={"all runs": pd.DataFrame({"run": range(30)})},
-            entries=entries,
-            facts={"torch": f"2.15.0 {HARM}"},
-            missing=["birds FZ", "birds FT"],
-        )
-        return pages.site(tmp_path / "site", **(options | changes))
+        options = {
+            "title": f"A study of {HARM}",
+            "question": "Does $R_{12}$ rank teachers?",
+            "answer": ["No better than accuracy.", "Nor than chance."],
+            "figures": [
+                (tmp_path / "a.png", "One point per teacher. n = 8."),
+                (tmp_path / "b.svg", "The null"),
+            ],
+            "headline": site.Table("headline", table, "Ranks"),
+            "tables": [site.Table("all runs", pd.DataFrame({"run": range(30)}))],
+            "entries": entries,
+            "facts": {"torch": f"2.15.0 {HARM}"},
+            "missing": ["birds FZ", "birds FT"],
+        }
+        return site.write(site.Site(**(options | changes)), tmp_path / "site")
 
     return built
 
@@ -126,8 +129,8 @@ def test_a_script_in_a_class_name_is_shown_as_text(render, build):
 def test_formulas_become_mathml(render):
     page = render(
         new_markdown_cell(
-            "Ratio $R_{12} = \\frac{1}{N}\\sum_i P_{1,i}/P_{2,i}$ and *so* $a_1 * b_1 * c$\n\n$$\nx < \\sqrt{y}\n\n$$\n"
-            "text\n\\begin{align*}a &= b \\\\ c &= d\\end{align*}\nend"
+            "Ratio $R_{12} = \\frac{1}{N}\\sum_i P_{1,i}/P_{2,i}$ and *so* $a_1 * b_1 * c$\n\n"
+            "$$\nx < \\sqrt{y}\n\n$$\ntext\n\\begin{align*}a &= b \\\\ c &= d\\end{align*}\nend"
         ),
         new_code_cell("m", outputs=[shown({"text/latex": "$\\displaystyle \\rho$"})]),
     )
@@ -267,17 +270,23 @@ def test_a_fresh_page_is_not_rendered_again(build, tmp_path):
     ("field", "value"), [("state", "ok"), ("href", "../a.html"), ("href", "index.html"), ("href", "a.txt")]
 )
 def test_an_entry_that_cannot_be_shown_is_refused(field, value, tmp_path):
-    good = dict(section="Data", title="birds", notebook=tmp_path / "a.ipynb", href="a.html", state="done")
+    good = {
+        "section": "Data",
+        "title": "birds",
+        "notebook": tmp_path / "a.ipynb",
+        "href": "a.html",
+        "state": "done",
+    }
     with pytest.raises(ValueError, match=re.escape(repr(value))):
-        pages.Entry(**(good | {field: value}))
+        site.Entry(**(good | {field: value}))
 
 
 def test_what_would_overwrite_is_refused(build, tmp_path):
-    twice = [pages.Entry("Data", name, tmp_path / "good.ipynb", "a.html", "done") for name in "ab"]
-    with pytest.raises(ValueError, match="share a page: a.html"):
+    twice = [site.Entry("Data", name, tmp_path / "good.ipynb", "a.html", "done") for name in "ab"]
+    with pytest.raises(ValueError, match=r"share a page: a\.html"):
         build(entries=twice)
     with pytest.raises(ValueError, match="no file name"):
-        build(tables={"../runs": pd.DataFrame()})
+        site.Table("../runs", pd.DataFrame())
 
 
 def test_a_study_in_which_only_the_baseline_was_trained_has_a_report(finished):
