@@ -25,7 +25,12 @@ from fgkd.report import markup
 from fgkd.study import PROJECT
 
 # A notebook after a kill in mid-write, of an unknown format, or without an image that it attaches
-UNREADABLE = (nbformat.reader.NotJSONError, nbformat.ValidationError, mistune.InvalidNotebook)
+UNREADABLE = (
+    nbformat.reader.NotJSONError,
+    nbformat.NBFormatError,
+    nbformat.ValidationError,
+    mistune.InvalidNotebook,
+)
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 # The richest first. Inside <img> an SVG runs no script; scripts and widgets are shown by their text, if any.
 IMAGES = ["image/svg+xml", "image/png", "image/jpeg"]

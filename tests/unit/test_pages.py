@@ -7,7 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
 from fgkd import records
 from fgkd.report import notebook, pages, site
@@ -90,7 +90,11 @@ def build(tmp_path):
 
 
 def parse(path):
-    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    return parsed(path.read_text(encoding="utf-8"))
+
+
+def parsed(text):
+    return BeautifulSoup(text, "html.parser")
 
 
 def test_a_page_has_no_script_and_loads_nothing_from_elsewhere(render):
@@ -104,6 +108,11 @@ def test_a_page_has_no_script_and_loads_nothing_from_elsewhere(render):
         ),
         new_code_cell("w", outputs=[shown({"application/javascript": "alert(1)", "text/plain": "words"})]),
         new_code_cell("s", outputs=[shown({"image/svg+xml": SVG.replace("<rect", HARM + "<rect")})]),
+        new_code_cell(
+            "p", outputs=[shown({"image/png": f'">{HARM}'}, **{"image/png": {"width": f'1">{HARM}'}})]
+        ),
+        new_raw_cell(HARM, metadata={"raw_mimetype": "text/html"}),
+        new_markdown_cell("[link](javascript:x())"),
     )
     assert not page(["script", "iframe", "link", "object", "svg"])
     assert not [tag for tag in page(True) if any(name.startswith("on") for name in tag.attrs)]
@@ -267,6 +276,33 @@ def test_a_fresh_page_is_not_rendered_again(build, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content",
+    ['{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}', '{"nbformat": 9, "cells": []}', ""],
+    ids=["no cells", "a version to come", "empty"],
+)
+def test_a_notebook_that_is_none_is_unreadable(content, tmp_path):
+    (tmp_path / "run.ipynb").write_text(content)
+    with pytest.raises(notebook.UNREADABLE):
+        notebook.write_page(tmp_path / "run.ipynb", tmp_path / "run.html")
+    assert not (tmp_path / "run.html").exists()
+
+
+def test_an_image_that_is_not_attached_makes_a_notebook_unreadable(render):
+    with pytest.raises(notebook.UNREADABLE):
+        render(new_markdown_cell("![a bird](attachment:bird.png)"))
+
+
+def test_an_address_within_a_page_is_used_once(render):
+    error = new_output("error", ename="ValueError", evalue="x", traceback=["x"])
+    page = render(
+        new_markdown_cell("# content\n\n<b id='a'>x</b> <b id='a'>y</b>"),
+        *[new_code_cell("f()", outputs=[error], execution_count=count) for count in (1, 2)],
+    )
+    ids = [tag["id"] for tag in page(id=True)]
+    assert sorted(ids) == ["a", "content", "failed-cell"] and "stopped in cell 1" in page.text
+
+
+@pytest.mark.parametrize(
     ("field", "value"), [("state", "ok"), ("href", "../a.html"), ("href", "index.html"), ("href", "a.txt")]
 )
 def test_an_entry_that_cannot_be_shown_is_refused(field, value, tmp_path):
@@ -310,6 +346,13 @@ def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alo
     claims = pd.read_csv(written / "claims.csv")
     assert len(claims) == 26 and set(claims.needed[claims.family == "registered"]) == {7}
     assert 'src="figures/progress.svg"' in index and "against no teacher students have" in index
+    first, table = parsed(index).find(class_="answer").find(class_="lead"), parsed(index).table
+    names = ["byobnet", "resnet", "efficientnet", "no teacher", "chance"]
+    assert first.text.startswith("The students of") and "±" in first.text
+    assert sorted(row.td.text for row in table.tbody("tr")) == sorted(names)
+    assert {"picked by", "R12", "TAC", "SSP"} <= {header.text for header in table("th")}
+    picked = [row("td")[3].text for row in table.tbody("tr")]
+    assert all(any(rule in text for text in picked[:3]) for rule in ("R12", "TAC", "SSP"))
     sizes = {
         name: len(pd.read_csv(written / f"{name}.csv"))
         for name in ("pay", "temperatures", "progress", "power")
