@@ -3,8 +3,9 @@ r"""An executed notebook as one offline HTML page.
 nbconvert reads the notebook, drops papermill's own error markers and empty cells, joins streams, picks each
 output's richest form, highlights code, colours terminal text and renders Markdown with embedded images. Ours
 are `templates/cells.html.j2`, which lays a cell out, and its filters: the stricter allow list of
-`fgkd.report.markup`, MathML for formulas, and no progress bars.  nbconvert's page templates are not used:
-`lab` and `classic` load MathJax and require.js from elsewhere and give images no text of their own.
+`fgkd.report.markup`, MathML for formulas, and no progress bars.  nbconvert's pages (`HTMLExporter` with its
+templates `lab` and `classic`) are not used: they load MathJax and require.js from elsewhere, and give images
+no text of their own.
 """
 
 import functools
@@ -16,7 +17,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from jinja2 import pass_context
 from markupsafe import Markup
-from nbconvert.exporters.html import HTMLExporter
+from nbconvert.exporters.templateexporter import TemplateExporter
 from nbconvert.filters import markdown_mistune as mistune
 from traitlets.config import Config
 
@@ -34,7 +35,8 @@ UNREADABLE = (
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 # The richest first. Inside <img> an SVG runs no script; scripts and widgets are shown by their text, if any.
 IMAGES = ["image/svg+xml", "image/png", "image/jpeg"]
-FORMATS = [*IMAGES, "text/html", "text/markdown", "text/latex", "text/plain"]
+TEXTS = ["text/html", "text/markdown", "text/latex", "text/plain"]
+HIDDEN = ["application/javascript", "application/vnd.jupyter.widget-view+json"]
 # tqdm's lines: '45%|####   | 9/20 [00:01<00:01, 8.9it/s]', '9it [00:01, 8.9it/s]', and a bar that was wiped
 BAR = re.compile(r"\d+%\|.*\||\[\d+:\d\d(:\d\d)?(<[^\],]*)?,[^\]]*/[^\]]*\]|^\s+\r$")
 CURSOR = re.compile(r"\x1b\[\d*[A-HJK]")
@@ -64,9 +66,9 @@ def write_page(notebook: Path, file: Path, *, title: str | None = None, home: st
 
 
 @functools.cache
-def _exporter() -> HTMLExporter:
+def _exporter() -> TemplateExporter:
     config = {
-        "NbConvertBase": {"display_data_priority": FORMATS},
+        "NbConvertBase": {"display_data_priority": IMAGES + TEXTS + HIDDEN},
         "TagRemovePreprocessor": {"remove_cell_tags": {"papermill-error-cell-tag"}},
         "RegexRemovePreprocessor": {"patterns": [r"\s*\Z"]},
         "CoalesceStreamsPreprocessor": {"enabled": True},
@@ -80,7 +82,7 @@ def _exporter() -> HTMLExporter:
         "relative_paths": lambda source: source.replace(f"{PROJECT}/", ""),
     }
     template = str(markup.TEMPLATES / "cells.html.j2")
-    return HTMLExporter(Config(config), template_name="base", template_file=template, filters=filters)
+    return TemplateExporter(Config(config), template_name="base", template_file=template, filters=filters)
 
 
 def clear_progress(text: str) -> str:
