@@ -61,8 +61,8 @@ class Tab:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def _until(self, found):
-        while not found(message := json.loads(self.socket.recv())):
+    def _until(self, condition):
+        while not condition(message := json.loads(self.socket.recv())):
             self.events.append(message)
         return message
 

@@ -198,7 +198,7 @@ def test_parameters_and_failures_are_named(render):
     assert "An Exception" not in page.text and "\x1b" not in page.text
 
 
-def test_pictures_have_alternative_texts_and_tables_have_header_cells(render):
+def test_images_have_alternative_texts_and_tables_have_header_cells(render):
     frame = pd.DataFrame({"teacher": ["vgg19_bn"], "TAC": [81.2]}, index=["a"])
     page = render(
         new_markdown_cell("# Question\n\n## What *R12* sees\n\n| a | b |\n|---|---|\n| 1 | x |"),
@@ -225,7 +225,7 @@ def test_a_notebook_without_a_heading_is_titled_by_its_run(render):
     assert render(new_markdown_cell("text"), title="vgg19_bn, FT").h1.text == "vgg19_bn, FT"
 
 
-def test_local_pictures_are_embedded_and_links_lead_home(render, tmp_path):
+def test_local_images_are_embedded_and_links_lead_home(render, tmp_path):
     (tmp_path / "local.svg").write_text(SVG)
     page = render(new_markdown_cell("![a bird](local.svg)"), home="../index.html")
     assert page.img["src"].startswith("data:image/svg+xml;base64,") and page.img["alt"] == "a bird"
@@ -379,13 +379,13 @@ def test_a_study_of_two_teachers_one_strategy_and_no_baseline_says_what_it_canno
 
 
 def test_what_the_study_says_of_a_data_set_is_a_note_of_its_report(finished, make_study):
-    said = "drawn, so that no network has seen them"
-    noted = make_study({"datasets.birds.note": said})
-    assert pages.notes(noted)[0] == f"birds: {said}" and said not in " ".join(pages.notes(finished))
-    assert said in pages.build(noted, states(noted)).read_text()
+    note = "drawn, so that no network has seen them"
+    noted = make_study({"datasets.birds.note": note})
+    assert pages.notes(noted)[0] == f"birds: {note}" and note not in " ".join(pages.notes(finished))
+    assert note in pages.build(noted, states(noted)).read_text()
 
 
-def test_losses_of_other_temperatures_are_a_table_beside_kd(finished, make_study):
+def test_losses_of_other_temperatures_are_a_table_next_to_kd(finished, make_study):
     """The records of a loss of the same name, T and beta may come from elsewhere: here KD's own, copied."""
     both = make_study({"losses": {"soft": {"loss": "kd", "temperature": 4, "beta": 1}}})
     for cell in both.jobs():
@@ -401,7 +401,7 @@ def test_losses_of_other_temperatures_are_a_table_beside_kd(finished, make_study
                 records.write_json(both.path(part) / "record.json", own)
     index = pages.build(both, states(both)).read_text()
     assert "whether the answer depends on T and beta: R12 agrees by" in index
-    found = pd.read_csv(both.folder / "report" / "tables" / "temperatures.csv")
-    assert found.loss.to_list() == ["soft"] * 3 and set(found.temperature) == {4}
-    known = found.dropna(subset="difference")
+    temperatures = pd.read_csv(both.folder / "report" / "tables" / "temperatures.csv")
+    assert temperatures.loss.to_list() == ["soft"] * 3 and set(temperatures.temperature) == {4}
+    known = temperatures.dropna(subset="difference")
     assert len(known) and (known.difference == 0).all() and set(known.datasets) == {1}
