@@ -326,20 +326,16 @@ def test_what_would_overwrite_is_refused(build, tmp_path):
 
 
 def test_a_study_in_which_only_the_baseline_was_trained_has_a_report(finished):
-    for cell in finished.jobs():
-        if cell.stage == "distill" and cell.strategy != "CE":
-            for part in records.record_jobs(finished, cell):
+    for job in finished.jobs():
+        if job.stage == "distill" and job.strategy != "CE":
+            for part in records.record_jobs(finished, job):
                 (finished.path(part) / "record.json").unlink()
-    index = pages.build(
-        finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.jobs()}
-    )
+    index = pages.build(finished, states(finished))
     assert "<h2" in index.read_text() and not (finished.folder / "report" / "tables" / "claims.csv").exists()
 
 
 def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alone(finished):
-    index = pages.build(
-        finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.jobs()}
-    ).read_text()
+    index = pages.build(finished, states(finished)).read_text()
     assert 'src="figures/against.svg"' in index and "rho in the claimed direction" in index
     assert "The same for all: teachers 3" in index, re.findall("Every metric[^<]*", index)
     written = finished.folder / "report" / "tables"
@@ -361,7 +357,7 @@ def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alo
 
 
 def states(study):
-    return {c: {"state": "done", "seconds": None, "error": None} for c in study.jobs()}
+    return {job: {"state": "done", "seconds": None, "error": None} for job in study.jobs()}
 
 
 def test_a_study_of_two_teachers_one_strategy_and_no_baseline_says_what_it_cannot_say(finished, make_study):
@@ -388,16 +384,14 @@ def test_what_the_study_says_of_a_data_set_is_a_note_of_its_report(finished, mak
 def test_losses_of_other_temperatures_are_a_table_next_to_kd(finished, make_study):
     """The records of a loss of the same name, T and beta may come from elsewhere: here KD's own, copied."""
     both = make_study({"losses": {"soft": {"loss": "kd", "temperature": 4, "beta": 1}}})
-    for cell in both.jobs():
-        for part in (
-            records.record_jobs(both, cell) if cell.stage == "distill" and cell.strategy != "CE" else ()
-        ):
+    for job in both.jobs():
+        if job.stage != "distill" or job.strategy == "CE":
+            continue
+        for part in records.record_jobs(both, job):
             if part.loss == "soft":
                 kd = records.read_json(both.path(part).parent / "kd" / "record.json")
-                own = kd | {
-                    "fingerprint": both.fingerprint(part),
-                    "rows": [r | {"loss": "soft"} for r in kd["rows"]],
-                }
+                rows = [row | {"loss": "soft"} for row in kd["rows"]]
+                own = kd | {"fingerprint": both.fingerprint(part), "rows": rows}
                 records.write_json(both.path(part) / "record.json", own)
     index = pages.build(both, states(both)).read_text()
     assert "whether the answer depends on T and beta: R12 agrees by" in index
