@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgkd.analysis import correlation
+from fgkd.analysis import groups
 from fgkd.study import PROJECT, RECIPES, Job, Study
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
@@ -171,10 +171,10 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
     frames = {name: pd.DataFrame(r) for name, r in found.items()}
     if not any(frame.empty for frame in frames.values()):
         measured = frames["students"], with_tac(frames["metrics"], frames["teachers"])
-        frames["correlations"] = correlation.correlations(*measured)
-        frames["headline"] = correlation.headline(frames["correlations"])
+        frames["correlations"] = groups.correlations(*measured)
+        frames["headline"] = groups.headline(frames["correlations"])
         if len(study.seeds) > 1 and len(frames["correlations"]):
-            frames["seeds"] = correlation.sensitivity(*measured)
+            frames["seeds"] = groups.sensitivity(*measured)
     return frames | {"epochs": pd.DataFrame(epochs)}
 
 
@@ -192,8 +192,8 @@ def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
 
 
 def points(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The points of all groups as of `correlation.join_students_with_metrics`, each teacher's TRAITS, and the study's WORDS for it."""
-    joined = correlation.join_students_with_metrics(
+    """The points of all groups as of `groups.join_students_with_metrics`, each teacher's TRAITS, and the study's WORDS for it."""
+    joined = groups.join_students_with_metrics(
         frames["students"], with_tac(frames["metrics"], frames["teachers"])
     )
     traits = frames["teachers"].drop_duplicates("teacher").set_index("teacher")[[*TRAITS, *WORDS]]

@@ -18,7 +18,7 @@ from nbformat.v4 import new_output
 
 from fgkd import records
 from fgkd import study as studies
-from fgkd.analysis import correlation
+from fgkd.analysis import groups
 from fgkd.report import pages, plots
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -277,7 +277,7 @@ def site(finished_folder, tmp_path_factory):
         shutil.copytree(finished_folder, folder, dirs_exist_ok=True)
         study = studies.load(str(folder / "tiny.yaml"))
         found = records.collect(study)
-        points = correlation.join_students_with_metrics(
+        points = groups.join_students_with_metrics(
             found["students"], records.with_tac(found["metrics"], found["teachers"])
         )
         plots.save(

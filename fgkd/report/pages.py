@@ -31,7 +31,7 @@ from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 
 from fgkd import records
-from fgkd.analysis import correlation, findings, paper
+from fgkd.analysis import correlation, findings, groups, paper, selection
 from fgkd.metrics import METRICS
 from fgkd.report import plots
 from fgkd.study import PROJECT, Job, Study
@@ -103,15 +103,19 @@ def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
     answer, headline = "There is nothing to correlate yet.", None
     if "headline" in found:
         points = records.points(found)
-        found["picks"] = correlation.selection_summary(points, found["students"])
-        answer = correlation.lacking(found["correlations"])
+        found["picks"] = selection.selection_summary(points, found["students"])
+        answer = groups.explain_missing_rho(found["correlations"])
         if len(points):
-            found["standings"] = correlation.standings(points, found["students"], found["data"])
-            choices = correlation.selection_outcomes(points, found["students"])
+            found["standings"] = selection.standings(points, found["students"], found["data"])
+            choices = selection.selection_outcomes(points, found["students"])
             found |= concluded(study, found, points, choices)
-            said = correlation.said(found["standings"], found["picks"])
-            tuned = findings.depends(found["temperatures"], study) if len(found["temperatures"]) else ""
-            answer = " ".join(filter(None, (said, findings.paid(found["pay"]), tuned, answer)))
+            said = selection.describe_standings(found["standings"], found["picks"])
+            tuned = (
+                findings.describe_temperatures(found["temperatures"], study)
+                if len(found["temperatures"])
+                else ""
+            )
+            answer = " ".join(filter(None, (said, findings.describe_gains(found["pay"]), tuned, answer)))
             _draw(study, found, points, choices, folder)
             caption = "Student accuracy against each metric, a point a teacher. The claim: falling for R12, rising for SSP and TAC."
             headline = (folder / "against.svg", caption, *_headline(found["headline"]))
@@ -150,10 +154,10 @@ def concluded(
     """The tables that the report adds to those of `records.collect`; points: as of `records.points`."""
     correlations, students = found["correlations"], found["students"]
     return {
-        "breakdown": correlation.breakdown(correlations),
+        "breakdown": groups.breakdown(correlations),
         "claims": paper.claims(correlations, choices, students, points),
         "power": paper.power(correlations),
-        "pay": findings.pay(points, students, found["data"]),
+        "pay": findings.distillation_gains(points, students, found["data"]),
         "temperatures": findings.temperatures(correlations, study),
         "progress": findings.progress(records.with_tac(found["metrics"], found["teachers"])),
         "mixes": findings.mixes(points, [*records.TRAITS, *records.WORDS]),
@@ -182,7 +186,7 @@ def _draw(
 ) -> None:
     """Every figure of the study, as PNG and SVG."""
     plots.set_style()
-    metrics, teachers, first = ["ratio12", "ssp", "tac"], study.teachers, correlation.example(points)
+    metrics, teachers, first = ["ratio12", "ssp", "tac"], study.teachers, groups.example(points)
     measured = records.with_tac(found["metrics"], found["teachers"])
     null = correlation.null_share(len(teachers)) if len(teachers) >= 3 else None
     drawn = {
@@ -194,7 +198,7 @@ def _draw(
             found["correlations"], ["ratio12", "ratio12_median", "ssp", "tac"], null
         ),
         "capacity": plots.capacity(points, "ratio12", teachers),
-        "progress": plots.progress(findings.trained(measured), teachers),
+        "progress": plots.progress(findings.teacher_means(measured), teachers),
         "picks": plots.selection_chart(found["picks"]),
         "regret": plots.regret(choices, [rule for rule in RULES if rule in set(choices.rule)]),
     }
@@ -246,7 +250,7 @@ def site(
     file, caption). Every table becomes `tables/<name>.csv`. Texts are plain; `$...$` in them is a formula. A
     page is rendered again only where it is older than its notebook or than this module. Notebooks that cannot
     be read get no page and are named beside what is `missing`. `notes` are what a reader should know of the
-    numbers, `standings` the teachers as of `correlation.standings`, shown below the answer. Returns the path of
+    numbers, `standings` the teachers as of `selection.standings`, shown below the answer. Returns the path of
     index.html.
     """
     out = Path(out)
