@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -317,3 +319,12 @@ def test_tgda_students_are_joined_with_the_accuracy_of_the_cal_teacher():
         "CAL": 0.6,
         "TGDA": 0.6,
     }
+
+
+def test_records_and_analysis_load_neither_torch_nor_scipys_statistics():
+    modules = (
+        "fgkd.records, fgkd.metrics, fgkd.analysis.findings, fgkd.analysis.paper, fgkd.analysis.selection"
+    )
+    check = f"import sys, {modules}; print({{'torch', 'timm', 'scipy.stats'}} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert output == "set()\n"
