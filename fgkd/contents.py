@@ -41,13 +41,27 @@ def of_network(model: str, plugins: tuple[str, ...]) -> str | None:
     formatting and the file's other networks have no part in it, nor have other files that it imports.  A
     plugin that calls `register_model` by another way than as a decorator is taken whole.
     """
-    name, parts = model.partition(".")[0], []
+    return _of_registrations(plugins, "register_model", model.partition(".")[0])
+
+
+def of_metrics(plugins: tuple[str, ...]) -> str | None:
+    """The digest of the metrics that plugins register: '' where they register none, None where one is absent.
+
+    It covers the functions that `fgkd.metrics.metric` decorates, and all that they name, as `of_network`.
+    """
+    return _of_registrations(plugins, "metric")
+
+
+def _of_registrations(plugins: tuple[str, ...], decorator: str, name: str | None = None) -> str | None:
+    """The digest of what the decorator registers, under `name` or any; '' for nothing, None without a file."""
+    parts = []
     for plugin in plugins:
         try:
             text = Path(plugin).read_text()
         except (OSError, UnicodeDecodeError):
             return None
-        parts.append(_registration(text, name))
+        if decorator != "metric" or "fgkd" in text:  # another file's `metric` is not ours
+            parts.append(_registration(text, decorator, name))
     return of_text("\n".join(parts)) if any(parts) else ""
 
 
@@ -58,16 +72,20 @@ def _of_file(path: str, size: int, time: int) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _registration(text: str, model: str) -> str:
-    """The code of `text` that registers `model` and all that it uses; '' where it does not register it."""
+def _registration(text: str, decorator: str, model: str | None) -> str:
+    """The code of `text` that registers `model`, or any, and all that it uses; '' where it does not."""
     try:
         body = ast.parse(text).body
     except SyntaxError:  # reported when the plugin is imported
         return text
-    entry = next((node for node in body if getattr(node, "name", None) == model and _registers(node)), None)
-    if entry is None:
+    registered = [node for node in body if _registers(node, decorator)]
+    entries = [node for node in registered if model in (None, getattr(node, "name", None))]
+    if not entries:
         decorators = {
-            id(d) for node in body for d in getattr(node, "decorator_list", ()) if _is_register(_called(d))
+            id(d)
+            for node in body
+            for d in getattr(node, "decorator_list", ())
+            if _is_named(_called(d), decorator)
         }
         others = (
             node
@@ -75,21 +93,21 @@ def _registration(text: str, model: str) -> str:
             if not isinstance(top, ast.Import | ast.ImportFrom)
             for node in _outside(top, decorators)
         )
-        return text if any(_is_register(node) for node in others) else ""
+        return text if any(_is_named(node, decorator) for node in others) else ""
     bound: dict[str, list[ast.stmt]] = {}
     for statement in body:
         for name in _binds(statement):
             bound.setdefault(name, []).append(statement)
     loose = [s for s in body if isinstance(s, ast.Expr) and not isinstance(s.value, ast.Constant)]
     taken: dict[int, str] = {}
-    waiting = [entry, *loose, *bound.get("default_cfgs", ())]
+    waiting = [*entries, *loose, *(bound.get("default_cfgs", ()) if model else ())]
     while waiting:
         statement = waiting.pop()
         if id(statement) in taken:
             continue
         own = (
             _own(statement, model)
-            if "default_cfgs" in _binds(statement)
+            if model and "default_cfgs" in _binds(statement)
             else [_without_docstrings(statement)]
         )
         taken[id(statement)] = "\n".join(map(ast.unparse, own))
@@ -98,16 +116,16 @@ def _registration(text: str, model: str) -> str:
     return "\n".join(taken[id(s)] for s in body if id(s) in taken)
 
 
-def _registers(node: ast.stmt) -> bool:
-    return any(_is_register(_called(d)) for d in getattr(node, "decorator_list", ()))
+def _registers(node: ast.stmt, decorator: str) -> bool:
+    return any(_is_named(_called(d), decorator) for d in getattr(node, "decorator_list", ()))
 
 
 def _called(decorator: ast.expr) -> ast.expr:
     return decorator.func if isinstance(decorator, ast.Call) else decorator
 
 
-def _is_register(node: ast.AST) -> bool:
-    return getattr(node, "id", getattr(node, "attr", None)) == "register_model"
+def _is_named(node: ast.AST, name: str) -> bool:
+    return getattr(node, "id", getattr(node, "attr", None)) == name
 
 
 def _outside(node: ast.AST, left_out: set[int]) -> Iterator[ast.AST]:

@@ -503,7 +503,7 @@ class Study:
 
     def contents(self, job: Job) -> dict[str, str | None]:
         """Digests of what the job's result is a function of and the study file only names: photos, weights,
-        a plugin's network.
+        a plugin's network or metrics.
 
         Where the files are not there it is what the job's own record says, and None without one.
         """
@@ -516,10 +516,14 @@ class Study:
                 found = {"network": contents.of_network(model.model, self.plugins)}
                 if model.file is not None:
                     found["weights"] = contents.of_file(model.file)
+            case "bank":
+                found = {"metrics": contents.of_metrics(self.plugins)}
             case _:
                 return {}
         if None in found.values():
             recorded = _recorded(self.path(job) / "record.json")
+            if job.stage == "bank":
+                recorded = {"metrics": ""} | recorded  # no metric is known of an absent plugin
             found = {name: recorded.get(name) if value is None else value for name, value in found.items()}
         return found
 

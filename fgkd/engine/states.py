@@ -141,7 +141,7 @@ def _changed(study: Study, job: Job, part: Job, known: dict | None) -> str:
     found += [
         _content(name, study, part, record)
         for name, digest in study.contents(part).items()
-        if digest != record["contents"].get(name)
+        if (digest or "") != (record["contents"].get(name) or "")
     ]
     return (
         ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
@@ -152,9 +152,11 @@ def _changed(study: Study, job: Job, part: Job, known: dict | None) -> str:
 def _content(name: str, study: Study, part: Job, record: dict) -> str:
     """What became of a file that a job starts from."""
     if name != "photos":
-        what = {"weights": "the file of its weights", "network": "the plugin that registers its network"}[
-            name
-        ]
+        what = {
+            "weights": "the file of its weights",
+            "network": "the plugin that registers its network",
+            "metrics": "the plugin that registers metrics",
+        }[name]
         return f"{what} has another content"
     before, now = set(record["photos"].split()), set(study.photos[part.dataset].photos)
     new, gone = len(now - before), len(before - now)

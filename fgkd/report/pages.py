@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from fgkd import records
-from fgkd.analysis import correlation, findings, paper
+from fgkd.analysis import correlation, findings, groups, paper, selection
 from fgkd.metrics.claims import METRICS
 from fgkd.report import plots
 from fgkd.report.site import STATES, Entry, Site, Table, write
@@ -59,8 +59,8 @@ def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
     figures: list[tuple[Path, str]] = []
     if "headline" in tables:
         points = records.points(tables)
-        tables["picks"] = correlation.selection_summary(points, tables["students"])
-        answer = [correlation.lacking(tables["correlations"])]
+        tables["picks"] = selection.selection_summary(points, tables["students"])
+        answer = [groups.explain_missing_rho(tables["correlations"])]
         if len(points):
             tables |= conclude(study, tables, points)
             figures = _draw(study, tables, points)
@@ -96,13 +96,13 @@ def conclude(
     """
     correlations = tables["correlations"]
     students = tables["students"]
-    choices = correlation.selection_outcomes(points, students)
+    choices = selection.selection_outcomes(points, students)
     return {
-        "standings": correlation.standings(points, students, tables["data"]),
-        "breakdown": correlation.breakdown(correlations),
+        "standings": selection.standings(points, students, tables["data"]),
+        "breakdown": groups.breakdown(correlations),
         "claims": paper.claims(correlations, choices, students, points),
         "power": paper.power(correlations),
-        "pay": findings.pay(points, students, tables["data"]),
+        "pay": findings.distillation_gains(points, students, tables["data"]),
         "temperatures": findings.temperatures(correlations, study),
         "progress": findings.progress(records.with_tac(tables["metrics"], tables["teachers"])),
         "mixes": findings.mixes(points, [*records.TRAITS, *records.WORDS]),
@@ -132,10 +132,10 @@ def notes(study: Study) -> list[str]:
 
 def _describe(study: Study, tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """The answer in paragraphs: which teacher, whether distillation paid, whether T and beta matter."""
-    standings = correlation.said(tables["standings"], tables["picks"]).replace("+-", "±")
+    standings = selection.describe_standings(tables["standings"], tables["picks"]).replace("+-", "±")
     temperatures = tables["temperatures"]
-    tuned = findings.depends(temperatures, study) if len(temperatures) else ""
-    return [standings, findings.paid(tables["pay"]), tuned]
+    tuned = findings.describe_temperatures(temperatures, study) if len(temperatures) else ""
+    return [standings, findings.describe_gains(tables["pay"]), tuned]
 
 
 def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame) -> list[tuple[Path, str]]:
@@ -144,10 +144,10 @@ def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame
     teachers = study.teachers
     students = tables["students"]
     rhos = tables["correlations"]
-    example = correlation.example(points)
-    choices = correlation.selection_outcomes(points, students)
+    example = groups.example(points)
+    choices = selection.selection_outcomes(points, students)
     rules = [rule for rule in RULES if rule in set(choices.rule)]
-    trained = findings.trained(records.with_tac(tables["metrics"], tables["teachers"]))
+    trained = findings.teacher_means(records.with_tac(tables["metrics"], tables["teachers"]))
     null = correlation.null_share(len(teachers)) if len(teachers) >= 3 else None
     captions = {
         "against": "Student accuracy against each metric, one point per teacher. "

@@ -101,3 +101,57 @@ def test_a_file_is_the_same_by_its_bytes_not_by_its_name_or_time(tmp_path):
     assert before == contents.of_file(two) and contents.of_file(tmp_path / "absent") is None
     two.write_bytes(b"abd")
     assert contents.of_file(two) != before
+
+
+METRIC = (
+    PLUGIN
+    + """
+
+from fgkd.metrics import margin, metric
+
+POWER = 2
+
+
+@metric(claimed="smaller")
+def powered(logits):
+    return margin(logits) ** POWER
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "old, new, same",
+    [
+        ("POWER = 2", "POWER = 3", False),
+        ('claimed="smaller"', 'claimed="larger"', False),
+        ("WIDTH = 8", "WIDTH = 9", True),
+        ("def second", "def third", True),
+    ],
+)
+def test_the_digest_of_metrics_is_that_of_what_they_use(tmp_path, old, new, same):
+    file = tmp_path / "plugin.py"
+    file.write_text(METRIC)
+    before = contents.of_metrics((str(file),))
+    network = contents.of_network("first", (str(file),))
+    assert before and network == digest(tmp_path, PLUGIN)
+    file.write_text(METRIC.replace(old, new))
+    assert (contents.of_metrics((str(file),)) == before) == same
+
+
+def test_plugins_without_a_metric_of_ours_have_no_digest_of_metrics_and_an_absent_one_an_unknown(tmp_path):
+    file = tmp_path / "plugin.py"
+    others = "from sklearn import metric\n\n\n@metric()\ndef mine(logits):\n    return logits\n"
+    for text in (PLUGIN, others):
+        file.write_text(text)
+        assert contents.of_metrics((str(file),)) == ""
+    file.unlink()
+    assert contents.of_metrics((str(file),)) is None and contents.of_metrics(()) == ""
+
+
+def test_a_metric_that_is_not_registered_by_a_decorator_counts_with_its_whole_file(tmp_path):
+    file = tmp_path / "plugin.py"
+    text = "from fgkd.metrics import metric\nmetric(claimed='larger')(lambda logits: logits[:, 0])\n"
+    file.write_text(text)
+    before = contents.of_metrics((str(file),))
+    file.write_text(text + "OTHER = 1\n")
+    assert before and contents.of_metrics((str(file),)) != before
