@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from fgkd import records
 from fgkd import study as studies
-from fgkd.analysis import correlation, findings
+from fgkd.analysis import findings, groups, selection
 from fgkd.data import folders
 from fgkd.engine import cost, kernels
 from fgkd.engine.states import left, locked, state
@@ -140,12 +140,16 @@ def report(study: Study, options) -> int:
 
     index = pages.build(study, {c: state(study, c) for c in study.jobs()})
     frames = records.collect(study)
-    lacks = correlation.lacking(frames.get("correlations", pd.DataFrame()))
+    lacks = groups.explain_missing_rho(frames.get("correlations", pd.DataFrame()))
     if "headline" in frames and len(points := records.points(frames)):
-        standings = correlation.standings(points, frames["students"], frames["data"])
+        standings = selection.standings(points, frames["students"], frames["data"])
         print("\n" + standings.round(4).to_string(index=False, na_rep=""))
-        said = correlation.said(standings, correlation.selection_summary(points, frames["students"]))
-        paid = findings.paid(findings.pay(points, frames["students"], frames["data"]))
+        said = selection.describe_standings(
+            standings, selection.selection_summary(points, frames["students"])
+        )
+        paid = findings.describe_gains(
+            findings.distillation_gains(points, frames["students"], frames["data"])
+        )
         print("\n" + "\n".join(textwrap.wrap(f"{said} {paid}", 110)))
     print("\n" + (lacks or frames["headline"].round(3).to_string(index=False)))
     found = pages.notes(study)

@@ -1,8 +1,9 @@
-"""Records of runs: one tidy row a run, provenance, atomic writes, collection into the study's tables.
+"""Records of jobs, with their provenance; atomic writes; the study's tables from its records.
 
-Each job's folder holds `record.json` (what was computed: fingerprint, rows, provenance; of a distill job
-one a student and loss) and, once its notebook has ended, `result.json`, which the engine takes for done.
-These files alone, without weights, banks and photos, are enough for all tables and figures, on any machine.
+Each job's folder holds `record.json` (what was computed: fingerprint, rows, provenance; of a distill job one
+per student and loss) and, once its notebook has ended, `result.json`, by which the engine knows that it is
+done.  These files alone, without weights, banks and photos, are enough for all tables and figures, on any
+machine.
 """
 
 from __future__ import annotations
@@ -23,19 +24,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgkd.analysis import correlation
+from fgkd.analysis import groups
+from fgkd.metrics.claims import register_claims
 from fgkd.study import PROJECT, RECIPES, Job, Study
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
 PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
-TRAITS = ["pretraining", "norm"]
-WORDS = ["family", "architecture"]
+TRAITS = ["pretraining", "norm"]  # of a teacher, by its record
+WORDS = ["family", "architecture"]  # of a teacher, by the study file
 TRANSFER = ["logme", "leep", "nce"]
 STAGE_TABLES = {"data": "data", "teachers": "teacher", "metrics": "bank", "students": "distill"}
 
 
 def write_bytes(file: Path, data: bytes) -> None:
-    """Write a file whole or not at all.  Raises OSError naming the file, and for a full disk how to go on."""
+    """Write a file atomically, and its folders.
+
+    Raises OSError naming the file, and for a full disk how to go on.
+    """
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,84 +56,86 @@ def write_bytes(file: Path, data: bytes) -> None:
 
 
 def write_array(file: Path, array: np.ndarray) -> None:
-    """An array as .npy, atomically."""
+    """Write an array as .npy, atomically."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_bytes(file, buffer.getvalue())
 
 
-def disk_error(error: OSError, file: Path) -> OSError:
-    """The same error with the file's name and what to do about it."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = (
-        "the disk or quota is full: free some space and start again, finished runs are kept"
-        if full
-        else "check that the folder can be written"
-    )
-    return OSError(error.errno, f"could not write '{file}' ({error.strerror}): {advice}")
-
-
 def write_json(file: Path, value) -> None:
-    write_bytes(file, json.dumps(value, indent=1, default=_plain).encode())
+    """Write a value as JSON, atomically; numpy's and paths become plain ones."""
+    write_bytes(file, json.dumps(value, indent=1, default=_to_plain).encode())
+
+
+def write_table(frame: pd.DataFrame, file: Path) -> None:
+    """Write a CSV with floats at 10 significant digits: the same study, the same bytes."""
+    write_bytes(file, frame.to_csv(index=False, float_format="%.10g").encode())
 
 
 def read_json(file: Path) -> dict | None:
-    """The file's value, or None where it is absent or was not written whole."""
+    """The file's value, or None where it is absent or cut short."""
     try:
         return json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
         return None
 
 
-def write_table(frame: pd.DataFrame, file: Path) -> None:
-    """A CSV with floats at 10 significant digits, so that the same study gives the same bytes."""
-    write_bytes(file, frame.to_csv(index=False, float_format="%.10g").encode())
+def disk_error(error: OSError, file: Path) -> OSError:
+    """The same error with the file's name and what to do about it."""
+    advice = "check that the folder can be written"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice = "the disk or quota is full: free some space and start again, finished runs are kept"
+    return OSError(error.errno, f"could not write '{file}' ({error.strerror}): {advice}")
 
 
 def record(study: Study, job: Job, known: dict | None = None) -> dict | None:
-    """What the job computed, or None where it did not end or what it is a function of has changed since.
+    """The job's record; None where there is none, or an input of the job has changed since.
 
     Of a bank also None where its strategies need what it was written without: the crop and drop views that
-    TGDA students see. known: fingerprints that were computed already, of use where many jobs are asked for.
+    TGDA students see.  The claims of plugins' metrics in a bank's record are added to METRICS.
+
+    known: fingerprints computed so far, of use where many jobs are looked up
     """
-    found = read_json(study.path(job) / "record.json")
-    if not found or found.get("fingerprint") != study.fingerprint(job, known):
+    stored = read_json(study.path(job) / "record.json")
+    if not stored or stored.get("fingerprint") != study.fingerprint(job, known):
         return None
-    if (
-        job.stage == "bank"
-        and study.bank_contents(job.strategy)["augmented"]
-        and "ratio12_crop" not in found["rows"][0]
-    ):
-        return None
-    return found
+    if job.stage == "bank":
+        augmented = study.bank_contents(job.strategy)["augmented"]
+        if augmented and "ratio12_crop" not in stored["rows"][0]:
+            return None
+        register_claims(stored.get("claims", {}))
+    return stored
 
 
 def records(study: Study, job: Job, known: dict | None = None) -> list[dict]:
-    """The job's record, or those of a distill job's students, as far as there are any."""
-    return [found for part in record_jobs(study, job) if (found := record(study, part, known))]
+    """The records of `record_jobs`, as far as there are any."""
+    return [stored for part in record_jobs(study, job) if (stored := record(study, part, known))]
 
 
 def record_jobs(study: Study, job: Job) -> tuple[Job, ...]:
-    """The jobs whose records make up this one's: the students of a distill job, else the job itself."""
+    """The jobs whose records make up this one's: a distill job's students, or itself."""
     return study.student_jobs(job) if job.stage == "distill" else (job,)
 
 
 def is_complete(study: Study, job: Job, known: dict | None = None) -> bool:
-    """Whether all that the job computes is there."""
+    """Whether all records of the job are there."""
     return len(records(study, job, known)) == len(record_jobs(study, job))
 
 
 def rows(study: Study, job: Job) -> list[dict]:
     """The rows of the job's records; of a bank one for each strategy whose students read it."""
-    return [row for one in records(study, job) for row in _rows(study, job, one)]
+    return [row for stored in records(study, job) for row in _rows(study, job, stored)]
 
 
 def mark_done(study: Study, job: Job) -> None:
-    """Mark a job's notebook as ended: the last thing that a notebook does."""
+    """Mark a job's notebook as ended: the last thing that a notebook does.
+
+    Raises RuntimeError where a record is missing.
+    """
     if not is_complete(study, job):
         raise RuntimeError(f"{job.id} computed nothing that could be marked as done")
-    value = {"cell": job.id, "fingerprint": study.fingerprint(job), "rows": len(rows(study, job))}
-    write_json(study.path(job) / "result.json", value)
+    result = {"cell": job.id, "fingerprint": study.fingerprint(job), "rows": len(rows(study, job))}
+    write_json(study.path(job) / "result.json", result)
 
 
 def provenance(study: Study, job: Job, device: str, seconds: float) -> dict:
@@ -148,88 +155,92 @@ def provenance(study: Study, job: Job, device: str, seconds: float) -> dict:
 
 
 def collect(study: Study) -> dict[str, pd.DataFrame]:
-    """The study's tables from the records of its jobs: teachers, metrics, students, correlations, headline, of several seeds also seeds; epochs of the banks.
+    """The study's tables from its records, by name; jobs without one are left out.
 
-    Cells without a record are left out: `missing` names them.
+    See `missing`.  Names: data, teachers, metrics, students, epochs (each view of a bank) and, once the first
+    four have rows, correlations, headline and for several seeds also seeds.
     """
-    found = {name: [] for name in STAGE_TABLES}
-    epochs = []
-    known = {}
+    tables: dict[str, list[dict]] = {name: [] for name in STAGE_TABLES}
+    names = {stage: name for name, stage in STAGE_TABLES.items()}
+    epochs: list[dict] = []
+    known: dict[Job, str] = {}
     for job in study.jobs():
-        name = next((n for n, stage in STAGE_TABLES.items() if stage == job.stage), None)
-        for one in records(study, job, known) if name else ():
-            found[name] += [
-                row | {k: one["provenance"][k] for k in PROVENANCE} for row in _rows(study, job, one)
-            ]
-            names = {
+        if job.stage not in names:
+            continue
+        for stored in records(study, job, known):
+            source = {key: stored["provenance"][key] for key in PROVENANCE}
+            tables[names[job.stage]] += [row | source for row in _rows(study, job, stored)]
+            place = {
                 "dataset": job.dataset,
                 "recipe": job.strategy,
                 "teacher": job.teacher,
                 "seed": study.seed_of(job),
             }
-            epochs += [names | e for e in one.get("epochs", [])]
-    frames = {name: pd.DataFrame(r) for name, r in found.items()}
-    if not any(frame.empty for frame in frames.values()):
-        measured = frames["students"], with_tac(frames["metrics"], frames["teachers"])
-        frames["correlations"] = correlation.correlations(*measured)
-        frames["headline"] = correlation.headline(frames["correlations"])
+            epochs += [place | epoch for epoch in stored.get("epochs", [])]
+    frames = {name: pd.DataFrame(table) for name, table in tables.items()}
+    if all(len(frame) for frame in frames.values()):
+        students = frames["students"]
+        metrics = with_tac(frames["metrics"], frames["teachers"])
+        frames["correlations"] = groups.correlations(students, metrics)
+        frames["headline"] = groups.headline(frames["correlations"])
         if len(study.seeds) > 1 and len(frames["correlations"]):
-            frames["seeds"] = correlation.sensitivity(*measured)
+            frames["seeds"] = groups.sensitivity(students, metrics)
     return frames | {"epochs": pd.DataFrame(epochs)}
 
 
 def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
-    """The banks' metrics and beside them those of the teacher that each strategy learns from, TAC first among them, and its traits."""
+    """Join each bank's metrics with its teacher's TAC, size, traits and transfer scores.
+
+    metrics, teachers: tables of `collect`
+    """
     keys = ["dataset", "teacher", "recipe", "seed"]
-    beside = teachers.reindex(columns=[*keys, "tac", "parameters", *TRAITS, *TRANSFER]).astype(
-        dict.fromkeys(TRANSFER, float)
-    )
-    return (
-        metrics.assign(recipe=metrics.strategy.map(RECIPES))
-        .merge(beside, on=keys, how="left", validate="many_to_one")
-        .drop(columns="recipe")
-    )
+    own = teachers.reindex(columns=[*keys, "tac", "parameters", *TRAITS, *TRANSFER])
+    own = own.astype(dict.fromkeys(TRANSFER, float))
+    banks = metrics.assign(recipe=metrics.strategy.map(RECIPES))
+    return banks.merge(own, on=keys, how="left", validate="many_to_one").drop(columns="recipe")
 
 
 def points(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The points of all groups as of `correlation.join_students_with_metrics`, each teacher's TRAITS, and the study's WORDS for it."""
-    joined = correlation.join_students_with_metrics(
-        frames["students"], with_tac(frames["metrics"], frames["teachers"])
-    )
+    """The points of all groups, with each teacher's TRAITS and WORDS.
+
+    frames: as returned by `collect`
+    """
+    metrics = with_tac(frames["metrics"], frames["teachers"])
     traits = frames["teachers"].drop_duplicates("teacher").set_index("teacher")[[*TRAITS, *WORDS]]
-    return joined.join(traits, on="teacher")
+    return groups.join_students_with_metrics(frames["students"], metrics).join(traits, on="teacher")
 
 
 def per_strategy(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row a teacher of a `recipe` -> a row for each `strategy` whose students learn from it."""
-    return frame.merge(pd.DataFrame(RECIPES.items(), columns=["strategy", "recipe"]), on="recipe").drop(
-        columns="recipe"
-    )
+    """Repeat each row of a `recipe` for each `strategy` whose students learn from its teacher."""
+    strategies = pd.DataFrame(RECIPES.items(), columns=["strategy", "recipe"])
+    return frame.merge(strategies, on="recipe").drop(columns="recipe")
 
 
 def missing(study: Study) -> list[str]:
     """Ids of the jobs whose results the tables lack."""
-    return [c.id for c in study.jobs() if c.stage in STAGE_TABLES.values() and not is_complete(study, c)]
+    jobs = [job for job in study.jobs() if job.stage in STAGE_TABLES.values()]
+    return [job.id for job in jobs if not is_complete(study, job)]
 
 
-def _rows(study: Study, job: Job, one: dict) -> list[dict]:
-    if job.stage == "distill":
-        return [row | _pilot(one.get("history", [])) for row in one["rows"]]
-    if job.stage == "teacher":
-        model = study.teacher(job.teacher)
-        return [row | {word: getattr(model, word) for word in WORDS} for row in one["rows"]]
-    if job.stage != "bank":
-        return one["rows"]
-    names = {"dataset": job.dataset, "teacher": job.teacher}
-    return [
-        names | {"strategy": strategy} | row
-        for row in one["rows"]
-        for strategy in study.strategies_using(job.strategy)
-    ]
+def _rows(study: Study, job: Job, stored: dict) -> list[dict]:
+    """The rows of a record, with what follows from the study file and the training's history."""
+    match job.stage:
+        case "distill":
+            pilot = _pilot(stored.get("history", []))
+            return [row | pilot for row in stored["rows"]]
+        case "teacher":
+            model = study.teacher(job.teacher)
+            words = {word: getattr(model, word) for word in WORDS}
+            return [row | words for row in stored["rows"]]
+        case "bank":
+            names = {"dataset": job.dataset, "teacher": job.teacher}
+            strategies = study.strategies_using(job.strategy)
+            return [names | {"strategy": name} | row for row in stored["rows"] for name in strategies]
+    return stored["rows"]
 
 
 def _pilot(history: list[dict]) -> dict[str, float | None]:
-    """A student's training accuracy after a tenth of its epochs, rounded up, and the share that this is.
+    """Training accuracy after a tenth of a student's epochs, rounded up, and that share.
 
     None where its record has no history.
     """
@@ -239,7 +250,7 @@ def _pilot(history: list[dict]) -> dict[str, float | None]:
     return {"pilot": history[epochs - 1]["train_accuracy"], "pilot_cost": epochs / len(history)}
 
 
-def _plain(value):
+def _to_plain(value):
     """numpy and path values for JSON."""
     if isinstance(value, Path):
         return str(value)
@@ -258,17 +269,14 @@ def _peak_mb(device: str) -> float:
 @functools.cache
 def _commit() -> str:
     """The checkout's commit, '+' where files were changed since; 'unknown' outside a checkout."""
-    git = ["git", "-C", str(PROJECT)]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PROJECT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        head = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed else "")
@@ -276,10 +284,11 @@ def _commit() -> str:
 
 @functools.cache
 def _packages() -> dict[str, str]:
-    found = {}
+    """The version of each of PACKAGES, or 'absent'."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            versions[name] = "absent"
+    return versions

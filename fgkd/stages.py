@@ -192,7 +192,9 @@ def bank(study: Study, dataset: str, teacher: str, recipe: str) -> tuple[StageRe
             key=study.fingerprint(job),
             **holds,
         )
-        return {"rows": [{"samples": len(images), "views": study.bank_views} | summary], "epochs": epochs}
+        row = {"samples": len(images), "views": study.bank_views} | summary
+        claims = metrics.plugin_claims()
+        return {"rows": [row], "epochs": epochs} | ({"claims": claims} if claims else {})
 
     run = _load_or_compute(
         study, job, compute, valid=lambda: banks.read(folder, shapes, torch.device("cpu")) is not None

@@ -1,6 +1,8 @@
-"""The report in a real browser, over the DevTools protocol: each check passes on every page and fails on a page with its fault.
+"""The report in a real browser, over the DevTools protocol.
 
-Of Chromium's flags, only what keeps it from the display, the sandbox that containers lack, and the network.
+Each check passes on every page and fails on a page with its fault; those that look at a page are in
+`browser.js`. Of Chromium's flags, only what keeps it from the display, the sandbox that containers lack, and
+the network.
 """
 
 import base64
@@ -18,65 +20,29 @@ from nbformat.v4 import new_output
 
 from fgkd import records
 from fgkd import study as studies
-from fgkd.analysis import correlation
 from fgkd.report import pages, plots
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --remote-debugging-port=0"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+]
 PHONE, PAPER = 360, 718  # widths in CSS pixels: a small phone, and A4 within margins of 1 cm
 PAGES = ("index", *studies.STAGES)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the report in")
 
-# What is wrong on a page, in words; `lum` is WCAG 2's relative luminance.
-SCRIPTS = {
-    "formulas": """[...document.querySelectorAll('math, .formula')].filter(m => { const b = m.getBoundingClientRect();
-        return m.querySelector('merror') || !m.matches('math, :has(math)') || b.width < 2 || b.height < 5 }).map(m => m.outerHTML.slice(0, 200))""",
-    "pictures": """[...document.images].filter(i => { const b = i.getBoundingClientRect();
-        return !i.naturalWidth || !i.naturalHeight || b.width < 20 || b.height < 20 }).map(i => i.alt + ' ' + i.src.slice(0, 80))""",
-    "width": """document.scrollingElement.scrollWidth > %d ? [...document.querySelectorAll('body *')].filter(e =>
-        e.getBoundingClientRect().right > %d).map(e => e.outerHTML.slice(0, 200)).concat([document.scrollingElement.scrollWidth]) : []"""
-    % (PHONE, PHONE + 1),
-    "print": """[...document.querySelectorAll('html, body *')].filter(e => {
-        if (!e.checkVisibility({contentVisibilityAuto: true})) return e.closest('details:not(.table)');   // long tables are files
-        const box = e.matches('html') || getComputedStyle(e).overflowX != 'visible';
-        return e.getBoundingClientRect().right > innerWidth + 1 || box && e.scrollWidth > e.clientWidth + 1 }).map(e => e.outerHTML.slice(0, 200))""",
-    "structure": """(() => {
-        const levels = [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map(h => +h.tagName[1]);
-        return [
-            ...[...document.images].filter(i => !i.alt.trim()).map(i => 'no alternative text: ' + i.src.slice(0, 80)),
-            ...[...document.querySelectorAll('table')].filter(t => !t.querySelector('th[scope]')).map(t => 'no header cells: ' + t.textContent.slice(0, 80)),
-            ...levels.flatMap((n, i) => n > (levels[i - 1] || 0) + 1 ? [`h${n} after h${levels[i - 1] || 0}`] : []),
-            ...(levels.filter(n => n == 1).length == 1 ? [] : ['not one h1']),
-            ...(document.documentElement.lang ? [] : ['no language']), ...(document.title.trim() ? [] : ['no title']),
-            ...(document.querySelector('main') ? [] : ['no main part']),
-            ...[...document.querySelectorAll('a[href], summary')].filter(a => !a.textContent.trim()).map(a => 'nameless: ' + a.outerHTML),
-            ...[...document.querySelectorAll('[id]')].filter((e, i, all) => all.findIndex(o => o.id == e.id) < i).map(e => 'doubled id: ' + e.id)];
-    })()""",
-    "contrast": """(() => {
-        const rgba = c => { const [r, g, b, a = 1] = c.match(/[\\d.]+/g).map(Number); return [r, g, b, a] };
-        const over = (top, under) => [0, 1, 2].map(i => top[i] * top[3] + under[i] * (1 - top[3]));
-        const paper = e => { const c = e ? rgba(getComputedStyle(e).backgroundColor) : [255, 255, 255, 1]; return c[3] == 1 ? c : over(c, paper(e.parentElement)) };
-        const lum = c => [.2126, .7152, .0722].reduce((s, w, i) => s + w * (c[i] <= 10.31 ? c[i] / 3294.6 : ((c[i] / 255 + .055) / 1.055) ** 2.4), 0);
-        const dark = matchMedia('(prefers-color-scheme: dark)').matches, ground = lum(paper(document.body));
-        const said = e => e.checkVisibility() && [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim());
-        const pale = [...document.querySelectorAll('body, body *')].filter(said).flatMap(e => {
-            const under = paper(e), [a, b] = [lum(over(rgba(getComputedStyle(e).color), under)), lum(under)].sort((x, y) => y - x);
-            return (a + .05) / (b + .05) < 4.5 ? [((a + .05) / (b + .05)).toFixed(2) + ': ' + e.outerHTML.slice(0, 120)] : [] });
-        return (dark ? ground < .05 : ground > .8) ? pale : [...pale, 'the ground is ' + (dark ? 'not dark' : 'not light')];
-    })()""",
-    "focus": """(() => {
-        const e = document.activeElement, s = getComputedStyle(e), b = e.getBoundingClientRect();
-        return e.matches('a, summary, [tabindex]') && s.outlineStyle != 'none' && parseFloat(s.outlineWidth) >= 1 && b.left >= 0 && b.top >= 0
-            && b.width > 5 && b.right <= innerWidth ? [] : [e.outerHTML.slice(0, 200)];
-    })()""",
-}
+CHECKS_SOURCE = Path(__file__).with_name("browser.js").read_text()
 
 
 class Tab:
-    """A page of a headless Chromium; `tab("Page.reload")` sends a command of the protocol and returns its result."""
+    """A page of a headless Chromium; `tab("Page.reload")` sends a command and returns its result."""
 
     def __init__(self, address):
         self.socket = websocket.create_connection(address, suppress_origin=True, timeout=30)
@@ -95,8 +61,8 @@ class Tab:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def _until(self, found):
-        while not found(message := json.loads(self.socket.recv())):
+    def _until(self, condition):
+        while not condition(message := json.loads(self.socket.recv())):
             self.events.append(message)
         return message
 
@@ -106,7 +72,7 @@ class Tab:
         return answer["result"].get("value")
 
     def show(self, path, *, width=1200, media="", dark=False, opened=True, fresh=False):
-        """Load a page from a file, unless it is there and need not be fresh, and wait until its pictures are."""
+        """Load a page from a file and wait for its images; a page that is there is loaded only if `fresh`."""
         self(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -127,9 +93,8 @@ class Tab:
                 self.events.append(
                     self._until(lambda message: message.get("method") == "Page.loadEventFired")
                 )
-        self.evaluate(
-            f"document.querySelectorAll('details').forEach(d => d.open = {json.dumps(opened)}); new Promise(requestAnimationFrame).then(() => 0)"
-        )
+        self.evaluate(f"document.querySelectorAll('details').forEach(d => d.open = {json.dumps(opened)})")
+        self.evaluate("new Promise(requestAnimationFrame).then(() => 0)")
 
     def told(self, method):
         return [e["params"] for e in self.events if e.get("method") == method]
@@ -174,14 +139,14 @@ def focus(tab, path):
     for _ in range(3):
         for kind in ("keyDown", "keyUp"):
             tab("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
-        wrong += tab.evaluate(SCRIPTS["focus"])
+        wrong += tab.evaluate(f"{CHECKS_SOURCE}.focus()")
     return wrong
 
 
 def script(name, **options):
     def check(tab, path):
         tab.show(path, **options)
-        return tab.evaluate(SCRIPTS[name])
+        return tab.evaluate(f"{CHECKS_SOURCE}.{name}({PHONE})")
 
     return check
 
@@ -244,18 +209,24 @@ FAULTS = {
     ],
 }
 
-BLANK = """<!DOCTYPE html><html lang="en"><head><meta name="viewport" content="width=device-width"><title>x</title>
-<style>:root { color-scheme: light dark } body { background: light-dark(#fff, #111); color: light-dark(#111, #eee) } a { color: inherit }</style></head>
-<body><main id="main"><h1>x</h1>%s<p><a href="#main">a</a> <a href="#main">b</a> <a href="#main">c</a></p></main></body></html>"""
+BLANK = """<!DOCTYPE html><html lang="en"><head>
+<meta name="viewport" content="width=device-width"><title>x</title>
+<style>
+:root { color-scheme: light dark }
+body { background: light-dark(#fff, #111); color: light-dark(#111, #eee) }
+a { color: inherit }
+</style></head>
+<body><main id="main"><h1>x</h1>%s
+<p><a href="#main">a</a> <a href="#main">b</a> <a href="#main">c</a></p></main>
+</body></html>"""
 
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory, wait_for):
     folder = tmp_path_factory.mktemp("chromium")
-    ready, browser = (
-        folder / "DevToolsActivePort",
-        subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={folder}"], stderr=subprocess.DEVNULL),
-    )
+    ready = folder / "DevToolsActivePort"
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}"]
+    browser = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         address = wait_for(lambda: ready.exists() and ready.read_text().split(), 60)
         assert address, "Chromium did not start"
@@ -270,58 +241,52 @@ def tab(tmp_path_factory, wait_for):
 
 @pytest.fixture(scope="module")
 def site(finished_folder, tmp_path_factory):
-    """The pages of a report by name: the tiny study with figures, the committed notebook for the first cell of each stage, the students' failed."""
+    """The pages of a report by name, with the committed notebook of each stage; the students' failed."""
     folder = tmp_path_factory.mktemp("browser")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FGKD_RUNS", str(folder))
         shutil.copytree(finished_folder, folder, dirs_exist_ok=True)
         study = studies.load(str(folder / "tiny.yaml"))
-        found = records.collect(study)
-        points = correlation.join_students_with_metrics(
-            found["students"], records.with_tac(found["metrics"], found["teachers"])
-        )
-        plots.save(
-            plots.metric_scatter(points, ["ratio12", "ssp", "tac"], study.teachers),
-            study.folder / "figures",
-            "against",
-        )
-        plots.save(plots.rho_heatmap(found["correlations"]), study.folder / "figures", "heat")
-        states = {cell: {"state": "waiting", "seconds": None, "error": None} for cell in study.jobs()}
-        shown = [next(c for c in states if c.stage == stage) for stage in studies.STAGES]
-        for cell in shown:
-            notebook = nbformat.read(studies.PROJECT / "notebooks" / f"{cell.notebook}.ipynb", 4)
-            if cell.stage == "distill":
-                picture = base64.b64encode((study.folder / "figures" / "heat.png").read_bytes()).decode()
-                data = {"image/png": picture}, {"text/html": found["headline"].round(3).to_html()}
-                notebook.cells[-2].outputs = [new_output("display_data", data=d) for d in data]
-                notebook.cells[-2].outputs += [
-                    new_output(
-                        "error",
-                        ename="ValueError",
-                        evalue="x" * 200,
-                        traceback=["\x1b[31mValueError\x1b[0m: " + "x" * 200],
-                    )
-                ]
-            study.path(cell).mkdir(parents=True, exist_ok=True)
-            nbformat.write(notebook, study.path(cell) / f"{cell.notebook}.ipynb")
-            states[cell] |= {"state": "failed" if cell.stage == "distill" else "done", "seconds": 1.0}
+        states = {job: {"state": "waiting", "seconds": None, "error": None} for job in study.jobs()}
+        shown = {stage: next(job for job in states if job.stage == stage) for stage in studies.STAGES}
+        for stage, job in shown.items():
+            notebook = nbformat.read(studies.PROJECT / "notebooks" / f"{job.notebook}.ipynb", 4)
+            if stage == "distill":
+                notebook.cells[-2].outputs = failed_outputs(records.collect(study), folder)
+            study.path(job).mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook, study.path(job) / f"{job.notebook}.ipynb")
+            states[job] |= {"state": "failed" if stage == "distill" else "done", "seconds": 1.0}
         index = pages.build(study, states)
-    return {"index": index} | {cell.stage: index.parent / f"{cell.id}.html" for cell in shown}
+    return {"index": index} | {stage: index.parent / f"{job.id}.html" for stage, job in shown.items()}
 
 
-def found(tab, path):
+def failed_outputs(tables, folder):
+    """A figure, a wide table and an error with lines too long for a phone."""
+    plots.save(plots.rho_heatmap(tables["correlations"]), folder, "heat")
+    image = base64.b64encode((folder / "heat.png").read_bytes()).decode()
+    message = "x" * 200
+    trace = [f"\x1b[31mValueError\x1b[0m: {message}"]
+    return [
+        new_output("display_data", data={"image/png": image}),
+        new_output("display_data", data={"text/html": tables["headline"].round(3).to_html()}),
+        new_output("error", ename="ValueError", evalue=message, traceback=trace),
+    ]
+
+
+def faults(tab, path):
     """What each check finds on a page, those that find nothing left out."""
-    return {check: wrong for check, run in CHECKS.items() if (wrong := run(tab, path))}
+    results = {check: run(tab, path) for check, run in CHECKS.items()}
+    return {check: wrong for check, wrong in results.items() if wrong}
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_wrong_with_a_page(name, site, tab):
-    assert found(tab, site[name]) == {}
+    assert faults(tab, site[name]) == {}
 
 
 def test_nothing_is_wrong_with_a_page_without_a_fault(tab, tmp_path):
     (tmp_path / "page.html").write_text(BLANK % "")
-    assert found(tab, tmp_path / "page.html") == {}
+    assert faults(tab, tmp_path / "page.html") == {}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""What the tables say: rank correlations and their intervals, the paper's claims, further findings.
+"""What the tables show: how well metrics rank teachers, what choosing gains, the paper's claims, findings.
 
+`correlation` has the rho of one group, `blocks` means over datasets, `groups` the points and summaries of a
+study's groups, `selection` the picks; `paper` and `findings` are built on these.
 Imports `metrics.claims` and `study`, and no PyTorch; may be imported by `records` and all above it.
 """

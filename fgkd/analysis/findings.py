@@ -1,8 +1,8 @@
-"""What a study says beside how well metrics rank teachers.
+"""What a study says next to how well metrics rank teachers.
 
 Whether distillation paid at all, whether the answer depends on the temperature and weight of KD, whether R12
-follows how far a teacher's training has come, and which teachers make its order.  As in `stats`, what is said
-of a mean has an interval over data sets where there are six of them.
+follows how far a teacher's training has come, and which teachers make its ranking.  As in `blocks`, a mean
+has an interval over datasets where there are six of them.
 """
 
 from __future__ import annotations
@@ -12,219 +12,265 @@ import math
 import numpy as np
 import pandas as pd
 
-from fgkd.analysis import correlation
-from fgkd.metrics.claims import METRICS
+from fgkd.analysis.blocks import MIN_DATASETS, mean_interval, shared_error
+from fgkd.analysis.correlation import spearman
+from fgkd.analysis.groups import GROUP, agreement
+from fgkd.metrics.claims import claims_in
 from fgkd.study import RECIPES, Study
 
 PAPER = ("ratio12", "tac", "ssp")
 GAINS = {"gain": "all teachers", "r12": "R12's pick", "best": "the best teacher in hindsight"}
+PAY = ["by", "value", "groups", "datasets", "alone"]
+PAY += [column for kind in GAINS for column in (kind, f"{kind}_low", f"{kind}_high")]
+PAY += ["over"]
+TEMPERATURES = [
+    *("loss", "temperature", "beta", "metric", "groups", "datasets", "kd", "own", "difference", "low", "high")
+]
+PROGRESS = ["recipe", "against", "datasets", "teachers", "rho", "low", "high", "median"]
 
 
-def pay(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
-    """Did distillation pay?  What students gain over the same one without a teacher (CE), as a share of 1.
+def distillation_gains(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
+    """What students gain over the same one without a teacher (CE), as a share of 1.
 
-    A row for all groups and for each strategy, loss, data set and student (`by`, `value`): `alone`, the
+    One row for all groups and for each strategy, loss, dataset and student (`by`, `value`): `alone`, the
     accuracy without a teacher; `gain`, that of a student less that, the mean over teachers; `r12`, of the
     teacher that R12 picks (equal ones share); `best`, of the best teacher, which the same test images name
     afterwards and is therefore too high.  No row where the study has no student without a teacher.
 
-    Each with a 95 % interval (`_low`, `_high`), by `over`.  'data sets': `correlation.mean_interval`, what other
-    data sets would give.  'test images', below six: what other images, and seeds where there are several,
-    of these data sets would give.  A difference of two accuracies p and q on N images has the variance
+    Each with a 95 % interval (`_low`, `_high`), by `over`.  'data sets': `blocks.mean_interval`, what other
+    datasets would give.  'test images', below six: what other images, and seeds where there are several, of
+    these datasets would give.  A difference of two accuracies p and q on N images has the variance
     (p (1 - p) + q (1 - q)) / N, more than one on the same images has where students agree; the errors of
-    teachers and groups of a data set, which share its images, add up as if they were one.
+    teachers and groups of a dataset, which share its images, add up as if they were one.
 
-    points: as of `correlation.join_students_with_metrics`; students, data: as of `tables.collect`.
+    points: as returned by `groups.join_students_with_metrics`
+    students, data: as returned by `records.collect`
     """
-    groups = _gains(points, students, data.set_index("dataset").test)
-    rows = [_paid("all", "all", groups)] if len(groups) else []
+    gains = _group_gains(points, students, data.set_index("dataset").test)
+    rows = [_summarize_gains("all", "all", gains)] if len(gains) else []
     for by in ("strategy", "loss", "dataset", "student"):
-        rows += [_paid(by, value, members) for value, members in groups.groupby(by, sort=True)]
-    bounds = [name for kind in GAINS for name in (kind, f"{kind}_low", f"{kind}_high")]
-    return pd.DataFrame(rows, columns=["by", "value", "groups", "datasets", "alone", *bounds, "over"])
+        rows += [_summarize_gains(by, value, part) for value, part in gains.groupby(by, sort=True)]
+    return pd.DataFrame(rows, columns=PAY)
 
 
-def paid(table: pd.DataFrame) -> str:
-    """The first row of a table of `pay` in a sentence, or why there is none."""
-    if not len(table):
+def describe_gains(gains: pd.DataFrame) -> str:
+    """Say in one sentence whether distillation paid, by the first row of `distillation_gains`."""
+    if not len(gains):
         lacking = "no student was trained without a teacher (`baseline: true`)"
         return f"Whether distillation paid it cannot say: {lacking}."
-    row = table.iloc[0]
-    verdict = (
-        "Distillation paid"
-        if row.gain_low > 0
-        else "Distillation did harm"
-        if row.gain_high < 0
-        else "Whether distillation paid these data cannot tell"
+    row = gains.iloc[0]
+    if row.gain_low > 0:
+        verdict = "Distillation paid"
+    elif row.gain_high < 0:
+        verdict = "Distillation did harm"
+    else:
+        verdict = "Whether distillation paid these data cannot tell"
+    parts = []
+    for kind, teachers in GAINS.items():
+        gain, low, high = 100 * row[[kind, f"{kind}_low", f"{kind}_high"]].astype(float)
+        if not math.isnan(gain):
+            parts.append(f"{gain:+.1f} points from {teachers} ({low:+.1f} to {high:+.1f})")
+    return (
+        f"{verdict}: against no teacher students have {', '.join(parts)}, "
+        f"with 95 % intervals over {row.over}."
     )
-    parts = [
-        f"{100 * row[kind]:+.1f} points from {words} "
-        f"({100 * row[f'{kind}_low']:+.1f} to {100 * row[f'{kind}_high']:+.1f})"
-        for kind, words in GAINS.items()
-        if not math.isnan(row[kind])
-    ]
-    gains = ", ".join(parts)
-    return f"{verdict}: against no teacher students have {gains}, with 95 % intervals over {row.over}."
 
 
 def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """Does the answer depend on T and beta?  A row a loss that is KD with its own ones, and metric.
+    """R12, TAC and SSP under T and beta other than the study's: one row per KD loss and metric.
 
-    loss, its temperature and beta; metric of the paper; groups and datasets that have both losses; `kd` and
-    `own`: mean rho in the claimed direction with the study's T and beta, and with the loss's own;
-    `difference`, own less kd, with its 95 % interval over data sets (low, high; NaN below six).  No row where
+    Columns: loss, its temperature and beta; metric; groups and datasets that have both losses; `kd` and
+    `own`, mean rho in the claimed direction with the study's T and beta and with the loss's own;
+    `difference`, own less kd, with its 95 % interval over datasets (low, high; NaN below six).  No row where
     no loss is such a one.
     """
+    own_losses = {name: loss for name, loss in study.losses.items() if loss.loss == "kd"}
     rows = []
-    for name, loss in study.losses.items():
-        for metric in PAPER if loss.loss == "kd" else ():
+    for name, loss in own_losses.items():
+        kd = study.kd(loss)
+        for metric in PAPER:
             values = correlations[correlations.metric == metric]
-            wide = values.pivot(index=correlation.GROUP[:3], columns="loss", values="agrees")
+            wide = values.pivot(index=GROUP[:3], columns="loss", values="agrees")
             both = wide.reindex(columns=["kd", name]).dropna()
-            sets, difference = both.index.get_level_values("dataset"), both[name] - both.kd
-            low, high = correlation.mean_interval(difference, sets)
-            how = study.kd(loss)
-            names = (name, how.temperature, how.beta, metric, len(both), sets.nunique())
-            rows.append((*names, both.kd.mean(), both[name].mean(), difference.mean(), low, high))
-    columns = ["loss", "temperature", "beta", "metric", "groups", "datasets"]
-    return pd.DataFrame(rows, columns=[*columns, "kd", "own", "difference", "low", "high"])
+            datasets = both.index.get_level_values("dataset")
+            difference = both[name] - both.kd
+            low, high = mean_interval(difference, datasets)
+            rows.append(
+                {
+                    "loss": name,
+                    "temperature": kd.temperature,
+                    "beta": kd.beta,
+                    "metric": metric,
+                    "groups": len(both),
+                    "datasets": datasets.nunique(),
+                    "kd": both.kd.mean(),
+                    "own": both[name].mean(),
+                    "difference": difference.mean(),
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return pd.DataFrame(rows, columns=TEMPERATURES)
 
 
-def depends(table: pd.DataFrame, study: Study) -> str:
-    """What a table of `temperatures` says of R12, a sentence a loss; what lacks where it has no row."""
+def describe_temperatures(table: pd.DataFrame, study: Study) -> str:
+    """Say whether the answer depends on T and beta, one sentence per loss of `temperatures`."""
     if not len(table):
         return "Whether the answer depends on T and beta it cannot say: no loss is KD with its own ones."
-    common, said = study.distillation, []
+    common = study.distillation
+    sentences = []
     for row in table[table.metric == "ratio12"].itertuples():
         if not row.groups:
-            said.append(f"Of {row.loss} no group has a rho of R12 beside one of kd.")
+            sentences.append(f"Of {row.loss} no group has a rho of R12 beside one of kd.")
             continue
-        changed = (row.low > 0) | (row.high < 0)
-        verdict = (
-            "The answer depends on T and beta"
-            if changed
-            else "Cannot tell whether the answer depends on T and beta"
-        )
+        verdict = "Cannot tell whether the answer depends on T and beta"
+        if row.low > 0 or row.high < 0:
+            verdict = "The answer depends on T and beta"
         bounds = "" if math.isnan(row.low) else f", 95 % {row.low:+.2f} to {row.high:+.2f}"
-        said.append(
+        sentences.append(
             f"{verdict}: R12 agrees by {row.kd:+.2f} at T {common.temperature:g}, beta {common.beta:g} and "
             f"by {row.own:+.2f} at T {row.temperature:g}, beta {row.beta:g} ({row.difference:+.2f}{bounds}; "
             f"{row.datasets} data set{'s' * (row.datasets > 1)})."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
-def progress(measured: pd.DataFrame) -> pd.DataFrame:
-    """Does R12 follow how far training has come?
+def progress(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Does R12 follow how far training has come?  One row per recipe and measure of progress.
 
-    An undertrained teacher has a small one, being unsure of everything.
+    An undertrained teacher has a small R12, being unsure of everything: rho near +1 says that a small R12 is
+    that of a teacher that is not yet trained.  Columns: `against`, train_accuracy on the students' views, or
+    tac; `datasets` and `teachers` (the most); rho of R12 with it over the teachers of a dataset, the mean
+    over datasets with its 95 % interval (low, high; NaN below six); `median`, the same of R12's median.
 
-    measured: banks' metrics as of `tables.with_tac`.  A row a recipe and measure (`against`: train_accuracy
-    on the students' views, or tac): `datasets` and `teachers` (the most), rho of R12 with it over the
-    teachers of a data set, the mean over data sets with its 95 % interval (low, high; NaN below six),
-    `median`: the same of R12's median.  Near +1, a small R12 says that a teacher is not yet trained.
+    metrics: as returned by `records.with_tac`
     """
     rows = []
-    for recipe, banks in trained(measured).groupby("recipe", sort=False):
+    for recipe, banks in teacher_means(metrics).groupby("recipe", sort=False):
+        datasets = banks.groupby("dataset")
         for against in ("train_accuracy", "tac"):
-            found = {
-                name: pd.Series(
-                    {d: correlation.spearman(t[name], t[against]) for d, t in banks.groupby("dataset")}
-                ).dropna()
-                for name in ("ratio12", "ratio12_median")
-            }
-            rhos = found["ratio12"]
-            bounds = correlation.mean_interval(rhos, rhos.index)
-            most = banks.groupby("dataset").size().max()
+            rhos = _rho_by_dataset(datasets, "ratio12", against)
+            low, high = mean_interval(rhos, rhos.index)
             rows.append(
-                (recipe, against, len(rhos), most, rhos.mean(), *bounds, found["ratio12_median"].mean())
+                {
+                    "recipe": recipe,
+                    "against": against,
+                    "datasets": len(rhos),
+                    "teachers": datasets.size().max(),
+                    "rho": rhos.mean(),
+                    "low": low,
+                    "high": high,
+                    "median": _rho_by_dataset(datasets, "ratio12_median", against).mean(),
+                }
             )
-    return pd.DataFrame(
-        rows, columns=["recipe", "against", "datasets", "teachers", "rho", "low", "high", "median"]
-    )
+    return pd.DataFrame(rows, columns=PROGRESS)
 
 
-def trained(measured: pd.DataFrame) -> pd.DataFrame:
-    """The banks of `tables.with_tac`, a row a data set, recipe and teacher: means over seeds of all metrics.
+def teacher_means(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds of all metrics: one row per dataset, recipe and teacher.
 
     CAL and TGDA students learn from the same teacher, which is one row here.
+
+    metrics: as returned by `records.with_tac`
     """
-    before = [name for name, claim in METRICS.items() if not (claim.begun or claim.afterwards)]
-    names, keys = [*before, "ratio12_nonpositive"], ["dataset", "recipe", "teacher"]
-    rows = measured.assign(recipe=measured.strategy.map(RECIPES)).reindex(columns=[*keys, "seed", *names])
-    return rows.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False)[names].mean().reset_index()
+    keys = ["dataset", "recipe", "teacher"]
+    claims = claims_in(metrics)
+    names = [name for name, claim in claims.items() if not (claim.begun or claim.afterwards)]
+    names.append("ratio12_nonpositive")
+    rows = metrics.reindex(columns=["dataset", "strategy", "teacher", "seed", *names])
+    rows = rows.assign(recipe=rows.strategy.map(RECIPES)).drop_duplicates([*keys, "seed"])
+    return rows.groupby(keys, sort=False)[names].mean().reset_index()
 
 
 def mixes(points: pd.DataFrame, traits: list[str]) -> pd.DataFrame:
-    """Which teachers make the order?  A row for all, and a part of them that share a trait's value.
+    """Which teachers make the ranking?  One row for all, and for each part with a common trait.
 
-    points: as of `tables.points`.  trait, value, the number of `teachers`, their students' `accuracy`, R12's
-    `median` and million `parameters`, means over groups; and for the paper's metrics the mean rho in the
-    claimed direction among these teachers alone (NaN of fewer than three).  Where networks have several norms
-    other than BatchNorm, 'without BatchNorm' is a part too.
+    Columns: trait, value, the number of `teachers`, their students' `accuracy`, R12's `median` and million
+    `parameters`, means over groups; and for R12, TAC and SSP the mean rho in the claimed direction among
+    these teachers alone (NaN of fewer than three).  Where networks have several norms other than BatchNorm,
+    'without BatchNorm' is a part too.
+
+    points: as returned by `records.points`
+    traits: columns of it
     """
-    parts = [("all", "all", points)]
+    rows = [_describe_part("all", "all", points)]
     for trait in traits:
         known = points[points[trait].notna() & (points[trait] != "")]
         if known[trait].nunique() > 1:
-            parts += [(trait, value, members) for value, members in known.groupby(trait, sort=True)]
-        if trait == "norm" and (without := known[known.norm != "BatchNorm"]).norm.nunique() > 1:
-            parts.append((trait, "without BatchNorm", without))
-    rows = []
-    for trait, value, part in parts:
-        means = part[["accuracy", "ratio12_median", "parameters"]].mean()
-        agrees = correlation.agreement(part)[list(PAPER)]
-        size = means.parameters / 1e6
-        rows.append(
-            (trait, value, part.teacher.nunique(), means.accuracy, means.ratio12_median, size, *agrees)
-        )
-    return pd.DataFrame(
-        rows, columns=["trait", "value", "teachers", "accuracy", "median", "parameters", *PAPER]
-    )
+            rows += [_describe_part(trait, value, part) for value, part in known.groupby(trait, sort=True)]
+        if trait == "norm":
+            without = known[known.norm != "BatchNorm"]
+            if without.norm.nunique() > 1:
+                rows.append(_describe_part(trait, "without BatchNorm", without))
+    return pd.DataFrame(rows)
 
 
-def _gains(points: pd.DataFrame, students: pd.DataFrame, tests: pd.Series) -> pd.DataFrame:
-    """A row a group that has a student without a teacher: `alone`, gains, and their standard errors."""
-    alone = (
-        students[students.strategy == "CE"]
-        .groupby(["dataset", "student"])
-        .accuracy.agg(["mean", "var", "size"])
-    )
+def _group_gains(points: pd.DataFrame, students: pd.DataFrame, test_images: pd.Series) -> pd.DataFrame:
+    """One row per group that has a baseline: `alone`, gains, and their standard errors."""
+    without_teacher = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy
+    alone = without_teacher.agg(["mean", "var", "size"])
     rows = []
-    for key, group in points.groupby(correlation.GROUP, sort=True):
+    for key, group in points.groupby(GROUP, sort=True):
         if key[:2] not in alone.index:
             continue
-        without, spread, seeds = alone.loc[key[:2]]
-        reached, images = group.accuracy.to_numpy(), tests[key[0]]
-        luck = (group.accuracy_sd**2 / group.seeds).fillna(0).to_numpy() + np.nan_to_num(spread / seeds)
-        errors = np.sqrt((reached * (1 - reached) + without * (1 - without)) / images + luck)
-        smallest = (group.ratio12 == group.ratio12.min()).to_numpy()
-        weights = {"gain": np.ones(len(group)), "r12": smallest, "best": reached == reached.max()}
-        row = dict(zip(correlation.GROUP, key)) | {"alone": without}
-        for kind, weight in weights.items():
-            share = weight / weight.sum() if weight.any() else np.full(len(group), math.nan)
-            row |= {kind: share @ reached - without, f"{kind}_error": share @ errors}
+        baseline, baseline_var, baseline_seeds = alone.loc[key[:2]]
+        accuracy = group.accuracy.to_numpy()
+        of_images = (accuracy * (1 - accuracy) + baseline * (1 - baseline)) / test_images[key[0]]
+        of_seeds = (group.accuracy_sd**2 / group.seeds).fillna(0).to_numpy()
+        of_seeds = of_seeds + np.nan_to_num(baseline_var / baseline_seeds)
+        errors = np.sqrt(of_images + of_seeds)
+        row = dict(zip(GROUP, key, strict=True)) | {"alone": baseline}
+        picks = {
+            "gain": np.ones(len(group)),
+            "r12": (group.ratio12 == group.ratio12.min()).to_numpy(),
+            "best": accuracy == accuracy.max(),
+        }
+        for kind, picked in picks.items():
+            share = picked / picked.sum() if picked.any() else np.full(len(group), math.nan)
+            row[kind] = share @ accuracy - baseline
+            row[f"{kind}_error"] = share @ errors
         rows.append(row)
-    kinds = [name for kind in GAINS for name in (kind, f"{kind}_error")]
-    return pd.DataFrame(rows, columns=[*correlation.GROUP, "alone", *kinds])
+    columns = [*GROUP, "alone", *GAINS, *(f"{kind}_error" for kind in GAINS)]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _paid(by: str, value: str, groups: pd.DataFrame) -> dict:
-    enough = groups.dataset.nunique() >= 6
+def _summarize_gains(by: str, value: str, gains: pd.DataFrame) -> dict:
+    """A row of `distillation_gains`, of the rows of some groups."""
+    datasets = gains.dataset.nunique()
     row = {
         "by": by,
         "value": value,
-        "groups": len(groups),
-        "datasets": groups.dataset.nunique(),
-        "alone": groups.alone.mean(),
-        "over": "data sets" if enough else "test images",
+        "groups": len(gains),
+        "datasets": datasets,
+        "alone": gains.alone.mean(),
+        "over": "data sets" if datasets >= MIN_DATASETS else "test images",
     }
     for kind in GAINS:
-        known = groups[groups[kind].notna()]
-        mean, (low, high) = known[kind].mean(), correlation.mean_interval(known[kind], known.dataset)
-        if not enough and len(known):
-            of_sets = known.groupby("dataset")[f"{kind}_error"].sum()
-            reach = 1.959964 * math.sqrt((of_sets**2).sum()) / len(known)
-            low, high = mean - reach, mean + reach
+        defined = gains[gains[kind].notna()]
+        mean = defined[kind].mean()
+        low, high = mean_interval(defined[kind], defined.dataset)
+        if datasets < MIN_DATASETS and len(defined):
+            reach = shared_error(defined[f"{kind}_error"], defined.dataset)
+            low = mean - reach
+            high = mean + reach
         row |= {kind: mean, f"{kind}_low": low, f"{kind}_high": high}
     return row
+
+
+def _rho_by_dataset(datasets, name: str, against: str) -> pd.Series:
+    """Spearman's rho of two columns by dataset (rows grouped by it), where it is defined."""
+    rhos = {dataset: spearman(rows[name], rows[against]) for dataset, rows in datasets}
+    return pd.Series(rhos, dtype=float).dropna()
+
+
+def _describe_part(trait: str, value: str, points: pd.DataFrame) -> dict:
+    """A row of `mixes`, of the points of some teachers."""
+    return {
+        "trait": trait,
+        "value": value,
+        "teachers": points.teacher.nunique(),
+        "accuracy": points.accuracy.mean(),
+        "median": points.ratio12_median.mean(),
+        "parameters": points.parameters.mean() / 1e6,
+        **agreement(points)[list(PAPER)],
+    }

@@ -157,8 +157,8 @@ def _content(name: str, study: Study, part: Job, record: dict) -> str:
             "network": "the plugin that registers its network",
             "metrics": "the plugin that registers metrics",
             "loss": "the plugin that defines its loss",
-        }
-        return f"{what[name]} has another content"
+        }[name]
+        return f"{what} has another content"
     before, now = set(record["photos"].split()), set(study.photos[part.dataset].photos)
     new, gone = len(now - before), len(before - now)
     return f"of {len(now)} photos {new} are new, moved or changed, and {gone} of before are gone"

@@ -1,14 +1,14 @@
 """Metrics of a teacher's logits (R12 and its rivals), with what each claims; transferability scores.
 
 Imports nothing of the package; may be imported by all of it.  `fgkd.metrics.ratio12` and its like load
-PyTorch when they are first asked for; `METRICS`, the claims, does not.
+PyTorch when they are first asked for; METRICS, the claims, and the decorator `metric` do not.
 """
 
 import importlib
 
-from fgkd.metrics.claims import METRICS, Claim
+from fgkd.metrics.claims import METRICS, Claim, metric, plugin_claims
 
-__all__ = ["METRICS", "Claim"]
+__all__ = ["METRICS", "Claim", "metric", "plugin_claims"]
 
 
 def __getattr__(name: str):

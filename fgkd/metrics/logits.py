@@ -1,4 +1,4 @@
-r"""Metrics of a teacher's logits, one value a sample, and their summary.
+r"""Metrics of a teacher's logits, one value per sample, and their summary.
 
 With P_1 >= P_2 >= ... a sample's logits in falling order and q_1 >= q_2 >= ... its softmax at T = 1:
 
@@ -12,11 +12,12 @@ how the network was trained, not of its probabilities.  It is infinite at P_2 = 
 `summarize` says for how many samples.
 
 All functions take (N, C) tensors or arrays, compute in fp64 and return fp64 tensors (N,) on the same device.
-They go through the samples some hundreds at a time, so that what they compute stays in a core's cache and
-memory beside the input is little more than that of the results.
+They go through the samples some hundreds at a time, so that intermediate results stay in a core's cache and
+take little memory next to the input.
 
 METRICS also lists rivals that need more than logits: labels (the bank has them), the pretrained network (see
-`transfer`) and the student.
+`transfer`) and the student.  Metrics of plugins (see `claims.metric`) are computed with ours in
+`all_samples`.
 """
 
 from __future__ import annotations
@@ -29,29 +30,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgkd.metrics.claims import METRICS, Claim  # noqa: F401  (part of this module's interface)
+from fgkd.metrics.claims import PLUGIN_METRICS
 
 LABELLED = ("nll", "confidence", "correct")
 
 
 def ratio12(logits) -> Tensor:
-    """P_1 / P_2 of raw logits (N, C >= 2) -> (N,).  Scale invariant, not shift invariant; inf at P_2 = 0,
-    negative at P_2 < 0 < P_1, NaN where both are 0.
+    """P_1 / P_2 of raw logits (N, C >= 2) -> (N,).  Scale invariant, not shift invariant.
+
+    inf at P_2 = 0, negative at P_2 < 0 < P_1, NaN where both are 0.
 
     >>> ratio12([[6.0, 4.0, 1.0], [3.0, 3.0, 0.0]]).tolist()
     [1.5, 1.0]
     """
-    return _each(logits, lambda some: some.ratio(1, 2), top=2)
+    return _map(logits, lambda chunk: chunk.ratio(1, 2), top=2)
 
 
 def ratio12_centred(logits) -> Tensor:
-    """R12 of logits (N, C >= 2) less their mean over classes -> (N,).  Scale and shift invariant; infinite or
-    negative where all classes but the first lie at or below the mean.
+    """R12 of logits (N, C >= 2) less their mean over classes -> (N,).
+
+    Scale and shift invariant; infinite or negative where all classes but the first lie at or below the mean.
 
     >>> ratio12_centred([[6.0, 4.0, 1.0, 1.0], [106.0, 104.0, 101.0, 101.0]]).tolist()
     [3.0, 3.0]
     """
-    return _each(logits, _Some.centred, top=2)
+    return _map(logits, _Chunk.centred, top=2)
 
 
 def ratio13(logits) -> Tensor:
@@ -60,7 +63,7 @@ def ratio13(logits) -> Tensor:
     >>> ratio13([[6.0, 4.0, 1.5]]).tolist()
     [4.0]
     """
-    return _each(logits, lambda some: some.ratio(1, 3), top=3)
+    return _map(logits, lambda chunk: chunk.ratio(1, 3), top=3)
 
 
 def ratio23(logits) -> Tensor:
@@ -69,11 +72,11 @@ def ratio23(logits) -> Tensor:
     >>> ratio23([[6.0, 4.0, 2.0]]).tolist()
     [2.0]
     """
-    return _each(logits, lambda some: some.ratio(2, 3), top=3)
+    return _map(logits, lambda chunk: chunk.ratio(2, 3), top=3)
 
 
 def ratio12_softmax(logits) -> Tensor:
-    """q_1 / q_2 of the softmax = exp(P_1 - P_2), (N, C >= 2) -> (N,).  Shift invariant, not scale invariant.
+    """q_1 / q_2 of the softmax, exp(P_1 - P_2): (N, C >= 2) -> (N,); shift invariant.
 
     >>> round(ratio12_softmax([[2.0, 1.0, 0.0]]).item(), 4)
     2.7183
@@ -87,7 +90,7 @@ def margin(logits) -> Tensor:
     >>> margin([[6.0, 4.0, 1.0]]).tolist()
     [2.0]
     """
-    return _each(logits, _Some.margin, top=2)
+    return _map(logits, _Chunk.margin, top=2)
 
 
 def entropy(logits) -> Tensor:
@@ -96,88 +99,102 @@ def entropy(logits) -> Tensor:
     >>> round(entropy([[0.0, 0.0, 0.0, 0.0]]).item(), 4)
     1.3863
     """
-    return _each(logits, _Some.entropy, top=2)
+    return _map(logits, _Chunk.entropy, top=2)
 
 
 def secondary_std(logits, k: int = 3) -> Tensor:
-    """Unbiased std of the k softmax probabilities after the largest, (N, C) -> (N,); NaN where C < k + 1.
+    """Unbiased std of the k probabilities after the largest, (N, C) -> (N,); NaN for C <= k.
 
     >>> round(secondary_std([[3.0, 2.0, 1.0, 0.0]]).item(), 6)
     0.105995
     """
     if k < 2:
         raise ValueError(f"k is {k}: the spread of secondary probabilities needs at least 2 of them")
-    return _each(logits, lambda some: some.secondary_std(k), top=k + 1)
+    return _map(logits, lambda chunk: chunk.secondary_std(k), top=k + 1)
 
 
 def accuracy(logits, labels) -> float:
-    """Share of samples whose largest logit is the label's: logits (N, C), labels (N,) -> [0, 1].
+    """Share of samples whose largest logit, of equal ones the first, is the label's.
 
-    Of equal logits the first counts as the largest.
+    logits: (N, C)
+    labels: (N,)
     """
-    return _each(logits, _Some.correct, labels, top=2).mean().item()
+    return _map(logits, _Chunk.correct, labels, top=2).mean().item()
 
 
 def nll(logits, labels) -> Tensor:
-    """-log of the label's softmax probability, nats: logits (N, C), labels (N,) -> (N,).
+    """-log of the label's softmax probability in nats -> (N,).
+
+    logits: (N, C)
+    labels: (N,)
 
     >>> round(nll([[0.0, 0.0, 0.0, 0.0]], [2]).item(), 4)
     1.3863
     """
-    return _each(logits, _Some.nll, labels, top=2)
+    return _map(logits, _Chunk.nll, labels, top=2)
 
 
 def calibration_error(confidence, correct, *, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017), in [0, 1]: mean over samples of a bin's gap between its
-    accuracy and its confidence.
+    """Expected calibration error, in [0, 1] (Guo et al. 2017).
 
-    confidence (N,): the largest softmax probability; correct (N,): whether its class is the label; `bins` of
-    equal width, each with its upper edge.
+    The mean over samples of the gap between their bin's accuracy and its confidence.
+
+    confidence: (N,) the largest softmax probability
+    correct: (N,) whether its class is the label
+    bins: number of bins of equal width, each with its upper edge
 
     >>> round(calibration_error([0.9, 0.9, 0.6, 0.6], [True, True, True, False]), 4)
     0.1
     """
-    confidence, correct = torch.as_tensor(confidence).double(), torch.as_tensor(correct).double()
+    confidence = torch.as_tensor(confidence).double()
+    correct = torch.as_tensor(correct).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)[1:-1]
-    gaps = confidence.new_zeros(bins).index_add_(0, torch.bucketize(confidence, edges), correct - confidence)
+    bin_index = torch.bucketize(confidence, edges)
+    gaps = confidence.new_zeros(bins).index_add_(0, bin_index, correct - confidence)
     return gaps.abs().sum().item() / len(confidence)
 
 
 def samples(logits) -> dict[str, Tensor]:
-    """Every per-sample metric of logits (N, C): name -> (N,)."""
-    return _joined(logits, _Some.plain)
+    """Every built-in metric of logits (N, C): name -> (N,)."""
+    return _map_all(logits, _Chunk.plain)
 
 
 def labelled_samples(logits, labels) -> dict[str, Tensor]:
-    """What `summarize_labelled` asks of each sample of logits (N, C) with labels (N,): name -> (N,)."""
-    return _joined(logits, _Some.labelled, labels, top=2)
+    """NLL, confidence and correctness: logits (N, C), labels (N,) -> name -> (N,)."""
+    return _map_all(logits, _Chunk.labelled, labels, top=2)
 
 
 def all_samples(logits, labels) -> dict[str, Tensor]:
-    """In one pass `samples`, `labelled_samples` and whether P_2 <= 0, `nonpositive`: name -> (N,)."""
-    return _joined(logits, lambda some: some.counted() | some.labelled(), labels)
+    """All built-in and plugins' metrics, `labelled_samples` and `nonpositive`: name -> (N,)."""
+    return _map_all(logits, lambda chunk: chunk.counted() | chunk.labelled() | chunk.of_plugins(), labels)
 
 
 def summarize(logits, labels=None) -> dict[str, float]:
-    """Means over samples of every metric of logits (N, C), with R12's median and its share of P_2 <= 0.
+    """Means over samples of every built-in metric, with R12's median and its share of P_2 <= 0.
 
-    labels: (N,), adds `accuracy`.  Raises ValueError for NaN, infinity, an empty batch or a single class.
+    logits: (N, C)
+    labels: (N,) adds `accuracy`
+
+    Raises ValueError for NaN, infinity, an empty batch or a single class.
 
     >>> summary = summarize([[6.0, 4.0, 1.0, 0.5], [2.0, -1.0, -1.0, -2.0]])
     >>> summary["ratio12"], summary["ratio12_median"], summary["ratio12_nonpositive"]
     (-0.25, -0.25, 0.5)
     """
-    values = _joined(logits, _Some.counted)
+    values = _map_all(logits, _Chunk.counted)
     summary = summarize_samples(values, values.pop("nonpositive"))
     return summary if labels is None else summary | {"accuracy": accuracy(logits, labels)}
 
 
 def summarize_samples(values: dict[str, Tensor], nonpositive: Tensor) -> dict[str, float]:
-    """The summary of per-sample values (N,) and of whether P_2 <= 0 (N,).
+    """Means over samples, R12's median and share of P_2 <= 0.
 
-    A ratio of 0 to 0, as of a network that says 0 to all classes, is left out: it is counted among P_2 <= 0.
+    A ratio of 0 to 0, as of a network whose logits are all 0, is left out: it is counted among P_2 <= 0.
+
+    values: (N,) by name
+    nonpositive: (N,) whether P_2 <= 0
     """
-    means = {name: v.nanmean().item() for name, v in values.items()}
+    means = {name: value.nanmean().item() for name, value in values.items()}
     defined = values["ratio12"][~values["ratio12"].isnan()].cpu().numpy()
     median = np.median(defined).item() if len(defined) else math.nan
     share = nonpositive.double().mean().item()
@@ -185,10 +202,10 @@ def summarize_samples(values: dict[str, Tensor], nonpositive: Tensor) -> dict[st
 
 
 def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
-    """The rivals that labels allow, from `labelled_samples`, of one batch or of all batches joined.
+    """NLL, calibration error and accuracy, from `labelled_samples` of one or more batches.
 
-    >>> found = summarize_labelled(labelled_samples([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [0, 1]))
-    >>> {name: round(value, 3) for name, value in found.items()}
+    >>> summary = summarize_labelled(labelled_samples([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]], [0, 1]))
+    >>> {name: round(value, 3) for name, value in summary.items()}
     {'nll': 1.667, 'ece': 0.561, 'train_accuracy': 0.5}
     """
     return {
@@ -199,22 +216,25 @@ def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
 
 
 def summarize_all(values: dict[str, Tensor]) -> dict[str, float]:
-    """`summarize_samples` and `summarize_labelled` of `all_samples`, and means of whatever else is there."""
-    plain = {name: v for name, v in values.items() if name not in (*LABELLED, "nonpositive")}
+    """`summarize_samples` and `summarize_labelled`, and means of all other values."""
+    plain = {name: value for name, value in values.items() if name not in (*LABELLED, "nonpositive")}
     return summarize_samples(plain, values["nonpositive"]) | summarize_labelled(values)
 
 
-class _Some:
-    """Some samples' logits (n, C), their labels (n,), and what metrics share, computed when first asked for.
+class _Chunk:
+    """Logits (n, C) and labels (n,) of some samples, and what metrics share, computed when first asked for.
 
-    The `top` largest are found among the logits as they are given, which is as exact as in fp64 and faster.
-    space: fp64 (3, n or more, C) to compute in; memory that is asked for and given back for each chunk would
-    take longer than the work in it.
+    The `top` largest are searched among the logits as they are given, which is as exact as in fp64 and
+    faster.
+
+    buffer: fp64 (3, n or more, C) to compute in; to allocate it for each chunk takes longer than the work
     """
 
-    def __init__(self, logits: Tensor, labels: Tensor | None, top: int, space: Tensor):
-        self.given, self.labels, self.top = logits, labels, min(top, logits.shape[1])
-        self.exact, self._below, self._e = space[:, : len(logits)]
+    def __init__(self, logits: Tensor, labels: Tensor | None, top: int, buffer: Tensor):
+        self.logits = logits
+        self.labels = labels
+        self.top = min(top, logits.shape[1])
+        self.exact, self._below, self._e = buffer[:, : len(logits)]
         self.exact.copy_(logits)
 
     @cached_property
@@ -223,13 +243,13 @@ class _Some:
 
     @cached_property
     def largest(self) -> tuple[Tensor, Tensor]:
-        """The largest logits in falling order (n, top), and the first one's class, of equal ones any (n,)."""
-        values, classes = self.given.topk(self.top, dim=1)
+        """Largest logits in falling order (n, top), and the first one's class, any of equal ones."""
+        values, classes = self.logits.topk(self.top, dim=1)
         return values.double(), classes[:, 0]
 
     @cached_property
     def rest(self) -> tuple[Tensor, Tensor]:
-        """Sums of e and of -e log e, e = exp(P_c - P_1), over all classes c but the first: (n,) each.
+        """Sums of e and -e log e, e = exp(P_c - P_1), over classes c but the first: (n,) each.
 
         Apart from the first class's 1 they keep their digits where a teacher is almost certain.
         """
@@ -267,12 +287,15 @@ class _Some:
         return 1 / (1 + self.rest[0])
 
     def nll(self) -> Tensor:
-        return self.rest[0].log1p() + (self.p(1) - self.exact.gather(1, self.labels[:, None])[:, 0])
+        assert self.labels is not None
+        of_label = self.exact.gather(1, self.labels[:, None])[:, 0]
+        return self.rest[0].log1p() + (self.p(1) - of_label)
 
     def correct(self) -> Tensor:
-        named, tied = self.largest[1].clone(), self.p(1) == self.p(2)
-        named[tied] = self.exact[tied].argmax(1)
-        return (named == self.labels).double()
+        predicted = self.largest[1].clone()
+        tied = self.p(1) == self.p(2)
+        predicted[tied] = self.exact[tied].argmax(1)
+        return (predicted == self.labels).double()
 
     def plain(self) -> dict[str, Tensor]:
         return {
@@ -292,13 +315,25 @@ class _Some:
     def labelled(self) -> dict[str, Tensor]:
         return {"nll": self.nll(), "confidence": self.confidence(), "correct": self.correct()}
 
+    def of_plugins(self) -> dict[str, Tensor]:
+        """Plugins' metrics.  Raises ValueError for one that does not return a value per sample."""
+        values = {}
+        for name, function in PLUGIN_METRICS.items():
+            value = torch.as_tensor(function(self.exact.clone()), device=self.exact.device)
+            if value.shape != self.mean.shape:
+                expected = f"({len(self.mean)},), one value per sample"
+                raise ValueError(f"metric '{name}' has shape {tuple(value.shape)}: expected {expected}")
+            values[name] = value.double()
+        return values
 
-def _each(logits, metric: Callable[[_Some], Tensor], labels=None, *, top: int) -> Tensor:
-    return _joined(logits, lambda some: {"": metric(some)}, labels, top=top)[""]
+
+def _map(logits, metric: Callable[[_Chunk], Tensor], labels=None, *, top: int) -> Tensor:
+    """One metric of all samples: (N,)."""
+    return _map_all(logits, lambda chunk: {"": metric(chunk)}, labels, top=top)[""]
 
 
-def _joined(logits, metrics: Callable[[_Some], dict], labels=None, *, top: int = 4) -> dict[str, Tensor]:
-    """What `metrics` says of all samples, asked of some at a time: name -> (N,).
+def _map_all(logits, metrics: Callable[[_Chunk], dict], labels=None, *, top: int = 4) -> dict[str, Tensor]:
+    """Apply `metrics` chunk by chunk and concatenate: name -> (N,).
 
     Raises ValueError for another shape, a single class, logits that are not finite, and labels of no class.
     """
@@ -307,21 +342,22 @@ def _joined(logits, metrics: Callable[[_Some], dict], labels=None, *, top: int =
         raise ValueError(f"logits have shape {tuple(logits.shape)}: expected (N, C), N samples and C classes")
     if logits.shape[1] < 2:
         raise ValueError("logits have 1 class: a metric of the two largest logits needs at least 2 classes")
-    labels = None if labels is None else _checked(labels, logits)
+    if labels is not None:
+        labels = _as_labels(labels, logits)
     numbers = 2**21 if logits.is_cuda else 2**17  # a megabyte of fp64 stays in a core's cache; GPUs want more
     size = min(len(logits), max(1, numbers // logits.shape[1]))
-    space = logits.new_empty((3, size, logits.shape[1]), dtype=torch.float64)
-    found = {}
+    buffer = logits.new_empty((3, size, logits.shape[1]), dtype=torch.float64)
+    results: dict[str, Tensor] = {}
     for first in range(0, len(logits), size):
-        which = slice(first, first + size)
-        some = _Some(logits[which], None if labels is None else labels[which], top, space)
-        if not torch.isfinite(some.mean).all():
+        part = slice(first, first + size)
+        chunk = _Chunk(logits[part], None if labels is None else labels[part], top, buffer)
+        if not torch.isfinite(chunk.mean).all():
             _check_finite(logits)
-        for name, value in metrics(some).items():
-            if name not in found:
-                found[name] = value.new_empty(len(logits))
-            found[name][which] = value
-    return found
+        for name, value in metrics(chunk).items():
+            if name not in results:
+                results[name] = value.new_empty(len(logits))
+            results[name][part] = value
+    return results
 
 
 def _quotient(above: Tensor, below: Tensor) -> Tensor:
@@ -329,7 +365,7 @@ def _quotient(above: Tensor, below: Tensor) -> Tensor:
 
 
 def _check_finite(logits: Tensor) -> None:
-    """Raise ValueError for NaN and infinity, but not for finite logits whose sum alone is infinite."""
+    """Raise ValueError for NaN and infinity, not for finite logits whose sum is infinite."""
     bad = (~torch.isfinite(logits)).any(1).nonzero().flatten()
     if len(bad):
         raise ValueError(
@@ -338,7 +374,8 @@ def _check_finite(logits: Tensor) -> None:
         )
 
 
-def _checked(labels, logits: Tensor) -> Tensor:
+def _as_labels(labels, logits: Tensor) -> Tensor:
+    """Labels (N,) as integers on the logits' device.  Raises ValueError for other labels."""
     labels = torch.as_tensor(labels, device=logits.device).long()
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels have shape {tuple(labels.shape)}: expected ({len(logits)},), one a sample")

@@ -1,11 +1,13 @@
 r"""How well a pretrained network suits new labels, before anything is trained on them: LogME, LEEP and NCE.
 
-LogME needs its features.  LEEP and NCE need the predictions of its *own* head, over the classes that it was pretrained on.  Fed with a
-fine-tuned teacher's predictions of the target classes they can be computed and say something else: LEEP is then the teacher's
-log-likelihood of the labels after a soft confusion matrix, and NCE what that matrix leaves open, both near 0 for every teacher that has
-learnt its training images.  They are not defined for a network whose head was lost or that has none.
+LogME needs its features.  LEEP and NCE need the predictions of its *own* head, over the classes that it was
+pretrained on.  Fed with a fine-tuned teacher's predictions of the target classes they can be computed and
+mean something else: LEEP is then the teacher's log-likelihood of the labels after a soft confusion matrix,
+and NCE what that matrix leaves open, both near 0 for every teacher that has learnt its training images.  They
+are not defined for a network whose head was lost or that has none.
 
-All functions compute in fp64 and take tensors or arrays; labels are integers.  The larger, the better is claimed of each.
+All functions compute in fp64 and take tensors or arrays; labels are integers.  The larger, the better is
+claimed of each.
 """
 
 from __future__ import annotations
@@ -17,76 +19,87 @@ from torch import Tensor
 
 
 def logme(features, labels) -> float:
-    """Log evidence of a label, a sample and class: features (N, D), labels (N,) -> nats; larger is claimed better (You et al. 2021).
+    """Log evidence of a label per sample and class, nats (You et al. 2021); larger is better.
 
-    For each class y is 1 on its samples and 0 elsewhere, y = F w + noise with w ~ N(0, 1/alpha) and noise ~ N(0, 1/beta), and log p(y) / N
-    is maximised over alpha and beta; the mean over the classes there are.  With ratio = alpha / beta and Q the least regularised error,
-    beta = N / Q, which leaves a search over the ratio alone: a grid of e^-18 to e^18 times F's largest squared singular value, refined.
-    Features that fit the labels exactly have no finite evidence and get that of the grid's end.  The level depends on N and the
+    For each class y is 1 on its samples and 0 elsewhere, y = F w + noise with w ~ N(0, 1/alpha) and noise
+    ~ N(0, 1/beta), and log p(y) / N is maximised over alpha and beta; the mean over the classes there are.
+    With ratio = alpha / beta and Q the least regularised error, beta = N / Q, which leaves a search over the
+    ratio alone: a grid of e^-18 to e^18 times F's largest squared singular value, refined.  Features that fit
+    the labels exactly have no finite evidence and get that of the grid's end.  The level depends on N and the
     classes: compare teachers on the same samples.  N D^2 or N^2 D operations, whichever are fewer.
 
-    >>> round(logme([[2.0], [1.0], [-1.0], [-2.0]], [0, 0, 1, 1]), 3), round(logme([[2.0], [1.0], [-1.0], [-2.0]], [0, 1, 0, 1]), 3)
+    features: (N, D)
+    labels: (N,)
+
+    >>> features = [[2.0], [1.0], [-1.0], [-2.0]]
+    >>> round(logme(features, [0, 0, 1, 1]), 3), round(logme(features, [0, 1, 0, 1]), 3)
     (-1.03, -1.072)
     """
-    features, labels = _sampled(features, labels, "features")
+    features, labels = _as_samples(features, labels, "features")
     n, d = features.shape
     targets = (labels[:, None] == labels.unique()).double()
+    # explained: s^2 (u' y)^2 by singular value s of F, its left singular vector u, and target y
     if n < d:
-        values, basis = torch.linalg.eigh(features @ features.T)
-        explained = values.clamp(min=0)[:, None] * (basis.T @ targets) ** 2
+        eigenvalues, basis = torch.linalg.eigh(features @ features.T)
+        explained = eigenvalues.clamp(min=0)[:, None] * (basis.T @ targets) ** 2
     else:
-        values, basis = torch.linalg.eigh(features.T @ features)
+        eigenvalues, basis = torch.linalg.eigh(features.T @ features)
         explained = (basis.T @ (features.T @ targets)) ** 2
-    values, power = values.clamp(min=0)[:, None], targets.sum(0)
-    if values.max() == 0:
+    eigenvalues = eigenvalues.clamp(min=0)[:, None]
+    power = targets.sum(0)
+    if eigenvalues.max() == 0:
         raise ValueError(
             "features are 0 for every sample: expected those of a network that tells images apart"
         )
 
     def evidence(log_ratio: Tensor) -> Tensor:
         ratio = log_ratio.exp()
-        error = (power - (explained / (values + ratio)).sum(0)).clamp(min=1e-12)
-        return ((log_ratio - (values + ratio).log()).sum(0) - n * ((2 * math.pi / n * error).log() + 1)) / (
-            2 * n
-        )
+        error = (power - (explained / (eigenvalues + ratio)).sum(0)).clamp(min=1e-12)
+        log_det = (log_ratio - (eigenvalues + ratio).log()).sum(0)
+        return (log_det - n * ((2 * math.pi / n * error).log() + 1)) / (2 * n)
 
-    grid = values.max().log() + torch.linspace(-18, 18, 37, dtype=torch.float64, device=features.device)
-    best = grid[torch.stack([evidence(at) for at in grid]).argmax(0)]
+    steps = torch.linspace(-18, 18, 37, dtype=torch.float64, device=features.device)
+    grid = eigenvalues.max().log() + steps
+    best = grid[torch.stack([evidence(point) for point in grid]).argmax(0)]
     for halving in range(1, 31):
         around = torch.stack([best, best - 0.5**halving, best + 0.5**halving])
-        best = around.gather(0, torch.stack([evidence(at) for at in around]).argmax(0, keepdim=True))[0]
+        highest = torch.stack([evidence(point) for point in around]).argmax(0, keepdim=True)
+        best = around.gather(0, highest)[0]
     return evidence(best).mean().item()
 
 
 def leep(probabilities, labels) -> float:
-    """Mean log-likelihood of the labels through the source classes: probabilities (N, Z), labels (N,) -> nats, at most 0; larger is
-    claimed better (Nguyen et al. 2020).
+    """Mean log-likelihood of the labels through the source classes, nats, at most 0.
 
-    probabilities: the pretrained head's softmax, rows that sum to 1.  A sample's likelihood is sum_z q_z p(label | z), where p(label | z)
-    is q_z's share that falls on samples of that label.
+    A sample's likelihood is sum_z q_z p(label | z), where p(label | z) is q_z's share that falls on samples
+    of that label.  Larger is claimed better (Nguyen et al. 2020).
+
+    probabilities: (N, Z) the pretrained head's softmax, rows that sum to 1
+    labels: (N,)
 
     >>> round(leep([[1.0, 0.0], [0.0, 1.0]], [0, 1]), 4), round(leep([[0.5, 0.5], [0.5, 0.5]], [0, 1]), 4)
     (0.0, -0.6931)
     """
-    probabilities, labels = _sampled(probabilities, labels, "probabilities")
-    if (probabilities < 0).any() or not torch.allclose(
-        probabilities.sum(1), probabilities.new_ones(()), atol=1e-3
-    ):
+    probabilities, labels = _as_samples(probabilities, labels, "probabilities")
+    one = probabilities.new_ones(())
+    if (probabilities < 0).any() or not torch.allclose(probabilities.sum(1), one, atol=1e-3):
         raise ValueError(
             "probabilities are negative or do not sum to 1 in each row: expected a softmax, not logits"
         )
-    classes, place = labels.unique(return_inverse=True)
-    joint = probabilities.new_zeros(len(classes), probabilities.shape[1]).index_add_(0, place, probabilities)
-    given = joint / joint.sum(0).clamp(min=1e-300)
-    likelihood = torch.stack([q @ given[y] for q, y in zip(probabilities, place)])
-    return likelihood.log().mean().item()
+    classes, index = labels.unique(return_inverse=True)
+    joint = probabilities.new_zeros(len(classes), probabilities.shape[1]).index_add_(0, index, probabilities)
+    given_source = joint / joint.sum(0).clamp(min=1e-300)
+    likelihoods = [q @ given_source[label] for q, label in zip(probabilities, index, strict=True)]
+    return torch.stack(likelihoods).log().mean().item()
 
 
 def nce(source, labels) -> float:
-    """Negative conditional entropy -H(label | source class): source (N,), labels (N,) -> nats, at most 0; larger is claimed better
-    (Tran et al. 2019).
+    """Negative conditional entropy -H(label | source class), nats, at most 0.
 
-    source: the class that the pretrained head names for each sample.  It is what LEEP becomes for probabilities of 0 and 1.
+    What LEEP becomes for probabilities of 0 and 1.  Larger is claimed better (Tran et al. 2019).
+
+    source: (N,) the class that the pretrained head predicts for each sample
+    labels: (N,)
 
     >>> round(nce([0, 0, 1, 1], [0, 1, 2, 2]), 4)
     -0.3466
@@ -99,16 +112,17 @@ def nce(source, labels) -> float:
     return leep((source[:, None] == source.unique()).double(), labels)
 
 
-def _sampled(values, labels, name: str) -> tuple[Tensor, Tensor]:
+def _as_samples(values, labels, name: str) -> tuple[Tensor, Tensor]:
+    """Values (N, D) in fp64 and labels (N,).  Raises ValueError for other ones."""
     values = torch.as_tensor(values).detach().double()
     labels = torch.as_tensor(labels, device=values.device)
     if values.ndim != 2 or not len(values) or labels.shape != values.shape[:1]:
+        shapes = f"{name} have shape {tuple(values.shape)} and labels {tuple(labels.shape)}"
+        raise ValueError(f"{shapes}: expected (N, D) and (N,), a label a sample")
+    bad = (~torch.isfinite(values)).any(1).sum().item()
+    if bad:
         raise ValueError(
-            f"{name} have shape {tuple(values.shape)} and labels {tuple(labels.shape)}: expected (N, D) and (N,), a label a sample"
-        )
-    if not torch.isfinite(values).all():
-        raise ValueError(
-            f"{name} of {(~torch.isfinite(values)).any(1).sum().item()} of {len(values)} samples are NaN or infinite: "
+            f"{name} of {bad} of {len(values)} samples are NaN or infinite: "
             "check that the network's training did not diverge"
         )
     return values, labels

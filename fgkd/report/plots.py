@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from fgkd.analysis.correlation import STRENGTHS, SURE, described, spearman, strength
+from fgkd.analysis.correlation import MIN_SIGNIFICANT, STRENGTHS, describe_rho, spearman, strength
 from fgkd.metrics import METRICS, calibration_error, labelled_samples
 
 # Okabe and Ito's palette, told apart by colour-blind readers; the shapes tell apart what print in grey does not.
@@ -266,7 +266,7 @@ def metric_scatter(table: pd.DataFrame, names: list[str], teachers) -> Figure:
                 )
             _fit(axis, rows[name].to_numpy(), 100 * rows.accuracy.to_numpy())
             axis.set(
-                title=f"{strategy}: rho {described(spearman(rows[name], rows.accuracy), len(rows))}",
+                title=f"{strategy}: rho {describe_rho(spearman(rows[name], rows.accuracy), len(rows))}",
                 xlabel=f"{METRICS[name].label}  ({'smaller' if METRICS[name].direction < 0 else 'larger'} is claimed better)",
             )
             axis.xaxis.set_major_locator(MaxNLocator(5))
@@ -352,7 +352,7 @@ def capacity(points: pd.DataFrame, metric: str, teachers) -> Figure:
 def progress(trained: pd.DataFrame, teachers) -> Figure:
     """R12 against the teacher's accuracy on the views that students see, a panel a recipe, a mark a data set.
 
-    trained: as of `findings.trained`.  The title has the mean over data sets of Spearman's rho; a teacher is
+    trained: as of `findings.teacher_means`.  The title has the mean over data sets of Spearman's rho; a teacher is
     hollow where R12 has no meaning in more than 1 % of its samples.
     """
     look, recipes = teacher_styles(teachers), list(dict.fromkeys(trained.recipe))
@@ -484,7 +484,7 @@ def strengths(correlations: pd.DataFrame, names: list[str], null: float | None) 
         xlabel=f"groups, % (of {correlations.groupby(['dataset', 'student', 'strategy', 'loss']).ngroups})",
         xlim=(0, 100),
     )
-    if (most := correlations.n.max()) < SURE:
+    if (most := correlations.n.max()) < MIN_SIGNIFICANT:
         axis.set_title(f"of {most} teachers no order is significant, however strong")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _closed(figure)

@@ -533,5 +533,5 @@ def test_a_changed_renderer_rebuilds(tmp_path, monkeypatch):
 
 
 def test_an_unknown_kind_is_not_guessed(tmp_path):
-    with pytest.raises(KeyError, match="fish"):
+    with pytest.raises(ValueError, match="fish"):
         load(spec(kind="fish"), tmp_path, progress=False)

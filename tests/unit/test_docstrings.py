@@ -6,11 +6,11 @@ import inspect
 import pytest
 
 from fgkd import metrics
-from fgkd.analysis import correlation
+from fgkd.analysis import blocks, correlation
 from fgkd.metrics import logits, transfer
 
 
-@pytest.mark.parametrize("module", [logits, correlation, transfer], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [logits, correlation, blocks, transfer], ids=lambda m: m.__name__)
 def test_examples_hold(module):
     found = doctest.testmod(module)
     assert found.attempted > 0 and found.failed == 0

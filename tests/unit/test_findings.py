@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fgkd.analysis import correlation, findings
+from fgkd.analysis import blocks, findings
 from fgkd.metrics import METRICS
 
 
 def taught(accuracies, *, dataset="d0", strategy="FT", loss="kd", seed=0, **columns):
-    """Points as of `tables.points`, of students of these accuracies; columns: a value a teacher."""
+    """Points as of `records.points`, of students of these accuracies; columns: a value a teacher."""
     keys = {"dataset": dataset, "student": "small", "strategy": strategy, "loss": loss}
     table = pd.DataFrame({"teacher": list("abcdefgh"[: len(accuracies)]), "accuracy": accuracies})
     values = dict.fromkeys(METRICS, 1.0) | {"accuracy_sd": math.nan, "seeds": 1, "ratio12_nonpositive": 0.0}
@@ -33,7 +33,7 @@ def alone(accuracy, datasets=("d0",), seeds=(0,)):
                 "seed": s,
             }
             for d in datasets
-            for s, a in zip(seeds, accuracies)
+            for s, a in zip(seeds, accuracies, strict=True)
         ]
     )
 
@@ -44,7 +44,7 @@ def data(datasets=("d0",), test=400):
 
 def test_what_distillation_pays_by_hand():
     points = taught([0.5, 0.3, 0.4], ratio12=[3, 1, 2])
-    found = findings.pay(points, alone(0.36), data()).set_index("by")
+    found = findings.distillation_gains(points, alone(0.36), data()).set_index("by")
     row = found.loc["all"]
     assert list(found.index) == ["all", "strategy", "loss", "dataset", "student"] and (
         row.groups,
@@ -63,7 +63,7 @@ def test_groups_of_one_data_set_share_their_images_and_so_their_errors():
     twice = pd.concat([one, taught([0.5, 0.3], strategy="FT")])
     apart = pd.concat([one, taught([0.5, 0.3], dataset="d1")])
     first, same, other = (
-        findings.pay(points, alone(0.4, ("d0", "d1")), data(("d0", "d1"))).iloc[0]
+        findings.distillation_gains(points, alone(0.4, ("d0", "d1")), data(("d0", "d1"))).iloc[0]
         for points in (one, twice, apart)
     )
     reach = first.gain_high - first.gain
@@ -73,8 +73,8 @@ def test_groups_of_one_data_set_share_their_images_and_so_their_errors():
 
 def test_luck_of_seeds_widens_what_few_images_leave():
     points = taught([0.5, 0.5, 0.5])
-    sure = findings.pay(points, alone(0.4), data(test=10**9)).iloc[0]
-    lucky = findings.pay(
+    sure = findings.distillation_gains(points, alone(0.4), data(test=10**9)).iloc[0]
+    lucky = findings.distillation_gains(
         points.assign(accuracy_sd=0.02, seeds=4), alone([0.39, 0.41], seeds=(0, 1)), data(test=10**9)
     ).iloc[0]
     assert sure.gain_high - sure.gain < 1e-4
@@ -86,10 +86,10 @@ def test_luck_of_seeds_widens_what_few_images_leave():
 def test_six_data_sets_have_the_interval_of_their_own_gains():
     names = [f"d{i}" for i in range(6)]
     gains = np.array([0.01, 0.03, 0.02, 0.05, -0.01, 0.04])
-    points = pd.concat([taught([0.4 + g, 0.4 + g], dataset=d) for d, g in zip(names, gains)])
-    row = findings.pay(points, alone(0.4, names), data(names)).iloc[0]
+    points = pd.concat([taught([0.4 + g, 0.4 + g], dataset=d) for d, g in zip(names, gains, strict=True)])
+    row = findings.distillation_gains(points, alone(0.4, names), data(names)).iloc[0]
     assert row.over == "data sets"
-    assert (row.gain_low, row.gain_high) == pytest.approx(correlation.mean_interval(gains, names))
+    assert (row.gain_low, row.gain_high) == pytest.approx(blocks.mean_interval(gains, names))
 
 
 def test_a_gain_of_nothing_is_found_to_pay_in_one_study_of_twenty():
@@ -97,7 +97,9 @@ def test_a_gain_of_nothing_is_found_to_pay_in_one_study_of_twenty():
     for _ in range(200):
         points = pd.concat([taught(rng.normal(0.4, 0.02, 3) + rng.normal(0, 0.03), dataset=d) for d in names])
         decided.append(
-            not findings.paid(findings.pay(points, alone(0.4, names), data(names))).startswith("Whether")
+            not findings.describe_gains(
+                findings.distillation_gains(points, alone(0.4, names), data(names))
+            ).startswith("Whether")
         )
     assert 0.01 < np.mean(decided) < 0.1
 
@@ -111,26 +113,28 @@ def test_a_gain_of_nothing_is_found_to_pay_in_one_study_of_twenty():
     ],
 )
 def test_whether_it_paid_is_said_with_gains_and_what_the_intervals_are_over(without, words):
-    said = findings.paid(findings.pay(taught([0.5, 0.3, 0.4], ratio12=[3, 1, 2]), alone(without), data()))
+    said = findings.describe_gains(
+        findings.distillation_gains(taught([0.5, 0.3, 0.4], ratio12=[3, 1, 2]), alone(without), data())
+    )
     assert said.startswith(words) and f"{100 * (0.3 - without):+.1f} points from R12's pick" in said
     assert said.endswith("with 95 % intervals over test images.")
 
 
 def test_without_a_baseline_there_is_no_row_and_the_sentence_says_what_lacks():
-    table = findings.pay(taught([0.5, 0.3]), alone(0.4).iloc[:0], data())
-    assert table.empty and "`baseline: true`" in findings.paid(table)
+    table = findings.distillation_gains(taught([0.5, 0.3]), alone(0.4).iloc[:0], data())
+    assert table.empty and "`baseline: true`" in findings.describe_gains(table)
 
 
 def test_a_metric_that_is_undefined_leaves_the_other_gains():
-    row = findings.pay(taught([0.5, 0.3], ratio12=[math.nan] * 2), alone(0.4), data()).iloc[0]
+    row = findings.distillation_gains(taught([0.5, 0.3], ratio12=[math.nan] * 2), alone(0.4), data()).iloc[0]
     assert math.isnan(row.r12) and math.isnan(row.r12_low) and row.best == pytest.approx(0.1)
-    assert "R12's pick" not in findings.paid(
-        findings.pay(taught([0.5, 0.3], ratio12=[math.nan] * 2), alone(0.4), data())
+    assert "R12's pick" not in findings.describe_gains(
+        findings.distillation_gains(taught([0.5, 0.3], ratio12=[math.nan] * 2), alone(0.4), data())
     )
 
 
 def correlated(values, metric="ratio12", student="small"):
-    """Rows as of `correlation.correlations`: {(data set, strategy, loss): rho in the claimed direction}."""
+    """Rows as of `groups.correlations`: {(data set, strategy, loss): rho in the claimed direction}."""
     return pd.DataFrame(
         [
             {"dataset": d, "student": student, "strategy": s, "loss": loss, "metric": metric, "agrees": v}
@@ -160,7 +164,7 @@ def test_a_loss_that_is_kd_is_paired_with_kd_in_the_groups_that_have_both(tuned)
     assert row[["kd", "own", "difference"]].to_list() == pytest.approx([0.3, 0.7, 0.4]) and math.isnan(
         row.low
     )
-    said = findings.depends(found, tuned)
+    said = findings.describe_temperatures(found, tuned)
     assert (
         said.startswith("Cannot tell whether the answer depends")
         and "+0.30 at T 2, beta 10 and by +0.70 at T 4, beta 1" in said
@@ -169,7 +173,9 @@ def test_a_loss_that_is_kd_is_paired_with_kd_in_the_groups_that_have_both(tuned)
 
 def test_a_loss_without_a_group_beside_kd_is_named(tuned):
     found = findings.temperatures(correlated({("d0", "FT", "soft"): 0.2, ("d0", "FZ", "kd"): 0.4}), tuned)
-    assert findings.depends(found, tuned) == "Of soft no group has a rho of R12 beside one of kd."
+    assert (
+        findings.describe_temperatures(found, tuned) == "Of soft no group has a rho of R12 beside one of kd."
+    )
 
 
 @pytest.mark.parametrize("shift, words", [(0.5, "The answer depends"), (0.0, "Cannot tell")])
@@ -180,16 +186,18 @@ def test_six_data_sets_tell_whether_the_answer_depends_on_t_and_beta(tuned, shif
         for i in range(6)
         for loss, own in (("kd", 0), ("soft", shift))
     }
-    assert findings.depends(findings.temperatures(correlated(values), tuned), tuned).startswith(words)
+    assert findings.describe_temperatures(findings.temperatures(correlated(values), tuned), tuned).startswith(
+        words
+    )
 
 
 def test_a_study_of_one_temperature_says_that_it_cannot_say(tiny):
     found = findings.temperatures(correlated({("d0", "FT", "kd"): 0.2}), tiny)
-    assert found.empty and "no loss is KD with its own ones" in findings.depends(found, tiny)
+    assert found.empty and "no loss is KD with its own ones" in findings.describe_temperatures(found, tiny)
 
 
 def banks(**columns):
-    """Metrics as of `tables.with_tac`, of teachers a, b, c."""
+    """Metrics as of `records.with_tac`, of teachers a, b, c."""
     table = pd.DataFrame(
         {"dataset": "d0", "teacher": list("abc"), "strategy": "FT", "seed": 0, "ratio12_nonpositive": 0.0}
     )
@@ -218,7 +226,7 @@ def test_r12_that_follows_training_is_shown_by_recipe():
 
 def test_a_teachers_progress_is_the_mean_over_seeds_and_one_row_for_cal_and_tgda():
     both = pd.concat([banks(strategy=s, seed=k, tac=[k, 1, 2]) for s in ("CAL", "TGDA") for k in (0, 1)])
-    found = findings.trained(both)
+    found = findings.teacher_means(both)
     assert found.recipe.to_list() == ["CAL"] * 3 and found.tac.to_list() == [0.5, 1, 2]
 
 

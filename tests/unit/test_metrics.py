@@ -127,7 +127,7 @@ def test_summary_is_the_mean_over_samples_and_not_a_mean_of_batch_means():
 def test_logits_that_are_not_finite_are_refused_by_sample(value):
     logits = random(n=5)
     logits[2, 1] = logits[4, 0] = value
-    with pytest.raises(ValueError, match="2 of 5 samples.*first: sample 2.*diverge"):
+    with pytest.raises(ValueError, match=r"2 of 5 samples.*first: sample 2.*diverge"):
         metrics.summarize(logits)
 
 
@@ -149,7 +149,7 @@ def test_empty_batches_single_classes_and_other_shapes_are_refused(function, log
 
 
 def test_a_spread_of_fewer_than_two_probabilities_is_refused():
-    with pytest.raises(ValueError, match="k is 1.*at least 2"):
+    with pytest.raises(ValueError, match=r"k is 1.*at least 2"):
         metrics.secondary_std(random(), k=1)
 
 
@@ -236,7 +236,7 @@ def test_a_sample_that_is_not_finite_is_found_among_many():
     logits, labels = many()
     logits[500, 554] = math.nan
     for function in (metrics.samples, metrics.ratio12, lambda z: metrics.all_samples(z, labels)):
-        with pytest.raises(ValueError, match="1 of 600 samples.*first: sample 500"):
+        with pytest.raises(ValueError, match=r"1 of 600 samples.*first: sample 500"):
             function(logits)
 
 
@@ -308,7 +308,7 @@ def test_calibration_error_equals_a_loop_over_bins(bins):
     confidence = np.append(rng.uniform(0.1, 1, 500), [1.0, 0.2, 0.6])
     correct = rng.random(503) < confidence**2
     expected = 0
-    for low, high in zip(np.arange(bins) / bins, np.arange(1, bins + 1) / bins):
+    for low, high in zip(np.arange(bins) / bins, np.arange(1, bins + 1) / bins, strict=True):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
@@ -335,7 +335,7 @@ def test_rivals_of_joined_batches_are_those_of_the_whole():
 @pytest.mark.parametrize("labels", [[0, 2], [-1, 0]])
 @pytest.mark.parametrize("function", [metrics.accuracy, metrics.nll, metrics.labelled_samples])
 def test_labels_of_no_class_are_refused(function, labels):
-    with pytest.raises(ValueError, match="labels run from .*expected 0 to 1"):
+    with pytest.raises(ValueError, match=r"labels run from .*expected 0 to 1"):
         function([[2.0, 1.0], [0.0, 1.0]], labels)
 
 

@@ -1,10 +1,13 @@
 """The published tables: what they print agrees with itself, and what follows from them alone."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
+from scenes import rhos
 
-from fgkd.analysis import correlation, paper
+from fgkd.analysis import blocks, correlation, groups, paper, selection
 from fgkd.metrics import METRICS
 
 
@@ -24,7 +27,7 @@ def test_a_published_table_is_the_reference(reference, name):
 
 
 def test_a_table_that_was_not_published_is_refused_with_those_that_were():
-    with pytest.raises(ValueError, match="no published table 'strenght': expected one of .*strength"):
+    with pytest.raises(ValueError, match=r"no published table 'strenght': expected one of .*strength"):
         paper.published("strenght")
 
 
@@ -78,7 +81,10 @@ def test_the_published_group_has_its_printed_rho_once_the_tie_of_its_figure_is_b
     assert (found.low > -1).all() and (found.high < 0).all() and (found.n == 8).all()
 
 
-def study(gap, *, data_sets=8, seed=0, students={"small": "lcnet_035"}):
+LCNET = {"small": "lcnet_035"}
+
+
+def study(gap, *, data_sets=8, seed=0, students=LCNET):
     """Correlations, choices, students and points of a study in which teachers of a smaller R12 teach
     better, up to noise, by `gap`: one number, or one for each (student, loss)."""
     rng, teachers = np.random.default_rng(seed), list("abcdefgh")
@@ -89,20 +95,24 @@ def study(gap, *, data_sets=8, seed=0, students={"small": "lcnet_035"}):
         for strategy in ("CAL", "TGDA"):
             values = rng.normal(size=(len(METRICS), 8))
             names = [{"dataset": dataset, "teacher": t, "strategy": strategy, "seed": 0} for t in teachers]
-            metrics += [row | dict(zip(METRICS, v)) for row, v in zip(names, values.T)]
+            metrics += [
+                row | dict(zip(METRICS, v, strict=True)) for row, v in zip(names, values.T, strict=False)
+            ]
             for (student, loss), size in gaps.items():
                 reached = rng.normal(size=8) - size * values[list(METRICS).index("ratio12")]
-                taught += [(dataset, student, strategy, loss, *pair) for pair in zip(teachers, reached)]
-    columns = [*correlation.GROUP, "teacher", "accuracy"]
+                taught += [
+                    (dataset, student, strategy, loss, *pair) for pair in zip(teachers, reached, strict=True)
+                ]
+    columns = [*groups.GROUP, "teacher", "accuracy"]
     table, metrics = (
         pd.DataFrame(taught, columns=columns).assign(seed=0, agreement=0.5),
         pd.DataFrame(metrics),
     )
     table["model"] = table.student.map(students)
-    points = correlation.join_students_with_metrics(table, metrics).assign(family="")
+    points = groups.join_students_with_metrics(table, metrics).assign(family="")
     return (
-        correlation.correlations(table, metrics),
-        correlation.selection_outcomes(points, table),
+        groups.correlations(table, metrics),
+        selection.selection_outcomes(points, table),
         table,
         points,
     )
@@ -127,7 +137,7 @@ def test_claims_hold_where_they_are_planted_and_fail_where_the_opposite_is():
 def test_a_registered_claim_is_corrected_for_three_and_an_exploratory_one_is_not():
     found = paper.claims(*study(5))
     registered = found[found.family == "registered"]
-    assert registered.p_holm.to_list() == correlation.holm(registered.p).tolist() and set(registered.p) == {
+    assert registered.p_holm.to_list() == blocks.holm(registered.p).tolist() and set(registered.p) == {
         2 / 2**8
     }
     assert ((found.p <= 0.05) == ((found.low > 0) | (found.high < 0))).all()
@@ -141,48 +151,33 @@ def test_three_registered_claims_take_seven_data_sets(data_sets, verdicts):
 
 
 def null_study(rng):
-    """Correlations, choices, students and points of 8 data sets in which neither metrics nor picks nor
-    sizes have to do with accuracy."""
-    keys = [(str(d), "small", strategy, "kd") for d in range(8) for strategy in ("FZ", "FT", "CAL", "TGDA")]
+    """Correlations, choices, students and points of 8 datasets in which nothing is correlated.
+
+    Neither metrics nor picks nor sizes have to do with accuracy.
+    """
+    keys = list(itertools.product(map(str, range(8)), ["small"], ["FZ", "FT", "CAL", "TGDA"], ["kd"]))
     accuracies = rng.normal(size=(len(keys), 8))
-    direction = {"ratio12": -1, "ssp": 1, "tac": 1, "parameters": 1}
     size = rng.normal(size=8)
-    points = pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "teacher": list("abcdefgh"),
-                    "accuracy": reached,
-                    "parameters": size,
-                    "family": ["", *"xxxxyyy"],
-                    "ratio12": rng.normal(size=8),
-                }
-            ).assign(**dict(zip(correlation.GROUP, key)))
-            for key, reached in zip(keys, accuracies)
-        ]
+    points = pd.DataFrame(np.repeat(keys, 8, axis=0), columns=groups.GROUP).assign(
+        teacher=list("abcdefgh") * len(keys),
+        accuracy=accuracies.ravel(),
+        parameters=np.tile(size, len(keys)),
+        family=["", *"xxxxyyy"] * len(keys),
+        ratio12=rng.normal(size=8 * len(keys)),
     )
-    rows = [
-        (
-            *key,
-            metric,
-            8,
-            correlation.spearman(size if metric == "parameters" else rng.normal(size=8), reached),
-        )
-        for key, reached in zip(keys, accuracies)
-        for metric in direction
-    ]
-    table = pd.DataFrame(rows, columns=[*correlation.GROUP, "metric", "n", "rho"])
+    direction = {"ratio12": -1, "ssp": 1, "tac": 1, "parameters": 1}
+    metrics = np.concatenate([rng.normal(size=(len(keys), 3, 8)), np.tile(size, (len(keys), 1, 1))], axis=1)
+    table = pd.DataFrame(np.repeat(keys, 4, axis=0), columns=groups.GROUP).assign(
+        metric=list(direction) * len(keys), n=8, rho=rhos(metrics, accuracies[:, None]).ravel()
+    )
     table = table.assign(
         abs_rho=table.rho.abs(),
         strength=table.rho.map(correlation.strength),
         agrees=table.rho * table.metric.map(direction),
     )
-    choices = [
-        (*key, rule, reached)
-        for key, row in zip(keys, accuracies)
-        for rule, reached in zip(("R12", "SSP", "TAC", "no teacher"), row)
-    ]
-    choices = pd.DataFrame(choices, columns=[*correlation.GROUP, "rule", "accuracy"])
+    choices = pd.DataFrame(np.repeat(keys, 4, axis=0), columns=groups.GROUP).assign(
+        rule=["R12", "SSP", "TAC", "no teacher"] * len(keys), accuracy=accuracies[:, :4].ravel()
+    )
     return table, choices, pd.DataFrame([{"student": "small", "model": "lcnet_035"}]), points
 
 
@@ -269,7 +264,7 @@ def test_what_could_have_been_seen_stands_beside_each_registered_claim_that_cann
     correlations = study(0, data_sets=7)[0]
     rhos = correlations[correlations.metric == "ratio12"].groupby("dataset").agrees.mean()
     assert found.detectable["R12: mean signed rho"] == pytest.approx(
-        correlation.detectable(rhos.std(), 7, level=0.05 / 3)
+        blocks.detectable(rhos.std(), 7, level=0.05 / 3)
     )
     assert paper.claims(*study(5, data_sets=7)).detectable.isna().all()  # all three hold
     assert paper.claims(*study(0, data_sets=6)).detectable.isna().all()  # no difference is large enough
@@ -278,11 +273,11 @@ def test_what_could_have_been_seen_stands_beside_each_registered_claim_that_cann
 def test_four_of_five_studies_hold_a_claim_that_is_as_large_as_they_can_see():
     """All three claims at once: differences of data sets as large as `power` says for one of them."""
     rng, held = np.random.default_rng(0), []
-    size = correlation.detectable(0.2, 7, level=0.05 / 3)
+    size = blocks.detectable(0.2, 7, level=0.05 / 3)
     for _ in range(300):
         differences = rng.normal(size, 0.2, 7)
-        p = correlation.swap_p(differences, range(7))
-        held.append(correlation.holm([p, 1, 1])[0] <= 0.05 and differences.mean() > 0)
+        p = blocks.swap_p(differences, range(7))
+        held.append(blocks.holm([p, 1, 1])[0] <= 0.05 and differences.mean() > 0)
     assert 0.73 < np.mean(held) < 0.87
 
 
@@ -313,13 +308,13 @@ def test_a_study_of_one_data_set_takes_the_spread_of_unrelated_teachers_and_one_
 def test_that_smaller_teachers_teach_better_is_a_claim_of_all_teachers_and_inside_families():
     """Of two families the larger teaches better, and in each of them the smaller one."""
     correlations, choices, students, points = study(0, data_sets=6)
-    size = dict(zip("abcdefgh", [1, 2, 3, 9, 11, 12, 13, 99]))
-    reached = dict(zip("abcdefgh", [3, 2, 1, 0, 13, 12, 11, 99]))
+    size = dict(zip("abcdefgh", [1, 2, 3, 9, 11, 12, 13, 99], strict=True))
+    reached = dict(zip("abcdefgh", [3, 2, 1, 0, 13, 12, 11, 99], strict=True))
     points = points.assign(
         parameters=points.teacher.map(size),
         accuracy=points.teacher.map(reached),
         ratio12=points.teacher.map(size),
-        family=points.teacher.map(dict(zip("abcdefgh", ["x", "x", "x", "", "y", "y", "y", ""]))),
+        family=points.teacher.map(dict(zip("abcdefgh", ["x", "x", "x", "", "y", "y", "y", ""], strict=True))),
     )
     found = paper.claims(correlations, choices, students, points).set_index("claim")
     inside, ratio = (
@@ -356,7 +351,7 @@ def test_r12s_edge_under_attention_is_that_of_kd_students_less_that_of_the_other
             ("parameters", 0.0),
         )
     ]
-    table = pd.DataFrame(rows, columns=[*correlation.GROUP, "metric", "n", "agrees"])
+    table = pd.DataFrame(rows, columns=[*groups.GROUP, "metric", "n", "agrees"])
     table = table.assign(rho=table.agrees, abs_rho=table.agrees.abs(), strength="weak")
     _, choices, students, points = null_study(np.random.default_rng(0))
     found = paper.claims(table, choices, students, points).set_index("claim")

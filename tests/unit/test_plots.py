@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from fgkd import metrics
-from fgkd.analysis import correlation
+from fgkd.analysis import correlation, selection
 from fgkd.report import plots
 
 TEACHERS = [
@@ -29,7 +29,7 @@ def style():
 
 
 def points(strategies=("FT", "TGDA"), *, seed=0, teachers=TEACHERS):
-    """Points as of `correlation.join_students_with_metrics`."""
+    """Points as of `groups.join_students_with_metrics`."""
     rng = np.random.default_rng(seed)
     frames = [
         pd.DataFrame(
@@ -120,7 +120,7 @@ def test_capacity_is_a_mean_over_groups():
 def test_regret_has_a_dot_a_group_and_their_mean():
     table = points(("FT", "TGDA", "CAL"))
     students = table.assign(seed=0)
-    choices = correlation.selection_outcomes(table, students)
+    choices = selection.selection_outcomes(table, students)
     axis = plots.regret(choices, ["R12", "random"]).axes[0]
     lost = 100 * choices[choices.rule == "R12"].regret
     assert sorted(axis.collections[0].get_offsets()[:, 0]) == pytest.approx(sorted(lost)) and len(lost) == 3
@@ -160,8 +160,8 @@ def test_progress_has_a_mark_a_teacher_and_data_set_and_the_mean_rho_above():
 def test_a_rule_that_sees_students_says_how_much_of_their_training_it_takes():
     table = points(("FT", "TGDA"))
     students = table.assign(seed=0)
-    bars = plots.selection_chart(correlation.selection_summary(table, students)).axes[0]
-    dots = plots.regret(correlation.selection_outcomes(table, students), ["R12", "pilot", "random"]).axes[0]
+    bars = plots.selection_chart(selection.selection_summary(table, students)).axes[0]
+    dots = plots.regret(selection.selection_outcomes(table, students), ["R12", "pilot", "random"]).axes[0]
     marked = "pilot, after 10% of all trainings"
     assert [t.get_text() for t in dots.get_yticklabels()] == ["R12", marked, "random"]
     colours = {t.get_text(): bar.get_facecolor() for t, bar in zip(bars.get_yticklabels(), bars.patches)}

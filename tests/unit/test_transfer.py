@@ -19,7 +19,7 @@ def scene(n, d, classes, *, signal, seed=0):
 
 
 def evidence(features, target):
-    """The largest log density of a target (n,) as a Gaussian of covariance I/beta + F F'/alpha, searched from several starts."""
+    """The largest log density of a target (n,), Gaussian of covariance I/beta + F F'/alpha, by search."""
 
     def negative(logs):
         covariance = np.eye(len(target)) * np.exp(-logs[0]) + features @ features.T * np.exp(-logs[1])
@@ -67,12 +67,12 @@ def test_leep_equals_a_loop_over_samples():
     rng = np.random.default_rng(0)
     q, labels = rng.dirichlet(np.ones(5), 20), np.arange(20) % 3
     joint = np.zeros((3, 5))
-    for row, label in zip(q, labels):
+    for row, label in zip(q, labels, strict=True):
         joint[label] += row / 20
     expected = np.mean(
         [
             np.log(sum(row[z] * joint[label, z] / joint[:, z].sum() for z in range(5)))
-            for row, label in zip(q, labels)
+            for row, label in zip(q, labels, strict=True)
         ]
     )
     assert transfer.leep(q, labels) == pytest.approx(expected, abs=1e-12)

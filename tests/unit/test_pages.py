@@ -7,10 +7,10 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
 from fgkd import records
-from fgkd.report import pages
+from fgkd.report import notebook, pages, site
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 HARM = "<script>alert(1)</script>"
@@ -40,7 +40,7 @@ def render(tmp_path):
     """Cells -> the parsed page."""
 
     def rendered(*cells, **options):
-        pages.page(save(tmp_path / "run.ipynb", *cells), tmp_path / "run.html", **options)
+        notebook.write_page(save(tmp_path / "run.ipynb", *cells), tmp_path / "run.html", **options)
         return BeautifulSoup((tmp_path / "run.html").read_text(encoding="utf-8"), "html.parser")
 
     return rendered
@@ -58,36 +58,43 @@ def build(tmp_path):
     bad = save(tmp_path / "bad.ipynb", new_markdown_cell("# Why?"), new_code_cell("f()", outputs=[error]))
     (tmp_path / "torn.ipynb").write_text('{"cells": [')
     entries = [
-        pages.Entry("Teachers", f"resnet101 {HARM}", good, "teachers/a b.html", "done", "TAC 81.2 %"),
-        pages.Entry("Teachers", "vgg19_bn", bad, "teachers/vgg.html", "failed"),
-        pages.Entry(
+        site.Entry("Teachers", f"resnet101 {HARM}", good, "teachers/a b.html", "done", "TAC 81.2 %"),
+        site.Entry("Teachers", "vgg19_bn", bad, "teachers/vgg.html", "failed"),
+        site.Entry(
             "Students", "levit", tmp_path / "none.ipynb", "students/levit.html", "waiting", row="birds · FT"
         ),
-        pages.Entry(
+        site.Entry(
             "Students", "lcnet", tmp_path / "torn.ipynb", "students/lcnet.html", "failed", row="birds · FT"
         ),
     ]
     table = pd.DataFrame({"metric": ["R12", HARM], "rho": [-0.41, None]})
 
     def built(**changes):
-        options = dict(
-            title=f"A study of {HARM}",
-            question="Does $R_{12}$ rank teachers?",
-            answer="No better than accuracy.",
-            headline=(tmp_path / "a.png", "One point a teacher. n = 8.", table, "Ranks"),
-            figures=[(tmp_path / "b.svg", "The null")],
-            tables={"all runs": pd.DataFrame({"run": range(30)})},
-            entries=entries,
-            facts={"torch": f"2.15.0 {HARM}"},
-            missing=["birds FZ", "birds FT"],
-        )
-        return pages.site(tmp_path / "site", **(options | changes))
+        options = {
+            "title": f"A study of {HARM}",
+            "question": "Does $R_{12}$ rank teachers?",
+            "answer": ["No better than accuracy.", "Nor than chance."],
+            "figures": [
+                (tmp_path / "a.png", "One point per teacher. n = 8."),
+                (tmp_path / "b.svg", "The null"),
+            ],
+            "headline": site.Table("headline", table, "Ranks"),
+            "tables": [site.Table("all runs", pd.DataFrame({"run": range(30)}))],
+            "entries": entries,
+            "facts": {"torch": f"2.15.0 {HARM}"},
+            "missing": ["birds FZ", "birds FT"],
+        }
+        return site.write(site.Site(**(options | changes)), tmp_path / "site")
 
     return built
 
 
 def parse(path):
-    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    return parsed(path.read_text(encoding="utf-8"))
+
+
+def parsed(text):
+    return BeautifulSoup(text, "html.parser")
 
 
 def test_a_page_has_no_script_and_loads_nothing_from_elsewhere(render):
@@ -101,6 +108,11 @@ def test_a_page_has_no_script_and_loads_nothing_from_elsewhere(render):
         ),
         new_code_cell("w", outputs=[shown({"application/javascript": "alert(1)", "text/plain": "words"})]),
         new_code_cell("s", outputs=[shown({"image/svg+xml": SVG.replace("<rect", HARM + "<rect")})]),
+        new_code_cell(
+            "p", outputs=[shown({"image/png": f'">{HARM}'}, **{"image/png": {"width": f'1">{HARM}'}})]
+        ),
+        new_raw_cell(HARM, metadata={"raw_mimetype": "text/html"}),
+        new_markdown_cell("[link](javascript:x())"),
     )
     assert not page(["script", "iframe", "link", "object", "svg"])
     assert not [tag for tag in page(True) if any(name.startswith("on") for name in tag.attrs)]
@@ -126,8 +138,8 @@ def test_a_script_in_a_class_name_is_shown_as_text(render, build):
 def test_formulas_become_mathml(render):
     page = render(
         new_markdown_cell(
-            "Ratio $R_{12} = \\frac{1}{N}\\sum_i P_{1,i}/P_{2,i}$ and *so* $a_1 * b_1 * c$\n\n$$\nx < \\sqrt{y}\n\n$$\n"
-            "text\n\\begin{align*}a &= b \\\\ c &= d\\end{align*}\nend"
+            "Ratio $R_{12} = \\frac{1}{N}\\sum_i P_{1,i}/P_{2,i}$ and *so* $a_1 * b_1 * c$\n\n"
+            "$$\nx < \\sqrt{y}\n\n$$\ntext\n\\begin{align*}a &= b \\\\ c &= d\\end{align*}\nend"
         ),
         new_code_cell("m", outputs=[shown({"text/latex": "$\\displaystyle \\rho$"})]),
     )
@@ -186,7 +198,7 @@ def test_parameters_and_failures_are_named(render):
     assert "An Exception" not in page.text and "\x1b" not in page.text
 
 
-def test_pictures_have_alternative_texts_and_tables_have_header_cells(render):
+def test_images_have_alternative_texts_and_tables_have_header_cells(render):
     frame = pd.DataFrame({"teacher": ["vgg19_bn"], "TAC": [81.2]}, index=["a"])
     page = render(
         new_markdown_cell("# Question\n\n## What *R12* sees\n\n| a | b |\n|---|---|\n| 1 | x |"),
@@ -213,7 +225,7 @@ def test_a_notebook_without_a_heading_is_titled_by_its_run(render):
     assert render(new_markdown_cell("text"), title="vgg19_bn, FT").h1.text == "vgg19_bn, FT"
 
 
-def test_local_pictures_are_embedded_and_links_lead_home(render, tmp_path):
+def test_local_images_are_embedded_and_links_lead_home(render, tmp_path):
     (tmp_path / "local.svg").write_text(SVG)
     page = render(new_markdown_cell("![a bird](local.svg)"), home="../index.html")
     assert page.img["src"].startswith("data:image/svg+xml;base64,") and page.img["alt"] == "a bird"
@@ -264,43 +276,79 @@ def test_a_fresh_page_is_not_rendered_again(build, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content",
+    ['{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}', '{"nbformat": 9, "cells": []}', ""],
+    ids=["no cells", "a version to come", "empty"],
+)
+def test_a_notebook_that_is_none_is_unreadable(content, tmp_path):
+    (tmp_path / "run.ipynb").write_text(content)
+    with pytest.raises(notebook.UNREADABLE):
+        notebook.write_page(tmp_path / "run.ipynb", tmp_path / "run.html")
+    assert not (tmp_path / "run.html").exists()
+
+
+def test_an_image_that_is_not_attached_makes_a_notebook_unreadable(render):
+    with pytest.raises(notebook.UNREADABLE):
+        render(new_markdown_cell("![a bird](attachment:bird.png)"))
+
+
+def test_an_address_within_a_page_is_used_once(render):
+    error = new_output("error", ename="ValueError", evalue="x", traceback=["x"])
+    page = render(
+        new_markdown_cell("# content\n\n<b id='a'>x</b> <b id='a'>y</b>"),
+        *[new_code_cell("f()", outputs=[error], execution_count=count) for count in (1, 2)],
+    )
+    ids = [tag["id"] for tag in page(id=True)]
+    assert sorted(ids) == ["a", "content", "failed-cell"] and "stopped in cell 1" in page.text
+
+
+@pytest.mark.parametrize(
     ("field", "value"), [("state", "ok"), ("href", "../a.html"), ("href", "index.html"), ("href", "a.txt")]
 )
 def test_an_entry_that_cannot_be_shown_is_refused(field, value, tmp_path):
-    good = dict(section="Data", title="birds", notebook=tmp_path / "a.ipynb", href="a.html", state="done")
+    good = {
+        "section": "Data",
+        "title": "birds",
+        "notebook": tmp_path / "a.ipynb",
+        "href": "a.html",
+        "state": "done",
+    }
     with pytest.raises(ValueError, match=re.escape(repr(value))):
-        pages.Entry(**(good | {field: value}))
+        site.Entry(**(good | {field: value}))
 
 
 def test_what_would_overwrite_is_refused(build, tmp_path):
-    twice = [pages.Entry("Data", name, tmp_path / "good.ipynb", "a.html", "done") for name in "ab"]
-    with pytest.raises(ValueError, match="share a page: a.html"):
+    twice = [site.Entry("Data", name, tmp_path / "good.ipynb", "a.html", "done") for name in "ab"]
+    with pytest.raises(ValueError, match=r"share a page: a\.html"):
         build(entries=twice)
     with pytest.raises(ValueError, match="no file name"):
-        build(tables={"../runs": pd.DataFrame()})
+        site.Table("../runs", pd.DataFrame())
 
 
 def test_a_study_in_which_only_the_baseline_was_trained_has_a_report(finished):
-    for cell in finished.jobs():
-        if cell.stage == "distill" and cell.strategy != "CE":
-            for part in records.record_jobs(finished, cell):
+    for job in finished.jobs():
+        if job.stage == "distill" and job.strategy != "CE":
+            for part in records.record_jobs(finished, job):
                 (finished.path(part) / "record.json").unlink()
-    index = pages.build(
-        finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.jobs()}
-    )
+    index = pages.build(finished, states(finished))
     assert "<h2" in index.read_text() and not (finished.folder / "report" / "tables" / "claims.csv").exists()
 
 
 def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alone(finished):
-    index = pages.build(
-        finished, {c: {"state": "done", "seconds": None, "error": None} for c in finished.jobs()}
-    ).read_text()
+    index = pages.build(finished, states(finished)).read_text()
     assert 'src="figures/against.svg"' in index and "rho in the claimed direction" in index
     assert "The same for all: teachers 3" in index, re.findall("Every metric[^<]*", index)
     written = finished.folder / "report" / "tables"
     claims = pd.read_csv(written / "claims.csv")
     assert len(claims) == 26 and set(claims.needed[claims.family == "registered"]) == {7}
     assert 'src="figures/progress.svg"' in index and "against no teacher students have" in index
+    first, table = parsed(index).find(class_="answer").find(class_="lead"), parsed(index).table
+    names = ["byobnet", "resnet", "efficientnet", "no teacher", "chance"]
+    assert first.text.startswith("The students of") and "±" in first.text
+    assert sorted(row.td.text for row in table.tbody("tr")) == sorted(names)
+    assert {"picked by", "R12", "TAC", "SSP"} <= {header.text for header in table("th")}
+    picked = [row("td")[3].text for row in table.tbody("tr")]
+    assert all(any(rule in text for text in picked[:3]) for rule in ("R12", "TAC", "SSP"))
     sizes = {
         name: len(pd.read_csv(written / f"{name}.csv"))
         for name in ("pay", "temperatures", "progress", "power")
@@ -309,7 +357,7 @@ def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alo
 
 
 def states(study):
-    return {c: {"state": "done", "seconds": None, "error": None} for c in study.jobs()}
+    return {job: {"state": "done", "seconds": None, "error": None} for job in study.jobs()}
 
 
 def test_a_study_of_two_teachers_one_strategy_and_no_baseline_says_what_it_cannot_say(finished, make_study):
@@ -327,29 +375,27 @@ def test_a_study_of_two_teachers_one_strategy_and_no_baseline_says_what_it_canno
 
 
 def test_what_the_study_says_of_a_data_set_is_a_note_of_its_report(finished, make_study):
-    said = "drawn, so that no network has seen them"
-    noted = make_study({"datasets.birds.note": said})
-    assert pages.notes(noted)[0] == f"birds: {said}" and said not in " ".join(pages.notes(finished))
-    assert said in pages.build(noted, states(noted)).read_text()
+    note = "drawn, so that no network has seen them"
+    noted = make_study({"datasets.birds.note": note})
+    assert pages.notes(noted)[0] == f"birds: {note}" and note not in " ".join(pages.notes(finished))
+    assert note in pages.build(noted, states(noted)).read_text()
 
 
-def test_losses_of_other_temperatures_are_a_table_beside_kd(finished, make_study):
+def test_losses_of_other_temperatures_are_a_table_next_to_kd(finished, make_study):
     """The records of a loss of the same name, T and beta may come from elsewhere: here KD's own, copied."""
     both = make_study({"losses": {"soft": {"loss": "kd", "temperature": 4, "beta": 1}}})
-    for cell in both.jobs():
-        for part in (
-            records.record_jobs(both, cell) if cell.stage == "distill" and cell.strategy != "CE" else ()
-        ):
+    for job in both.jobs():
+        if job.stage != "distill" or job.strategy == "CE":
+            continue
+        for part in records.record_jobs(both, job):
             if part.loss == "soft":
                 kd = records.read_json(both.path(part).parent / "kd" / "record.json")
-                own = kd | {
-                    "fingerprint": both.fingerprint(part),
-                    "rows": [r | {"loss": "soft"} for r in kd["rows"]],
-                }
+                rows = [row | {"loss": "soft"} for row in kd["rows"]]
+                own = kd | {"fingerprint": both.fingerprint(part), "rows": rows}
                 records.write_json(both.path(part) / "record.json", own)
     index = pages.build(both, states(both)).read_text()
     assert "whether the answer depends on T and beta: R12 agrees by" in index
-    found = pd.read_csv(both.folder / "report" / "tables" / "temperatures.csv")
-    assert found.loss.to_list() == ["soft"] * 3 and set(found.temperature) == {4}
-    known = found.dropna(subset="difference")
+    temperatures = pd.read_csv(both.folder / "report" / "tables" / "temperatures.csv")
+    assert temperatures.loss.to_list() == ["soft"] * 3 and set(temperatures.temperature) == {4}
+    known = temperatures.dropna(subset="difference")
     assert len(known) and (known.difference == 0).all() and set(known.datasets) == {1}

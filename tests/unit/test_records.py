@@ -1,8 +1,10 @@
-"""Records and tables: files whole or not at all, a record only for the values it was made with, the same study the same bytes."""
+"""Records and tables: atomic files, a record only for the values it was made with, the same bytes."""
 
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from fgkd import records, stages
-from fgkd.analysis import correlation
+from fgkd.analysis import groups
 from fgkd.metrics import METRICS
 from fgkd.models import classifier
 from fgkd.study import Job
@@ -49,7 +51,8 @@ def test_a_full_disk_leaves_the_old_file_and_says_how_to_go_on(tmp_path, write):
     (tmp_path / f".file.txt.{os.getpid()}").symlink_to("/dev/full")
     with pytest.raises(
         OSError,
-        match="could not write '.*file.txt' .No space left.*free some space and start again, finished runs are kept",
+        match=r"could not write '.*file.txt' .No space left.*free some space and start again, "
+        "finished runs are kept",
     ):
         write(file)
     assert [f.name for f in tmp_path.iterdir()] == ["file.txt"] and file.read_text() == "old"
@@ -63,7 +66,7 @@ def test_a_failure_at_the_last_step_leaves_the_old_file(tmp_path, monkeypatch, w
         os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
     )
     with pytest.raises(
-        PermissionError, match="file.txt' .Permission denied.: check that the folder can be written"
+        PermissionError, match=r"file.txt' .Permission denied.: check that the folder can be written"
     ):
         write(file)
     assert [f.name for f in tmp_path.iterdir()] == ["file.txt"] and file.read_text() == "old"
@@ -71,7 +74,7 @@ def test_a_failure_at_the_last_step_leaves_the_old_file(tmp_path, monkeypatch, w
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "a").write_text("a file")
-    with pytest.raises(OSError, match="could not write '.*a/b/file.txt'"):
+    with pytest.raises(OSError, match=r"could not write '.*a/b/file.txt'"):
         records.write_bytes(tmp_path / "a" / "b" / "file.txt", b"x")
 
 
@@ -165,7 +168,7 @@ def test_a_finished_study_fills_every_table(finished):
     assert records.missing(finished) == []
     for name in ("teachers", "metrics", "students"):
         assert frames[name][records.PROVENANCE].notna().all(axis=None)
-    measured = correlation.join_students_with_metrics(
+    measured = groups.join_students_with_metrics(
         frames["students"], records.with_tac(frames["metrics"], frames["teachers"])
     )
     pretrained = measured.teacher.map(lambda t: finished.teacher(t).weights != "none")
@@ -208,13 +211,17 @@ def test_a_banks_row_is_the_mean_of_its_epochs(finished):
 
 def test_points_say_what_each_teacher_is_by_its_record_and_by_the_studys_words(finished, make_study):
     points = records.points(records.collect(make_study({"teachers.resnet.family": "plain"})))
-    assert dict(zip(points.teacher, points.family)) == {"byobnet": "", "resnet": "plain", "efficientnet": ""}
+    assert dict(zip(points.teacher, points.family, strict=True)) == {
+        "byobnet": "",
+        "resnet": "plain",
+        "efficientnet": "",
+    }
     assert (
         set(points.norm) == {"BatchNorm"}
-        and dict(zip(points.teacher, points.pretraining))["byobnet"] == "pretext"
+        and dict(zip(points.teacher, points.pretraining, strict=True))["byobnet"] == "pretext"
     )
     frames = records.collect(finished)
-    bare = correlation.join_students_with_metrics(
+    bare = groups.join_students_with_metrics(
         frames["students"], records.with_tac(frames["metrics"], frames["teachers"])
     )
     pd.testing.assert_frame_equal(points[bare.columns], bare)
@@ -253,7 +260,7 @@ def test_a_study_of_two_seeds_has_a_row_for_each_and_one_point_a_teacher(make_st
             frames[name].seed.value_counts()
         ) == {rows[name] // 2}
     assert set(frames["correlations"].n) == {3} and set(frames["correlations"].seeds) == {2}
-    points = correlation.join_students_with_metrics(
+    points = groups.join_students_with_metrics(
         frames["students"], records.with_tac(frames["metrics"], frames["teachers"])
     ).set_index("teacher")
     for name, column in {"students": "accuracy", "metrics": "ratio12", "teachers": "tac"}.items():
@@ -312,3 +319,12 @@ def test_tgda_students_are_joined_with_the_accuracy_of_the_cal_teacher():
         "CAL": 0.6,
         "TGDA": 0.6,
     }
+
+
+def test_records_and_analysis_load_neither_torch_nor_scipys_statistics():
+    modules = (
+        "fgkd.records, fgkd.metrics, fgkd.analysis.findings, fgkd.analysis.paper, fgkd.analysis.selection"
+    )
+    check = f"import sys, {modules}; print({{'torch', 'timm', 'scipy.stats'}} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert output == "set()\n"

@@ -1,0 +1,188 @@
+"""What choosing a teacher gains: the accuracy of each rule's pick, and how the teachers stand by name.
+
+A rule is a metric that is known before a student is trained to its end, or one of: 'best', the best teacher
+in hindsight; 'random', any teacher; 'no teacher', the CE baseline.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from fgkd.analysis.blocks import mean_interval, shared_error
+from fgkd.analysis.groups import GROUP
+from fgkd.metrics.claims import METRICS, claims_in
+
+OUTCOMES = [*GROUP, "rule", "teacher", "accuracy", "regret", "hit", "top3", "cost"]
+
+
+def selection_outcomes(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
+    """One row per group and rule: whom the rule picks, and what that student reaches.
+
+    A metric picks its best teacher in the claimed direction; ties are shared.  Columns: teacher, whom it
+    picks, 'a = b' of equal ones, empty where it picks nobody in particular; accuracy of the picked teacher's
+    student; regret, accuracy below the best teacher's student; hit and top3, whether the pick is the best or
+    among the best three; cost, the share of the training of every teacher's student that the rule has to see:
+    0 where the choice is free of students, 1 for 'best'.
+
+    points: as returned by `groups.join_students_with_metrics`
+    students: one row per student, those without a teacher among them
+    """
+    alone = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy.mean()
+    rules = {name: claim for name, claim in claims_in(points).items() if not claim.afterwards}
+    rows = []
+    for key, group in points.groupby(GROUP, sort=True):
+        names = dict(zip(GROUP, key, strict=True))
+        accuracy = group.accuracy.to_numpy()
+        best = accuracy.max()
+        third = np.sort(accuracy)[-3:].min()
+        scores = {}
+        for name, claim in rules.items():
+            scores[claim.label] = group[name].to_numpy() * claim.direction
+        scores["best"] = accuracy
+        scores["random"] = np.zeros_like(accuracy)  # all tie: each teacher is picked
+        costs = {METRICS["pilot"].label: group.pilot_cost.mean(), "best": 1.0}
+        for rule, score in scores.items():
+            picked = score == np.fmax.reduce(score)
+            share = picked / picked.sum() if picked.any() else np.full(len(picked), math.nan)
+            reached = share @ accuracy
+            rows.append(
+                {
+                    **names,
+                    "rule": rule,
+                    "teacher": "" if rule == "random" else " = ".join(group.teacher[picked]),
+                    "accuracy": reached,
+                    "regret": best - reached,
+                    "hit": share @ (accuracy == best),
+                    "top3": share @ (accuracy >= third),
+                    "cost": costs.get(rule, 0.0),
+                }
+            )
+        baseline = alone.get(key[:2], math.nan)
+        no_teacher = {"rule": "no teacher", "teacher": "", "accuracy": baseline, "regret": best - baseline}
+        rows.append(names | no_teacher | {"hit": 0.0, "top3": 0.0, "cost": 0.0})
+    return pd.DataFrame(rows, columns=OUTCOMES)
+
+
+def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
+    """What choosing gains: one row per rule, means over groups, the most accurate first.
+
+    Rules that cannot pick in every group are left out.  teacher: whom it picks most often, with the number of
+    groups where there are several.  gain_random and gain_tac: accuracy above that of a random teacher's
+    student and of the most accurate teacher's, each with its 95 % interval over datasets (_low, _high).
+
+    points, students: as of `selection_outcomes`
+    """
+    outcomes = selection_outcomes(points, students)
+    accuracy = outcomes.pivot(index=GROUP, columns="rule", values="accuracy")
+    accuracy = accuracy.loc[:, accuracy.notna().all()]
+    by_rule = outcomes[outcomes.rule.isin(accuracy.columns)].groupby("rule", sort=False)
+    table = by_rule[["accuracy", "regret", "hit", "top3", "cost"]].mean()
+    table.insert(0, "teacher", outcomes.groupby("rule").teacher.agg(_most_frequent))
+    datasets = accuracy.index.get_level_values("dataset")
+    for name, rule in {"gain_random": "random", "gain_tac": METRICS["tac"].label}.items():
+        gains = accuracy.sub(accuracy.get(rule, math.nan), axis=0)
+        bounds = [mean_interval(gains[row], datasets) for row in table.index]
+        table[name] = gains.mean()
+        table[f"{name}_low"] = [low for low, _ in bounds]
+        table[f"{name}_high"] = [high for _, high in bounds]
+    return table.sort_values("accuracy", ascending=False, kind="stable").reset_index()
+
+
+def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
+    """One row per teacher, the best first, then 'no teacher' and 'chance': means over groups.
+
+    accuracy: of its students.  error: half the width of its 95 % interval for other test images, and for
+    other seeds where the study has several; the errors of a dataset's groups, which share its images, add up
+    as if they were one.  tied: whether it cannot be told apart from the best: the interval of their
+    difference holds 0, over datasets where there are six (`mean_interval`), else from both errors.  Then R12,
+    TAC, SSP and the share of views in which R12 means nothing.
+
+    points: as returned by `groups.join_students_with_metrics`
+    students: one row per student, those without a teacher among them
+    data: one row per dataset with its `classes` and `test` images
+    """
+    sizes = data.set_index("dataset")
+    accuracy = points.accuracy
+    of_images = accuracy * (1 - accuracy) / points.dataset.map(sizes.test)
+    of_seeds = (points.accuracy_sd**2 / points.seeds).fillna(0)
+    by_teacher = points.assign(error=np.sqrt(of_images + of_seeds)).groupby("teacher", sort=False)
+    table = by_teacher[["accuracy", "ratio12", "tac", "ssp", "ratio12_nonpositive"]].mean()
+    table.insert(1, "error", [shared_error(rows.error, rows.dataset) for _, rows in by_teacher])
+    table = table.sort_values("accuracy", ascending=False, kind="stable")
+    best = table.index[0]
+    wide = points.pivot(index=GROUP, columns="teacher", values="accuracy")
+    tied = [_is_tied(wide[best] - wide[name], table.error[[best, name]]) for name in table.index]
+    table.insert(2, "tied", pd.Series(tied, table.index, dtype=object))
+    groups = points[GROUP].drop_duplicates()
+    alone = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy.mean()
+    baseline = groups.join(alone.rename("alone"), on=["dataset", "student"]).alone
+    table.loc["no teacher", "accuracy"] = baseline.mean(skipna=False)
+    table.loc["chance", "accuracy"] = (1 / groups.dataset.map(sizes.classes)).mean()
+    return table.rename_axis("teacher").reset_index().dropna(subset="accuracy")
+
+
+def describe_standings(standings: pd.DataFrame, picks: pd.DataFrame) -> str:
+    """Say which teacher in a few sentences: the best, who is not worse, whom each rule picks.
+
+    standings: as returned by the function of that name
+    picks: as returned by `selection_summary`
+    """
+    is_teacher = standings.tied.notna()
+    teachers = standings[is_teacher]
+    others = standings[~is_teacher].set_index("teacher").accuracy
+    best = teachers.iloc[0]
+    compared = [f", {name} {others[name]:.1%}" for name in ("no teacher", "chance") if name in others]
+    text = f"The students of {best.teacher} are the most accurate: {best.accuracy:.1%} +- {best.error:.1%}"
+    text += "".join(compared) + "."
+    tied = teachers.teacher[1:][teachers.tied[1:].astype(bool)]
+    if len(tied):
+        text += f" {_join_names(tied)} cannot be told apart from it."
+    named = picks[picks.rule.isin(["R12", "TAC", "SSP"])]
+    chosen = [f"{row.rule} picks {row.teacher}, {row.accuracy:.1%}" for row in named.itertuples()]
+    text += f" {'; '.join(chosen)}."
+    if "TAC" in set(named.rule):
+        text += " To pick by TAC takes labelled test images."
+    return text
+
+
+def describe_selection(picks: pd.DataFrame) -> str:
+    """Say what choosing gains in one sentence, or that no student has a teacher yet.
+
+    picks: as returned by `selection_summary`
+    """
+    if not len(picks):
+        return "Not computed yet: no student of any teacher has ended."
+    accuracy = picks.set_index("rule").accuracy
+    rules = {
+        "R12": "picked by R12",
+        "TAC": "by TAC",
+        "SSP": "by SSP",
+        "random": "at random",
+        "best": "by the best teacher",
+    }
+    parts = [f"{words} {accuracy[rule]:.1%}" for rule, words in rules.items() if rule in accuracy]
+    return f"Mean accuracy of the student whose teacher is {', '.join(parts)}."
+
+
+def _most_frequent(names: pd.Series) -> str:
+    """The most frequent name, and in how many of several groups."""
+    counts = names.value_counts()
+    name = counts.index[0]
+    return f"{name} ({counts.iloc[0]} of {len(names)})" if name and len(names) > 1 else name
+
+
+def _is_tied(differences: pd.Series, errors: pd.Series) -> bool:
+    """Whether the mean of a pair's differences, by group, may be 0."""
+    low, high = mean_interval(differences, differences.index.get_level_values("dataset"))
+    if math.isnan(low):
+        return abs(differences.mean()) <= math.sqrt((errors**2).sum())
+    return low <= 0 <= high
+
+
+def _join_names(names) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

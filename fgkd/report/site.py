@@ -1,0 +1,147 @@
+"""A site of files that need no server: an index, its figures and tables, and the page of every run."""
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+from bs4 import BeautifulSoup
+from markupsafe import Markup
+
+from fgkd import records
+from fgkd.report import markup, notebook
+
+STATES = ("done", "failed", "waiting", "running")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a study as the index shows it, with a link to its executed notebook.
+
+    href: where its page lies, relative to the site.
+    state: one of STATES.
+    detail: what came out of it.
+    row: names its row within its section.
+    """
+
+    section: str
+    title: str
+    notebook: Path
+    href: str
+    state: str
+    detail: str = ""
+    row: str = ""
+
+    def __post_init__(self):
+        if self.state not in STATES:
+            expected = ", ".join(STATES)
+            raise ValueError(f"state of {self.title!r} is {self.state!r}; expected one of {expected}")
+        parts = self.href.split("/")
+        if parts == ["index.html"] or {"", ".", ".."} & {*parts} or not parts[-1].endswith(".html"):
+            expected = "a relative path such as 'runs/a.html'"
+            raise ValueError(f"href of {self.title!r} is {self.href!r}; expected {expected}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the index: its first rows on the page, all of them in `tables/<name>.csv`.
+
+    shown: the same rows in a reader's words (default: the frame itself).
+    limit: how many rows the page shows.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    caption: str = ""
+    shown: pd.DataFrame | None = None
+    limit: int = 10
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w[\w .-]*", self.name):
+            expected = "use letters, digits, '_', '-', '.' and spaces"
+            raise ValueError(f"table name {self.name!r} is no file name; {expected}")
+
+    @property
+    def href(self) -> str:
+        """Address of the file."""
+        return f"tables/{quote(self.name)}.csv"
+
+    @property
+    def html(self) -> Markup:
+        """The first rows, to four digits."""
+        shown = self.frame if self.shown is None else self.shown
+        with pd.option_context("display.max_colwidth", None, "display.precision", 4):
+            source = shown.head(self.limit).to_html(index=False, border=0, na_rep="\u2013")
+        soup = BeautifulSoup(source, "html.parser")
+        markup.make_tables_readable(soup, self.caption or self.name)
+        return Markup(soup)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the index shows, from top to bottom; texts are plain, and `$...$` in them is a formula.
+
+    answer: paragraphs, the first one in large type with the table of `standings` next to it.
+    missing: runs that are not there.
+    notes: what a reader should know of the numbers.
+    figures: SVG or PNG files with captions, the first with the table of the `headline`.
+    facts: what the study was made with.
+    """
+
+    title: str
+    question: str
+    answer: Sequence[str]
+    entries: Sequence[Entry]
+    standings: Table | None = None
+    missing: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    figures: Sequence[tuple[Path, str]] = ()
+    headline: Table | None = None
+    tables: Sequence[Table] = ()
+    facts: Mapping[str, str] | None = None
+
+
+def write(site: Site, folder: Path) -> Path:
+    """Write a site and return the path of its index.
+
+    A page is rendered again only where it is older than its notebook or than the code that renders it.  A
+    notebook that cannot be read gets no page and is named in the index.
+    Raises ValueError where two runs would share a page.
+    """
+    repeated = [href for href, count in Counter(entry.href for entry in site.entries).items() if count > 1]
+    if repeated:
+        raise ValueError(f"two runs share a page: {', '.join(repeated)}; give each entry its own href")
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for file, _ in site.figures:
+        shutil.copyfile(file, folder / "figures" / file.name)
+    for table in (site.standings, site.headline, *site.tables):
+        if table:
+            records.write_table(table.frame, folder / "tables" / f"{table.name}.csv")
+    pages = {entry.href: _write_page(entry, folder) for entry in site.entries}
+    unreadable = [entry.title for entry in site.entries if pages[entry.href] == "unreadable"]
+    index = markup.render("index.html.j2", site=site, pages=pages, unreadable=unreadable)
+    records.write_bytes(folder / "index.html", index)
+    return folder / "index.html"
+
+
+def _write_page(entry: Entry, folder: Path) -> str:
+    """Render the page of an ended run unless it is fresh: 'page', 'none' or 'unreadable'."""
+    page = folder / entry.href
+    if entry.state not in ("done", "failed") or not entry.notebook.exists():
+        return "none"
+    sources = [entry.notebook, Path(notebook.__file__), Path(markup.__file__), *markup.TEMPLATES.iterdir()]
+    if page.exists() and page.stat().st_mtime >= max(source.stat().st_mtime for source in sources):
+        return "page"
+    names = filter(None, (entry.row, entry.title))
+    home = Path(os.path.relpath(folder / "index.html", page.parent)).as_posix()
+    try:
+        notebook.write_page(entry.notebook, page, title=f"{entry.section}: {' · '.join(names)}", home=home)
+    except notebook.UNREADABLE:
+        page.unlink(missing_ok=True)
+        return "unreadable"
+    return "page"
