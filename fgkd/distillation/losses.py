@@ -1,118 +1,217 @@
-r"""Distillation losses of what a student and its teacher say of the same N images: logits (N, C) or pooled features (N, D).
+r"""Distillation losses between a student's and its teacher's logits or features of N images.
 
-    KD   = T^2 * KL(softmax(teacher / T) || softmax(student / T)), summed over classes, mean over the batch     (Hinton et al. 2015)
-    DKD  = KD in two parts, the label's class against the rest and the rest among themselves, weighted apart      (Zhao et al. 2022)
-    RKD  = how far the distances and the angles between the images differ                                         (Park et al. 2019)
-    PKT  = KL of each image's similarities to all images                                                   (Passalis and Tefas 2018)
-    hint = mean square of the difference                                                                        (Romero et al. 2015)
-    CRD  = an image's student and teacher told from those of other classes, with a memory of all images           (Tian et al. 2020)
+    KD    T^2 * KL(softmax(teacher / T) || softmax(student / T)), summed over classes, mean over the batch
+          (Hinton et al. 2015)
+    DKD   KD in two parts, the label's class against the rest and the rest among themselves, weighted apart
+          (Zhao et al. 2022)
+    RKD   difference of the distances and of the angles between the images (Park et al. 2019)
+    PKT   KL of each image's similarities to all images (Passalis and Tefas 2018)
+    hint  mean squared difference (Romero et al. 2015)
+    CRD   an image's student and teacher told from those of other classes, with a memory of all images
+          (Tian et al. 2020)
 
-The T^2 keeps the gradient's size independent of T.  A student's total loss is CE + beta * KD, and one of the others may be added.
-RKD, PKT and hint are defined on features by their papers; the released code of arXiv 2605.15689 feeds them logits; they take either.
+The T^2 keeps the gradient's size independent of T.  A student's total loss is CE + beta * KD, and one of the
+others, an *auxiliary loss*, may be added.  RKD, PKT and hint are defined on features by their papers; the
+released code of arXiv 2605.15689 feeds them logits; they take either.
 
-Every loss is a scalar in fp32 whatever it is given, under autocast too.  The teacher receives no gradient and need not be in
-train mode.  Raises ValueError where shapes do not fit.
+Every loss is a scalar in fp32 for inputs of any precision, under autocast too.  The teacher receives no
+gradient.  Raises ValueError where shapes do not fit.
+
+An auxiliary loss of one's own is one function in a plugin file that the study names:
+
+    from fgkd.distillation.losses import loss
+
+    @loss
+    def cubic(student, teacher, labels, *, power=3.0):
+        return (student - teacher).abs().pow(power).mean()
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgkd.study import Loss
+
+AUXILIARY: dict[str, Callable[..., Tensor] | type[nn.Module]] = {}  # by the name that a study gives it
+
+kl_div = functools.partial(F.kl_div, reduction="batchmean", log_target=True)  # of log-probabilities (N, C)
+
+
+def loss(entry):
+    """Register an auxiliary loss under its name, a class under its name in lower case.
+
+    A function takes `student` and `teacher`, (B, D1) and (B, D2), and by name, where it has them, `labels`
+    (B,) and `index` (B,), the images' places in the training split.  A module, for a loss with weights or a
+    memory, takes the same in `forward`, and in `__init__` the widths D1 and D2 and the labels (N,) of all
+    training images.  Each parameter with a default is an option that a study may set.
+    Raises ValueError for a name that another loss has.
+    """
+    name = entry.__name__.lower() if isinstance(entry, type) else entry.__name__
+    if name == "kd" or AUXILIARY.get(name, entry).__module__ != entry.__module__:
+        raise ValueError(f"loss '{name}' is taken: give the one in {entry.__module__} another name")
+    AUXILIARY[name] = entry
+    return entry
+
+
+class AuxiliaryLoss(nn.Module):
+    """An auxiliary loss of a study, times its weight, with whatever weights and memory it has."""
+
+    def __init__(self, spec: Loss, student_width: int, teacher_width: int, labels: Tensor):
+        """student_width, teacher_width: of the logits or features; labels: (N,) of all training images."""
+        super().__init__()
+        entry = AUXILIARY[spec.loss]
+        if isinstance(entry, type):
+            self.loss = entry(student_width, teacher_width, labels, **spec.options)
+            parameters = inspect.signature(self.loss.forward).parameters
+        else:
+            self.loss = functools.partial(entry, **spec.options)
+            parameters = inspect.signature(entry).parameters
+        self.weight = spec.weight
+        self.inputs = {"labels", "index"} & parameters.keys()
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        """The weighted loss of (B, D1) and (B, D2); labels and index: (B,) -> scalar."""
+        given = {"labels": labels, "index": index}
+        return self.weight * self.loss(student, teacher, **{name: given[name] for name in self.inputs})
+
 
 def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Knowledge distillation of logits (N, C) and (N, C) -> scalar, nats times T^2; 0 where both agree.
+    """Knowledge distillation, in nats times T^2; 0 where both agree.
 
-    The teacher's logits receive no gradient.  Raises ValueError where shapes differ or the temperature is not positive.
+    student, teacher: logits (N, C).
+    temperature: T, more than 0.
     """
-    student, teacher = _softened(student, teacher, temperature)
-    return _kl(student, teacher) * temperature**2
+    student_log_p, teacher_log_p = _softened(student, teacher, temperature)
+    return kl_div(student_log_p, teacher_log_p) * temperature**2
 
 
+@loss
 def dkd(
-    student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    alpha: float = 1.0,
+    beta: float = 0.5,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """Decoupled knowledge distillation of logits (N, C >= 2) and (N, C) with labels (N,) -> scalar, nats times T^2.
+    """Decoupled knowledge distillation, in nats times T^2.
 
-        DKD = T^2 * (alpha * KL(b_teacher || b_student) + beta * KL(r_teacher || r_student)), mean over the batch
+        DKD = T^2 * (alpha * KL(b_teacher || b_student) + beta * KL(r_teacher || r_student))
 
-    b: the probabilities (label's class, all others together); r: those of the other classes, made to add up to 1.  KD is alpha = 1
-    and beta = 1 - the teacher's probability of the label.  Images count one by one, so a batch of one is like any other.
-    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation" (alpha 1, beta 8, T 4; the released code of arXiv 2605.15689: 1, 0.5, 1).
+    b: the probabilities (label's class, all others together); r: those of the other classes, made to add up
+    to 1.  KD is alpha = 1 and beta = 1 - the teacher's probability of the label.  The mean is over images
+    one by one, so a batch of one is like any other.
+
+    student, teacher: logits (N, C), of two classes or more; labels: (N,).
+    alpha, beta, temperature: 1, 8 and 4 in its paper; the defaults are those of the released code of
+    arXiv 2605.15689.
+    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation".
     """
-    student, teacher = _softened(student, teacher, temperature)
+    student_log_p, teacher_log_p = _softened(student, teacher, temperature)
     if labels.shape != student.shape[:1] or student.shape[1] < 2:
         raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, logits {tuple(student.shape)}: expected (N,) and (N, C) with 2 classes or more"
+            f"labels have shape {tuple(labels.shape)}, logits {tuple(student.shape)}: "
+            "expected (N,) and (N, C) with 2 classes or more"
         )
-    (target, rest), (target_teacher, rest_teacher) = _decoupled(student, labels), _decoupled(teacher, labels)
-    return (alpha * _kl(target, target_teacher) + beta * _kl(rest, rest_teacher)) * temperature**2
+    student_target, student_rest = _decoupled(student_log_p, labels)
+    teacher_target, teacher_rest = _decoupled(teacher_log_p, labels)
+    target = kl_div(student_target, teacher_target)
+    rest = kl_div(student_rest, teacher_rest)
+    return (alpha * target + beta * rest) * temperature**2
 
 
+@loss
 def rkd(
     student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:
-    """Relational knowledge distillation of logits or features (N, D1) and (N, D2) -> scalar.
+    """Relational knowledge distillation of logits or features (N, D1) and (N, D2).
 
         RKD = distance_weight * mean_ij H(d_ij - d'_ij) + angle_weight * mean_ijk H(cos_ijk - cos'_ijk)
 
-    d: distances between images over their mean; cos_ijk: of the angle at image i between j and k; H: Huber's loss, delta 1.
-    Turning, moving or scaling either side changes nothing.  Images that coincide have distance 0 and cosine 0 and pull at nothing.
-    0 without gradient for N of 1 or 2: one pair has no relation.  Memory: O(N^3 + N^2 D).  Source: Park et al. 2019, "Relational
-    Knowledge Distillation"; the means run over all N^2 and N^3 places, as in its code.  Its paper applies it to features, the released
-    code of arXiv 2605.15689 to logits.
+    d: distances between images over their mean; cos_ijk: of the angle at image i between j and k; H: Huber's
+    loss, delta 1.  Turning, moving or scaling either side changes nothing.  Images that coincide have
+    distance 0 and cosine 0 and pull at nothing.  0 without gradient for N of 1 or 2: one pair has no
+    relation.  Memory: O(N^3 + N^2 D).
+    Source: Park et al. 2019, "Relational Knowledge Distillation"; the means run over all N^2 and N^3 places,
+    as in its code.  Its paper applies it to features, the released code of arXiv 2605.15689 to logits.
     """
-    student, teacher = _single(student, teacher)
+    student, teacher = _to_fp32(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
-        (distance, angle), (distance_teacher, angle_teacher) = _relations(student), _relations(teacher)
-    return distance_weight * F.smooth_l1_loss(distance, distance_teacher) + angle_weight * F.smooth_l1_loss(
-        angle, angle_teacher
-    )
+        student_distance, student_angle = _relations(student)
+        teacher_distance, teacher_angle = _relations(teacher)
+    distance = F.smooth_l1_loss(student_distance, teacher_distance)
+    angle = F.smooth_l1_loss(student_angle, teacher_angle)
+    return distance_weight * distance + angle_weight * angle
 
 
+@loss
 def pkt(student: Tensor, teacher: Tensor) -> Tensor:
-    """Probabilistic knowledge transfer of logits or features (N, D1) and (N, D2) -> scalar, nats over N.
+    """Probabilistic knowledge transfer of logits or features (N, D1) and (N, D2), in nats over N.
 
-        PKT = mean_ij t_ij * log((t_ij + e) / (s_ij + e)),   s_ij = (1 + cos_ij) / sum_k (1 + cos_ik),   t_ij from the teacher, e = 1e-7
+        PKT = mean_ij t_ij * log((t_ij + e) / (s_ij + e)),   e = 1e-7
+        s_ij = (1 + cos_ij) / sum_k (1 + cos_ik),   t_ij the same of the teacher
 
-    Scaling any row changes nothing.  0 without gradient for a batch of one.  Source: Passalis and Tefas 2018, "Learning Deep
-    Representations with Probabilistic Knowledge Transfer"; j = i is counted and the sum divided by N^2, as in its code.  Its paper applies
-    it to features, the released code of arXiv 2605.15689 to logits.
+    Scaling any row changes nothing.  0 without gradient for a batch of one.
+    Source: Passalis and Tefas 2018, "Learning Deep Representations with Probabilistic Knowledge Transfer";
+    j = i is counted and the sum divided by N^2, as in its code.  Its paper applies it to features, the
+    released code of arXiv 2605.15689 to logits.
     """
-    student, teacher = _single(student, teacher)
+    student, teacher = _to_fp32(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
-        s, t = _similarities(student), _similarities(teacher)
+        s = _similarities(student)
+        t = _similarities(teacher)
     return (t * ((t + 1e-7) / (s + 1e-7)).log()).mean()
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean square of student (N, D) minus teacher (N, D), logits or features -> scalar; a batch of one is like any other.
+    """Mean square of student (N, D) minus teacher (N, D), logits or features.
 
-    Source: Romero et al. 2015, "FitNets", with features and a layer that maps the student's to the teacher's width; the released code
-    of arXiv 2605.15689 applies it to logits, which need none.
+    A batch of one is like any other.
+    Source: Romero et al. 2015, "FitNets", with features and a layer that maps the student's to the teacher's
+    width; the released code of arXiv 2605.15689 applies it to logits, which need none.
     """
-    return F.mse_loss(*_single(student, teacher, same_width=True))
+    return F.mse_loss(*_to_fp32(student, teacher, same_width=True))
 
 
+@loss
+class Hint(nn.Module):
+    """`hint` behind a linear projection of the student to the teacher's width where the two differ."""
+
+    def __init__(self, student_width: int, teacher_width: int, labels: Tensor):
+        super().__init__()
+        same = student_width == teacher_width
+        self.projection = nn.Identity() if same else nn.Linear(student_width, teacher_width)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return hint(self.projection(student), teacher)
+
+
+@loss
 class CRD(nn.Module):
     r"""Contrastive representation distillation: features of student and teacher -> scalar, nats.
 
-        CRD = -mean_i sum over both sides of [log h(i) + sum_k log(1 - h(k))],   h(j) = p_j / (p_j + K / N),   p_j = exp(u . m_j / T) / Z
+        CRD = -mean_i sum over both sides of [log h(i) + sum_k log(1 - h(k))]
+        h(j) = p_j / (p_j + K / N),   p_j = exp(u . m_j / T) / Z
 
-    u: the embedding of image i by one side, of length 1; m_j: the other side's memory of image j; k: the K negatives; Z: one constant a
-    side, taken from the first batch, that makes p average 1 / N.  Source: Tian et al. 2020, "Contrastive Representation Distillation",
-    without the 1e-7 that its code adds to denominators; memories are compared before the batch moves them.
+    u: the embedding of image i by one side, of length 1; m_j: the other side's memory of image j; k: the K
+    negatives; Z: one constant a side, taken from the first batch, that makes p average 1 / N.
+    Source: Tian et al. 2020, "Contrastive Representation Distillation", without the 1e-7 that its code adds
+    to denominators; memories are compared before the batch moves them.
 
-    student_width, teacher_width: of the features (or logits); labels: (N,) of all training images, on the
-    device that the module shall be on; width: of the embeddings; negatives: K, at most the images of other
-    classes that every image has (the default is its paper's; the released code of arXiv 2605.15689 has
-    4,096); temperature: T; momentum: the share of an image's memory that outlasts a visit.  Both embeddings
-    are parameters, to be trained with the student's.  Memories start from torch's random numbers and are
-    buffers, as is Z: a training goes on from `state_dict` as if it had not stopped.
+    Both embeddings are parameters, to be trained with the student's.  Memories start from torch's random
+    numbers and are buffers, as is Z: a training resumes from `state_dict` as if it had not stopped.
     """
+
+    labels: Tensor
+    memory: Tensor
+    log_z: Tensor
 
     def __init__(
         self,
@@ -125,101 +224,116 @@ class CRD(nn.Module):
         temperature: float = 0.07,
         momentum: float = 0.5,
     ):
+        """Make embeddings for features (or logits) of two widths, and memories of length 1, about.
+
+        labels: (N,) of all training images, on the module's device.
+        width: of the embeddings.
+        negatives: K, at most the images of other classes that every image has; the default is its paper's,
+        the released code of arXiv 2605.15689 has 4,096.
+        temperature: T.
+        momentum: the share of an image's memory that outlasts a visit.
+        """
         super().__init__()
         if not (negatives >= 1 and temperature > 0 and 0 <= momentum < 1):
             raise ValueError(
-                f"negatives are {negatives}, temperature {temperature}, momentum {momentum}: expected 1 or more, more than 0, and 0 up to 1"
+                f"negatives are {negatives}, temperature {temperature}, momentum {momentum}: "
+                "expected 1 or more, more than 0, and 0 up to 1"
             )
         counts = labels.unique(return_counts=True)[1]
         if labels.ndim != 1 or len(counts) < 2:
             raise ValueError(
-                f"labels have shape {tuple(labels.shape)} and {len(counts)} classes: expected (N,) with 2 classes or more"
+                f"labels have shape {tuple(labels.shape)} and {len(counts)} classes: "
+                "expected (N,) with 2 classes or more"
             )
-        self.negatives = min(negatives, len(labels) - counts.max().item())
-        self.temperature, self.momentum = temperature, momentum
-        self.embed_student, self.embed_teacher = (
-            nn.Linear(student_width, width),
-            nn.Linear(teacher_width, width),
-        )
+        self.negatives = min(negatives, len(labels) - int(counts.max()))
+        self.temperature = temperature
+        self.momentum = momentum
+        self.embed_student = nn.Linear(student_width, width)
+        self.embed_teacher = nn.Linear(teacher_width, width)
+        # Uniform on (-a, a) has variance a^2 / 3: `width` such numbers have length 1 for a^2 = 3 / width.
+        memory = (torch.rand(2, len(labels), width) * 2 - 1) * math.sqrt(3 / width)
         self.register_buffer("labels", labels, persistent=False)
-        self.register_buffer(
-            "memory", (torch.rand(2, len(labels), width) * 2 - 1) * math.sqrt(3 / width)
-        )  # of length 1, about
+        self.register_buffer("memory", memory)
         self.register_buffer("log_z", torch.full((2,), -torch.inf))
         self.to(labels.device)
 
     def forward(self, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
-        """The loss of features (B, Ds) and (B, Dt) of the images `index` (B,), each there once; their memories are moved.
+        """The loss of features (B, D1) and (B, D2) of different images; moves their memories.
 
+        index: (B,), the images' places in the training split.
         Memory: O(B N).  A batch of one is like any other.
         """
-        student, teacher = _single(student, teacher)
+        student, teacher = _to_fp32(student, teacher)
         widths = self.embed_student.in_features, self.embed_teacher.in_features
         if (student.shape[1], teacher.shape[1]) != widths or index.shape != student.shape[:1]:
             raise ValueError(
-                f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}, index {tuple(index.shape)}: "
-                f"expected (B, {widths[0]}), (B, {widths[1]}) and (B,)"
+                f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}, "
+                f"index {tuple(index.shape)}: expected (B, {widths[0]}), (B, {widths[1]}) and (B,)"
             )
         index = index.to(self.labels.device)
-        seen = torch.cat([index[:, None], self.draw(index)], dim=1)
+        candidates = torch.cat([index[:, None], self.draw(index)], dim=1)
         with torch.autocast(index.device.type, enabled=False):
-            u = torch.stack([_polar(self.embed_student(student))[0], _polar(self.embed_teacher(teacher))[0]])
-            scores = (u @ self.memory.flip(0).mT / self.temperature).gather(2, seen.expand(2, -1, -1))
+            student_direction, _ = _polar(self.embed_student(student))
+            teacher_direction, _ = _polar(self.embed_teacher(teacher))
+            u = torch.stack([student_direction, teacher_direction])
+            scores = (u @ self.memory.flip(0).mT / self.temperature).gather(2, candidates.expand(2, -1, -1))
+        n = len(self.labels)
         with torch.no_grad():
-            n = len(self.labels)
-            log_z = scores.flatten(1).logsumexp(1) - math.log(seen.numel() / n)
+            # Z = N * mean of exp(score), fixed by the first batch.
+            log_z = scores.flatten(1).logsumexp(1) - math.log(candidates.numel() / n)
             self.log_z.copy_(torch.where(self.log_z.isinf(), log_z, self.log_z))
             self.memory[:, index] = _polar(self.momentum * self.memory[:, index] + (1 - self.momentum) * u)[0]
+        # h = p / (p + K / N) is the logistic function of log p - log(K / N).
         odds = scores - self.log_z[:, None, None] - math.log(self.negatives / n)
         return -(F.logsigmoid(odds[..., 0]) + F.logsigmoid(-odds[..., 1:]).sum(2)).mean(1).sum()
 
     def draw(self, index: Tensor) -> Tensor:
-        """Negatives of the images `index` (B,): (B, K) images of other classes, none twice, from torch's random numbers."""
-        own = self.labels[index][:, None] == self.labels
-        return (
-            torch.rand(own.shape, device=own.device)
-            .masked_fill_(own, -1)
-            .topk(self.negatives, dim=1, sorted=False)
-            .indices
-        )
+        """Draw K images of other classes for each of the images `index` (B,), none twice: (B, K)."""
+        same_class = self.labels[index][:, None] == self.labels
+        rank = torch.rand(same_class.shape, device=same_class.device).masked_fill_(same_class, -1)
+        return rank.topk(self.negatives, dim=1, sorted=False).indices
 
 
-def _single(student: Tensor, teacher: Tensor, *, same_width: bool = False) -> tuple[Tensor, Tensor]:
-    """Both in fp32, the teacher's cut from its graph, once their shapes fit."""
+def _to_fp32(student: Tensor, teacher: Tensor, *, same_width: bool = False) -> tuple[Tensor, Tensor]:
+    """Return both in fp32, the teacher detached, once their shapes fit."""
     fit = student.ndim == teacher.ndim == 2 and 0 < len(student) == len(teacher)
     if not fit or (same_width and student.shape != teacher.shape):
-        expected = (
-            "the same (N, D); rkd, pkt and CRD take two widths" if same_width else "(N, D1) and (N, D2)"
-        )
+        two_widths = "(N, D1) and (N, D2)"
+        one_width = "the same (N, D); rkd, pkt and CRD take two widths"
         raise ValueError(
-            f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}: expected {expected}"
+            f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}: "
+            f"expected {one_width if same_width else two_widths}"
         )
     return student.float(), teacher.detach().float()
 
 
 def _softened(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (N, C) of both."""
+    """Log-probabilities (N, C) of both at a temperature."""
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}: expected more than 0")
-    student, teacher = _single(student, teacher, same_width=True)
-    return F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
-
-
-def _kl(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    student, teacher = _to_fp32(student, teacher, same_width=True)
+    student_log_p = F.log_softmax(student / temperature, dim=1)
+    teacher_log_p = F.log_softmax(teacher / temperature, dim=1)
+    return student_log_p, teacher_log_p
 
 
 def _decoupled(log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (label's class, others) (N, 2), and of each other class among the others (N, C), with 0 at the label's."""
-    own = F.one_hot(labels, log_p.shape[1]).bool()
-    others = log_p.masked_fill(own, -torch.inf)
-    return torch.stack([log_p.masked_fill(~own, 0).sum(1), others.logsumexp(1)], dim=1), others.log_softmax(
-        1
-    ).masked_fill(own, 0)
+    """Log-probabilities (N, 2) of the label's class and of all others together, and (N, C) among these.
+
+    The second has 0 at the label's class, which adds nothing to a KL.
+    """
+    is_label = F.one_hot(labels, log_p.shape[1]).bool()
+    others = log_p.masked_fill(is_label, -torch.inf)
+    label_log_p = log_p.masked_fill(~is_label, 0).sum(1)
+    target = torch.stack([label_log_p, others.logsumexp(1)], dim=1)
+    return target, others.log_softmax(1).masked_fill(is_label, 0)
 
 
 def _polar(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Directions (..., D) and lengths (..., 1); the direction of 0 is 0, with a gradient no larger than elsewhere."""
+    """Directions (..., D) and lengths (..., 1).
+
+    The direction of 0 is 0, with a gradient no larger than elsewhere.
+    """
     squares = vectors.square().sum(-1, keepdim=True)
     zero = squares == 0
     lengths = squares.masked_fill(zero, 1).sqrt()
@@ -227,13 +341,14 @@ def _polar(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _relations(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances over their mean (N, N), and the cosine of the angle at each point between each two (N, N, N)."""
+    """Distances over their mean (N, N), and the cosine of the angle at i between j and k (N, N, N)."""
     directions, lengths = _polar(points - points[:, None])
     mean = lengths.sum() / max(1, len(points) * (len(points) - 1))
     return lengths[..., 0] / mean.masked_fill(mean == 0, 1), directions @ directions.mT
 
 
 def _similarities(points: Tensor) -> Tensor:
+    """Each image's cosine similarities to all, shifted to [0, 1] and made to add up to 1: (N, N)."""
     directions, _ = _polar(points)
     kernel = (directions @ directions.T + 1) / 2
     return kernel / kernel.sum(1, keepdim=True)
