@@ -48,6 +48,7 @@ from fgkd import metrics, stages, study
 from fgkd.data import birds, folders
 from fgkd.distillation import bank as banks
 from fgkd.distillation import training
+from fgkd.distillation.losses import AuxiliaryLoss
 from fgkd.engine import kernels
 from fgkd.models import cal, classifier
 from fgkd.study import LOSSES, PROJECT, DataSpec, Distillation, Loss, Model, Recipe, StudyError, Views
@@ -196,7 +197,7 @@ class Bench:
         images: training.Images,
         objective: training.Objective,
         *,
-        extra: nn.Module | None = None,
+        auxiliary_loss: nn.Module | None = None,
         epochs: int | None = None,
         compiled: bool = False,
     ) -> Callable[[], object]:
@@ -215,7 +216,7 @@ class Bench:
                 views_seed=1,
                 seed=0,
                 checkpoint=checkpoint,
-                extra=extra,
+                auxiliary_loss=auxiliary_loss,
                 compiled=compiled,
             )
 
@@ -509,11 +510,11 @@ def _seven(bench: Bench, images: training.Images, said: Callable) -> Iterator[Ca
     width = bench.size.classes
     for name, loss in SEVEN:
         spec = Loss(loss, loss, options=LOSSES[loss])
-        further = None
+        auxiliary_loss = None
         if loss != "kd":
-            further = training.Further(spec, width, width, images.labels.cpu()).to(bench.on)
-        objective = training.distillation(images.labels, said, KD, further=further)
-        yield bench.training(bench.network(name), images, objective, extra=further)
+            auxiliary_loss = AuxiliaryLoss(spec, width, width, images.labels.cpu()).to(bench.on)
+        objective = training.distillation(images.labels, said, KD, auxiliary_loss=auxiliary_loss)
+        yield bench.training(bench.network(name), images, objective, auxiliary_loss=auxiliary_loss)
 
 
 def _photos(root: Path, size: Size) -> None:

@@ -74,6 +74,7 @@ class AuxiliaryLoss(nn.Module):
             self.loss = functools.partial(entry, **spec.options)
             parameters = inspect.signature(entry).parameters
         self.weight = spec.weight
+        self.applies_to = spec.on
         self.inputs = {"labels", "index"} & parameters.keys()
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ def test_a_studys_bank_that_is_killed_goes_on_and_its_record_is_that_of_one_that
     undisturbed, stored = stages.bank(other, "birds", "resnet", "FT")
     stages.teacher(killed, "birds", "resnet", "FT")
     with monkeypatch.context() as patch:
-        kill_at(patch, bank, "_stored", 4)
+        kill_at(patch, bank, "_to_16_bits", 4)
         assert in_child(lambda: stages.bank(killed, "birds", "resnet", "FT")) == -signal.SIGKILL
     seen = count_views(monkeypatch)
     run, again = stages.bank(killed, "birds", "resnet", "FT")

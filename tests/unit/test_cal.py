@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fgkd.data import views
 from fgkd.data.folders import Split
-from fgkd.distillation import losses, training
+from fgkd.distillation import checkpoint, losses, training
 from fgkd.models import cal, classifier
 from fgkd.study import Distillation, Model, Recipe, Views
 
@@ -323,14 +323,14 @@ def test_a_cal_teacher_learns_and_goes_on_from_a_checkpoint_to_the_same_weights(
     assert set(history[0]) == {"epoch", "ce", "views", "effects", "centres", "train_accuracy"} and all(
         map(math.isfinite, history[-1].values())
     )
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
-    save = training._save
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
+    write = checkpoint.write_bytes
 
     def killed(*given):
-        save(*given)
+        write(*given)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save", killed)
+    monkeypatch.setattr(checkpoint, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
         train("broken")
     monkeypatch.undo()

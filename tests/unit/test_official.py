@@ -453,7 +453,7 @@ def test_the_root_is_the_studys_or_else_the_kind_in_fgkd_data(archive, monkeypat
     ):
         stages.data(study, "gone")
     monkeypatch.delenv("FGKD_DATA")
-    stages._loaded.cache_clear()
+    stages._load_dataset.cache_clear()
     with pytest.raises(
         DataError, match="cub: neither a root is given nor FGKD_DATA set: .*the folder that holds cub/"
     ):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fgkd import metrics, records, stages
-from fgkd.distillation import training
+from fgkd.distillation import checkpoint, search, training
 from fgkd.metrics import transfer
 from fgkd.study import PRETEXT, Job, StudyError
 
@@ -206,7 +206,7 @@ def test_a_changed_value_is_computed_anew_and_its_neighbours_are_not(finished, m
 def test_a_killed_teacher_goes_on_from_its_checkpoint_to_the_same_weights(make_study, monkeypatch):
     whole, broken = (make_study({"name": name, "recipes.FT.epochs": 4}) for name in ("whole", "broken"))
     stages.teacher(whole, "birds", "resnet", "FT")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
     drawn, epoch = [], training.Images.epoch
 
     def killed(self, seed, number):
@@ -321,7 +321,7 @@ def test_held_out_images_have_no_part_in_a_candidates_training(make_study, monke
     def spoil(study, dataset):
         found = load(study, dataset)
         held, images = (
-            training.hold_out(torch.from_numpy(found.train.labels), study.seed_for("search", "birds"))[1],
+            search.hold_out(torch.from_numpy(found.train.labels), study.seed_for("search", "birds"))[1],
             np.array(found.train.images),
         )
         images[held] = 255 - images[held]
@@ -338,7 +338,7 @@ def test_held_out_images_have_no_part_in_a_candidates_training(make_study, monke
 def test_a_killed_search_goes_on_with_the_candidate_it_was_at(make_study, monkeypatch):
     whole, broken = (make_study({"recipes.FT.lr": [0.1, 0.02]}, name) for name in ("whole", "broken"))
     expected = searched(whole, "FT")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
     drawn, epoch = [], training.Images.epoch
 
     def killed(self, seed, number):
@@ -385,7 +385,7 @@ def test_a_students_rate_is_searched_for_with_each_of_its_losses(make_study):
 
 
 def test_a_checkpoint_of_other_values_is_not_continued(make_study, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
     monkeypatch.setattr(training, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         stages.teacher(make_study(), "birds", "resnet", "FT")
@@ -498,7 +498,7 @@ def test_metrics_on_test_images_are_those_of_the_stored_logits(finished):
 def test_a_killed_distillation_does_not_repeat_its_finished_students(make_study, monkeypatch):
     study = make_study({"students.other": {"model": "test_resnet"}, "strategies": ["FT"]})
     stages.bank(study, "birds", "resnet", "FT")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
     measure, measured = training.accuracy, []
 
     def killed(*given):

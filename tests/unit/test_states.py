@@ -30,7 +30,7 @@ DISTILL = Job("distill", "birds", "resnet", "FT")
 @pytest.fixture(autouse=True)
 def look_anew():
     """A process looks at photos once; here they change within one."""
-    stages._loaded.cache_clear()
+    stages._load_dataset.cache_clear()
 
 
 def photograph(folder):
