@@ -24,6 +24,26 @@ from timm.models import register_model
 def fgkd_student_net(pretrained=False, **options):
     return timm.create_model("test_byobnet", **options)
 """
+LOSS_PLUGIN = """
+import torch
+from fgkd.distillation.losses import loss
+
+@loss
+def fgkd_cubic(student, teacher, labels, *, power=3.0):
+    assert labels.shape == student.shape[:1] and student.shape == teacher.shape
+    return (student - teacher).abs().pow(power).mean()
+
+@loss
+class FGKD_Scaled(torch.nn.Module):
+    def __init__(self, student_width, teacher_width, labels, *, scale=1.0):
+        super().__init__()
+        self.projection = torch.nn.Linear(student_width, teacher_width)
+        self.scale = scale * len(labels)
+
+    def forward(self, student, teacher, index):
+        assert self.projection(student).shape == teacher.shape and index.shape == student.shape[:1]
+        return 0 * self.projection(student).sum() + self.scale
+"""
 
 
 def stamps(study):
@@ -442,6 +462,28 @@ def test_a_plugins_model_can_be_a_student_without_a_teacher(make_study, tmp_path
         }
     )
     assert stages.distill(study, "birds", "none", "CE").rows.model.item() == "fgkd_student_net"
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_a_plugin_adds_a_network_and_a_loss_that_a_student_is_trained_with(make_study, tmp_path, online):
+    """One loss is a function of logits, the other a module of features, that returns its option."""
+    cubic, scaled, network = (f"fgkd_{name}_{int(online)}" for name in ("cubic", "scaled", "net"))
+    source = (PLUGIN + LOSS_PLUGIN).replace("fgkd_student_net", network)
+    (tmp_path / "own.py").write_text(source.replace("fgkd_cubic", cubic).replace("FGKD_Scaled", scaled))
+    changes = {
+        "plugins": ["own.py"],
+        "students": {"mine": {"model": network}},
+        "losses": {cubic: {"weight": 0.5, "options": {"power": 1.0}}, scaled: {"on": "features"}},
+        "recipes.student": {"epochs": 1, "batch_size": 24, "lr": 1e-12},
+        "online": online,
+    }
+    study = make_study(changes)
+    history = stages.distill(study, "birds", "resnet", "FT").table("history").set_index("loss")
+    assert history.further.isna().to_dict() == {"kd": True, cubic: False, scaled: False}
+    assert history.further[scaled] == 1.0 * 24
+    twice = make_study(changes | {f"losses.{cubic}.weight": 1.0}, "twice")
+    again = stages.distill(twice, "birds", "resnet", "FT").table("history").set_index("loss")
+    assert again.further[cubic] == pytest.approx(2 * history.further[cubic], rel=1e-6)
 
 
 def test_the_conclusion_writes_every_table_and_its_own_record(finished):
