@@ -1,4 +1,4 @@
-"""What holds on a GPU; `python -m pytest tests/unit/test_gpu.py` on a machine that has one, skipped elsewhere."""
+"""Training, banks and losses on a GPU: `python -m pytest tests/unit/test_gpu.py` where there is one."""
 
 import contextlib
 
@@ -173,7 +173,7 @@ def test_a_gpus_one_kernel_for_all_weights_moves_them_as_a_cpu_does(tmp_path, op
         x, labels = torch.randn(24, 6).to(on), (torch.arange(24) % 3).to(on)
         fused = {group["fused"] for group in training.make_optimizer(net, recipe).param_groups}
         options, objective = {"seed": 1, "checkpoint": tmp_path / "c"}, training.cross_entropy(labels)
-        training.fit(net, lambda epoch, index: x[index], labels, objective, recipe, **options)
+        training.fit(net, lambda epoch, index, x=x: x[index], labels, objective, recipe, **options)
         found.append((fused, [weight.detach().cpu() for weight in net.parameters()]))
     assert [fused for fused, _ in found] == [{None}, {True}]
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-4)

@@ -1,8 +1,9 @@
-"""Distillation losses: the released implementation's values, timm's task, torchdistill, cases by hand, and their limits."""
+"""Distillation losses: the released implementation, timm's task, torchdistill, cases by hand, and limits."""
 
 import json
 import math
 import re
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ class Fixed(nn.Module):
     """A model whose logits are its parameter, with what timm's task asks of a model."""
 
     num_classes, in_chans = 9, 3
-    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    pretrained_cfg = MappingProxyType({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
 
     def __init__(self, logits):
         super().__init__()
@@ -71,7 +72,8 @@ def test_losses_equal_the_released_implementation(reference, key):
     student, teacher, labels = (
         torch.from_numpy(given[f"losses/{name}"]) for name in (f"student_{kind}", f"teacher_{kind}", "labels")
     )
-    # fp32 rounds PKT by some 1e-9, as much as the order of the features' columns changes it: 1e-4 of the value for features
+    # fp32 rounds PKT by some 1e-9, as much as the order of the features' columns changes it: 1e-4 of the
+    # value for features
     assert GOLDEN[key](student, teacher, labels).item() == pytest.approx(golden, rel=1e-5, abs=2e-9)
 
 
@@ -180,7 +182,7 @@ def test_dkd_of_logits_that_are_sure_is_finite_where_probabilities_are_0():
 
 
 def test_rkd_by_hand():
-    # a triangle of sides 3, 4, 5, whose cosines are 0, 3/5 and 4/5, and one of equal sides, whose cosines are 1/2
+    # a triangle of sides 3, 4, 5, whose cosines are 0, 3/5 and 4/5, and one of equal sides, with cosines 1/2
     student = torch.tensor([[0.0, 0, 7], [3, 0, 7], [0, 4, 7]])
     teacher = torch.eye(3, 4)
     distance = 2 * 2 * 0.25**2 / 2 / 9
@@ -362,7 +364,7 @@ def test_a_loss_whose_name_is_taken_is_refused(name):
     before = dict(losses.AUXILIARY)
     with pytest.raises(ValueError, match=f"loss '{name}' is taken: give the one in .* another name"):
         losses.loss(mine)
-    assert losses.AUXILIARY == before
+    assert before == losses.AUXILIARY
 
 
 def test_crd_by_hand_against_all_images_of_other_classes():

@@ -1,4 +1,4 @@
-"""Stages: computed once, the same numbers anywhere, and whole again after files are lost or a run is killed."""
+"""Stages: computed once, the same numbers anywhere, and restored after lost files or a killed run."""
 
 import dataclasses
 import os
@@ -183,7 +183,7 @@ def test_a_teachers_spoilt_weights_are_an_error_that_names_the_file_and_the_reme
     file = finished.path(Job("teacher", "birds", "resnet", "FT")) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(
-        StudyError, match="model.safetensors' cannot be read.*Delete the file to train it anew"
+        StudyError, match=r"model.safetensors' cannot be read.*Delete the file to train it anew"
     ):
         stages.load_teacher(finished, "birds", "resnet", "FT")
     file.unlink()
@@ -381,7 +381,7 @@ def test_a_rate_that_diverges_is_not_chosen_and_all_that_do_are_an_error(make_st
     assert table.validation_accuracy.isna().to_list() == [True, False] and row.lr == 0.01
     with pytest.raises(
         FloatingPointError,
-        match="teacher/birds/FT/resnet: every learning rate of .* diverged: add lower ones",
+        match=r"teacher/birds/FT/resnet: every learning rate of .* diverged: add lower ones",
     ):
         stages.teacher(
             make_study({"recipes.FT.lr": [1e30, 1e31], "recipes.FT.clip": 1e30}), "birds", "resnet", "FT"
@@ -392,10 +392,10 @@ def test_a_students_rate_is_searched_for_with_each_of_its_losses(make_study):
     values = {"losses": {"crd": {"options": {"negatives": 4, "width": 8}}}, "datasets.birds.train": 8}
     run = stages.distill(make_study(values | {"recipes.student.lr": [1e-9, 0.003]}), "birds", "resnet", "FT")
     table, found = run.table("search"), {loss: weights(run, loss) for loss in ("kd", "crd")}
-    assert list(zip(table.student, table.loss, table.lr)) == [
+    assert list(zip(table.student, table.loss, table.lr, strict=True)) == [
         ("small", loss, lr) for loss in ("kd", "crd") for lr in (1e-9, 0.003)
     ]
-    for row, (_, candidates) in zip(run.rows.itertuples(), table.groupby("loss", sort=False)):
+    for row, (_, candidates) in zip(run.rows.itertuples(), table.groupby("loss", sort=False), strict=True):
         assert (
             row.lr
             == candidates[candidates.validation_accuracy == candidates.validation_accuracy.max()].lr.min()
@@ -489,7 +489,9 @@ def test_a_plugin_adds_a_network_and_a_loss_that_a_student_is_trained_with(make_
 def test_the_conclusion_writes_every_table_and_its_own_record(finished):
     frames = records.collect(finished)
     run = stages.write_study_tables(finished, "report", frames)
-    assert dict(zip(run.rows.table, run.rows.rows)) == {name: len(frame) for name, frame in frames.items()}
+    assert dict(zip(run.rows.table, run.rows.rows, strict=True)) == {
+        name: len(frame) for name, frame in frames.items()
+    }
     for name, frame in frames.items():
         assert len(pd.read_csv(finished.folder / "tables" / f"{name}.csv")) == len(frame)
 

@@ -1,4 +1,4 @@
-"""The training loop: resumable bit for bit, a rate as planned, loud when it diverges; and the passes over images around it."""
+"""The training loop: resumable bit for bit, its rate as planned, loud when it diverges; image passes."""
 
 import math
 
@@ -264,7 +264,7 @@ def test_no_step_touches_the_memory_of_the_cpu(tmp_path, monkeypatch, kind):
     # That device has no autocast, and a check of the head that looks at values.
     monkeypatch.setattr(torch, "autocast", lambda kind, *dtype, enabled: autocast("cuda", enabled=False))
     monkeypatch.setattr(training, "check_head", lambda model, images: None)
-    with pytest.raises((RuntimeError, NotImplementedError), match="item.*meta|meta.*item"):
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"item.*meta|meta.*item"):
         net = trainings.network(kind).to("meta")
         trainings.train(kind, net, tmp_path / "c", device="meta", with_recipe=recipe)
     assert host.seen == [] and watched.number == 3 and host.operations > 20
@@ -283,7 +283,7 @@ def test_images_on_the_disk_are_found_by_indices_on_the_cpu(tmp_path, monkeypatc
     assert huge.resident is None and (huge.index_device, seen.index_device) == (CPU, torch.device("meta"))
     host = Host()
     trainings.Steps(host, monkeypatch)
-    with pytest.raises((RuntimeError, NotImplementedError), match="item.*meta|meta.*item"):
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"item.*meta|meta.*item"):
         net = trainings.network("CE").to("meta")
         trainings.train("CE", net, tmp_path / "c", device="meta", source=huge)
     copied = [name for name in host.seen if "_to_copy" in name]
@@ -380,15 +380,12 @@ def test_no_checkpoint_is_written_before_its_time(tmp_path):
 
 def test_another_seed_gives_another_training(tmp_path):
     x, labels = points()
-    run = lambda seed: training.fit(
-        network(),
-        lambda e, i: x[i],
-        labels,
-        training.cross_entropy(labels),
-        Recipe(epochs=1),
-        seed=seed,
-        checkpoint=tmp_path / "c",
-    )  # noqa: E731
+    objective = training.cross_entropy(labels)
+
+    def run(seed):
+        options = {"seed": seed, "checkpoint": tmp_path / "c"}
+        return training.fit(network(), lambda e, i: x[i], labels, objective, Recipe(epochs=1), **options)
+
     assert run(1) == run(1) != run(2)
 
 
@@ -487,7 +484,7 @@ def test_every_sample_is_used_once_an_epoch_in_batches_of_two_or_more(tmp_path, 
         batch_size=batch,
     )
     assert sorted(torch.cat(seen).tolist()) == list(range(n))
-    assert 2 <= min(map(len, seen)) and max(map(len, seen)) <= batch
+    assert min(map(len, seen)) >= 2 and max(map(len, seen)) <= batch
 
 
 def test_only_the_samples_that_are_named_are_trained_on(tmp_path):
@@ -528,7 +525,7 @@ def test_what_a_search_holds_out_is_a_function_of_labels_and_seed():
 
 
 def test_classes_too_small_to_hold_any_image_out_are_refused():
-    with pytest.raises(StudyError, match="no class has more than 2 training images.*give a single lr"):
+    with pytest.raises(StudyError, match=r"no class has more than 2 training images.*give a single lr"):
         search.hold_out(torch.tensor([0, 1, 1]), 0)
 
 
@@ -585,7 +582,7 @@ def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(image
         type(net), "features_and_logits", lambda self, x: (parts(self, x)[0], parts(self, x)[1] + 1)
     )
     with pytest.raises(
-        StudyError, match="more than its last layer.*neither recipe FZ nor a loss on features"
+        StudyError, match=r"more than its last layer.*neither recipe FZ nor a loss on features"
     ):
         training.fit_head(net, images, [], Recipe(epochs=1), seed=2, checkpoint=tmp_path / "c", title="FZ")
 
@@ -723,7 +720,7 @@ def test_accuracy_is_that_of_the_logits_it_gives(images):
 def test_a_gpu_that_is_absent_is_an_error_and_auto_takes_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert training.device("auto") == training.device("cpu") == CPU
-    with pytest.raises(StudyError, match="device is 'cuda'.*no GPU.*'device: cpu'"):
+    with pytest.raises(StudyError, match=r"device is 'cuda'.*no GPU.*'device: cpu'"):
         training.device("cuda")
 
 
