@@ -1,7 +1,8 @@
-"""The stages of a study: each loads what its job computed before, or computes it, and what it needs, now.
+"""The stages of a study: each loads what its job computed before, or computes it now.
 
-A notebook calls one of these and looks at the result.  It therefore runs by itself, and costs nothing twice
-when the engine runs it.  The test split has no part in any choice that a stage makes.
+A stage also computes what it needs of earlier ones.  A notebook calls one and looks at the result: it
+therefore runs by itself, and costs nothing twice when the engine runs it.  The test split has no part in any
+choice that a stage makes.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def load_teacher(study: Study, dataset: str, key: str, recipe_name: str) -> clas
 
 
 def bank(study: Study, dataset: str, teacher: str, recipe_name: str) -> tuple[StageResult, banks.Bank]:
-    """A teacher's metrics over all views of all training images, and the bank that its students learn from.
+    """A teacher's metrics over all views of the training images, and its students' bank.
 
     Where a study is online, its students need no bank: the metrics are the same, and only the first few views
     are stored, to be looked at.
@@ -199,7 +200,7 @@ def check_bank(study: Study, job: Job) -> dict[str, float]:
     """
     folder = study.path(job) / "views"
     device = _device(study)
-    arrays = {"logits", *(file.stem for file in folder.glob("*.npy"))}
+    arrays = ("logits", *(file.stem for file in folder.glob("*.npy")))
     stored = banks.read(folder, dict.fromkeys(arrays, ()), device)
     if stored is None:
         raise StudyError(
@@ -231,7 +232,7 @@ def student_views(
 
 
 def attend_test_images(study: Study, dataset: str, teacher: str) -> tuple[Tensor, cal.Attended]:
-    """The test images' centre crops, uint8 (N, 3, S, S), and a CAL teacher's attention, on the CPU."""
+    """The test images' centre crops, uint8 (N, 3, S, S), and a CAL teacher's attention."""
     images = training.Images(data(study, dataset).test, study.views, _device(study))
     model = load_teacher(study, dataset, teacher, "CAL")
     pixels = []
@@ -325,9 +326,9 @@ def study_tables(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def on_test(study: Study) -> pd.DataFrame:
-    """The metrics of every trained teacher on the test images; of a CAL teacher, its mean over views.
+    """The metrics of every trained teacher's logits on the test images.
 
-    One row per dataset, teacher, recipe and seed.
+    One row per dataset, teacher, recipe and seed.  A CAL teacher's logits are means over views.
     """
     rows = []
     for job in study.jobs():
@@ -367,7 +368,7 @@ def _save_model(folder: Path, model: classifier.Classifier, logits: Tensor) -> N
 
 
 def _student_sources(study: Study, job: Job):
-    """What the students of a distill job share: training and test images, teacher outputs and test logits.
+    """The training and test images, teacher outputs and teacher's test logits of a distill job.
 
     The last two are None for the CE baseline.
     """
@@ -387,7 +388,7 @@ def _student_sources(study: Study, job: Job):
 
 
 def _pretrained(study: Study, job: Job) -> classifier.Classifier | None:
-    """The network that a teacher's training starts from, frozen; None where it starts from random weights."""
+    """The network that a teacher's training starts from; None for random weights."""
     spec = study.teacher(job.teacher)
     if spec.weights == "none" or job.dataset == PRETEXT:
         return None
@@ -418,7 +419,7 @@ def _load_or_compute(
     files: tuple[str, ...] = (),
     valid: Callable[[], bool] = lambda: True,
 ) -> StageResult:
-    """Load the job's record, or compute it where it is absent, stale or without the files needed with it.
+    """Load the job's record, or compute it where it is absent or stale, or lacks its files.
 
     A lock on the job's folder keeps two processes, one of them perhaps an orphan, from computing it at once:
     the second waits.

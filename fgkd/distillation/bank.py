@@ -37,17 +37,17 @@ EXACT = ("boxes", "maps")  # what students need as it is stored
 
 @dataclass(frozen=True)
 class Bank:
-    """Stored arrays (V, N, ...) by name: V views of N training images; always `logits` (V, N, C)."""
+    """Stored arrays (V, N, ...) by name, of V views of N images; always `logits` (V, N, C)."""
 
     arrays: dict[str, np.ndarray]
     device: torch.device
     _slab: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def outputs(self, epoch: int, index: Tensor) -> dict[str, Tensor]:
-        """Return the stored teacher outputs for images `index` (B,) in `epoch`, on the bank's device.
+        """Return the stored teacher outputs for images `index` (B,) in `epoch`.
 
-        Epoch e reads view e modulo V.  A view is read whole from the disk, and kept until another one is
-        asked for.  index may lie on any device.
+        They lie on the bank's device, index on any.  Epoch e reads view e modulo V.  A view is read whole
+        from the disk, and kept until another one is asked for.
         """
         view = epoch % len(self.arrays["logits"])
         if view not in self._slab:
@@ -91,7 +91,7 @@ def teacher_outputs(
 def online_outputs(
     teacher: Classifier, images: Images, *, views_seed: int, augmented: bool = False, features: bool = False
 ) -> TeacherOutputs:
-    """A frozen teacher's outputs for students that run it in every step; the options of its bank."""
+    """The outputs of a teacher that its students run in every step, with its bank's options."""
 
     @functools.lru_cache(1)
     def attention_draws(view):
@@ -116,7 +116,7 @@ def write(
     augmented: bool = False,
     features: bool = False,
 ) -> tuple[dict, list[dict]]:
-    """Run the teacher over `views` views of all images; write its outputs, one .npy file (V, N, ...) each.
+    """Write a teacher's outputs for `views` views of all images, as .npy files (V, N, ...).
 
     Returns the metrics over all samples and views, and one row of them per view; augmented adds R12 of the
     crop and drop views.  The folder appears only when it is complete.
@@ -164,7 +164,7 @@ def write(
 def check(
     bank: Bank, teacher: Classifier, images: Images, *, views_seed: int, number: int = 3, seed: int = 0
 ) -> dict[str, float]:
-    """Compare the teacher's outputs with the bank's in `number` random batches, each of a random view.
+    """Compare the teacher's outputs with the bank's in a number of random batches and views.
 
     Returns, for each array, the largest difference as a share of the largest stored value: 0 on the machine
     that wrote it, some thousandths on another; more where teacher, images or views are not the bank's.
@@ -186,7 +186,7 @@ def check(
 
 
 def read(folder: Path, shapes: dict[str, tuple[int, ...]], device: torch.device) -> Bank | None:
-    """The bank in `folder`, memory mapped; None where an array is absent, cut short or of another shape.
+    """The bank in `folder`, memory mapped; None where an array is absent, cut or misshapen.
 
     shapes: by array, its first dimensions.
     """
@@ -209,7 +209,7 @@ def names(*, augmented: bool, features: bool) -> tuple[str, ...]:
 
 
 def append(file: Path, values: Tensor, number: int, view: int) -> int:
-    """Append a view's rows (N, ...) to an .npy file (number, N, ...), synced to disk; return its bytes."""
+    """Append a view (N, ...) to an .npy file (number, N, ...), synced; return the file's bytes."""
     array = values.cpu().numpy()
     try:
         with open(file, "ab" if view else "wb") as out:
@@ -227,7 +227,7 @@ def append(file: Path, values: Tensor, number: int, view: int) -> int:
 def _inputs(
     images: Images, views_seed: int, view: int, subset: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(index (B,), views (B, 3, S, S), draws (B, 4)) of all images, or of a subset of indices, in order."""
+    """(index (B,), views (B, 3, S, S), draws (B, 4)) of all images or a subset, in order."""
     draws = draw_attention(len(images), seed=views_seed, epoch=view).to(images.device)
     for index, x in batches(images, images.epoch(views_seed, view), subset):
         yield index, x, draws[index.to(x.device)]
@@ -261,7 +261,7 @@ def _summaries(partial: Path, sample_files: list[str]) -> tuple[dict, list[dict]
 
 
 def _resume(partial: Path, given: dict) -> tuple[int, dict[str, int]]:
-    """The number of complete views in a folder begun with the same arguments, and its files' bytes by name.
+    """Complete views in a folder begun with the same arguments, and its files' bytes by name.
 
     What was written after them is cut off.  A folder of other arguments, or that lacks a part, is emptied.
     """
@@ -278,7 +278,7 @@ def _resume(partial: Path, given: dict) -> tuple[int, dict[str, int]]:
 
 
 def _to_16_bits(values: Tensor) -> Tensor:
-    """Values of 16 bits as they are, others as fp16.  Raises ValueError where that cannot hold them."""
+    """Values of 16 bits as they are, others as fp16.  Raises ValueError beyond its range."""
     if values.dtype in (torch.int16, torch.float16):
         return values
     half = values.half()

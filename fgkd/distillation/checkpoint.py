@@ -1,4 +1,4 @@
-"""Where a training resumes after a kill: the epochs that ended, and the steps of the one that did not.
+"""The state that a training resumes from: epochs that ended, and steps of the next one.
 
 A training that was killed and started again ends, on a CPU, with the same numbers as one that was not; a
 GPU's sums differ from run to run.  It may resume on another device, from that device's own random numbers.
@@ -74,7 +74,7 @@ class Checkpoint:
         self.written = time.monotonic()
 
     def load(self) -> tuple[list[dict], dict | None]:
-        """Set model and optimizer to the file's state; return its history and the state of its epoch.
+        """Set model and optimizer to the file's state; return its history and epoch's state.
 
         ([], None) without a file, or with one that cannot be read.  How the optimizer computes stays as it is
         on this device.
@@ -95,7 +95,7 @@ class Checkpoint:
         return state["history"], state["begun"]
 
     def save_if_due(self, history: list[dict], progress: EpochProgress | None = None) -> None:
-        """Write the state after the epochs of `history` and the steps of `progress`, if it is time to."""
+        """Write the state after the epochs of `history` and the steps of `progress`, if due."""
         if time.monotonic() - self.written <= CHECKPOINT_SECONDS:
             return
         state = {
@@ -117,7 +117,10 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 
 def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Set states that `random_state` returned, perhaps elsewhere: a GPU without one keeps its own."""
+    """Set the states of `random_state`, perhaps of another machine.
+
+    A GPU's own random numbers stay where the states are a CPU's.
+    """
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) == 2:
         torch.cuda.set_rng_state(states[1], device)

@@ -64,7 +64,7 @@ class AuxiliaryLoss(nn.Module):
     """An auxiliary loss of a study, times its weight, with whatever weights and memory it has."""
 
     def __init__(self, spec: Loss, student_width: int, teacher_width: int, labels: Tensor):
-        """student_width, teacher_width: of the logits or features; labels: (N,) of all training images."""
+        """Build it for logits or features of two widths, and labels (N,) of all training images."""
         super().__init__()
         entry = AUXILIARY[spec.loss]
         if isinstance(entry, type):
@@ -154,7 +154,7 @@ def rkd(
 
 @loss
 def pkt(student: Tensor, teacher: Tensor) -> Tensor:
-    """Probabilistic knowledge transfer of logits or features (N, D1) and (N, D2), in nats over N.
+    """Probabilistic knowledge transfer of logits or features (N, D1), (N, D2), in nats over N.
 
         PKT = mean_ij t_ij * log((t_ij + e) / (s_ij + e)),   e = 1e-7
         s_ij = (1 + cos_ij) / sum_k (1 + cos_ik),   t_ij the same of the teacher
@@ -183,7 +183,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 @loss
 class Hint(nn.Module):
-    """`hint` behind a linear projection of the student to the teacher's width where the two differ."""
+    """`hint` behind a linear projection to the teacher's width where the two differ."""
 
     def __init__(self, student_width: int, teacher_width: int, labels: Tensor):
         super().__init__()
@@ -319,9 +319,9 @@ def _softened(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Ten
 
 
 def _decoupled(log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (N, 2) of the label's class and of all others together, and (N, C) among these.
+    """Log-probabilities of (label's class, all others together) (N, 2), and among these (N, C).
 
-    The second has 0 at the label's class, which adds nothing to a KL.
+    The latter have 0 at the label's class, which adds nothing to a KL.
     """
     is_label = F.one_hot(labels, log_p.shape[1]).bool()
     others = log_p.masked_fill(is_label, -torch.inf)
@@ -342,14 +342,14 @@ def _polar(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _relations(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances over their mean (N, N), and the cosine of the angle at i between j and k (N, N, N)."""
+    """Distances over their mean (N, N), and cosines of the angle at i between j and k (N, N, N)."""
     directions, lengths = _polar(points - points[:, None])
     mean = lengths.sum() / max(1, len(points) * (len(points) - 1))
     return lengths[..., 0] / mean.masked_fill(mean == 0, 1), directions @ directions.mT
 
 
 def _similarities(points: Tensor) -> Tensor:
-    """Each image's cosine similarities to all, shifted to [0, 1] and made to add up to 1: (N, N)."""
+    """Each image's cosine similarities to all, shifted to [0, 1], of sum 1: (N, N)."""
     directions, _ = _polar(points)
     kernel = (directions @ directions.T + 1) / 2
     return kernel / kernel.sum(1, keepdim=True)

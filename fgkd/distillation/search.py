@@ -39,7 +39,7 @@ class ModelTraining(Protocol):
 def fit(
     model_training: ModelTraining, recipe: Recipe, folder: Path
 ) -> tuple[Classifier, Recipe, dict[str, list[dict]]]:
-    """Train a model with the best of its recipe's learning rates; return it, the recipe, and tables.
+    """Train with the best of a recipe's learning rates; return model, recipe and tables.
 
     The recipe has that rate alone.  The tables are the training's `history` and, where there were several
     rates, their `search`.

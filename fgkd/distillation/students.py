@@ -79,7 +79,7 @@ class StudentTraining:
         )
 
     def _auxiliary_loss(self, model: classifier.Classifier) -> AuxiliaryLoss | None:
-        """The student's auxiliary loss, built for the widths of what it compares; None where it has none."""
+        """The student's auxiliary loss, if any, built for the widths of what it compares."""
         spec = self._loss
         if spec is None or spec.loss == "kd" or self.teacher is None:
             return None

@@ -1,4 +1,4 @@
-"""A study's teachers: how one is built and trained, and how well its pretrained network seems to transfer."""
+"""A study's teachers: built and trained, and the transfer scores of a pretrained network."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def build(study: Study, job: Job, classes: int, pretext_weights: Path | None = N
 def transfer_scores(
     pretrained: classifier.Classifier | None, images: training.Images
 ) -> dict[str, float | None]:
-    """LogME, LEEP and NCE of a pretrained network on centre crops; None without a network, or head."""
+    """LogME, LEEP and NCE of a network on centre crops; None without a network, or a head."""
     scores: dict[str, float | None] = dict.fromkeys(TRANSFER)
     if pretrained is None:
         return scores

@@ -1,4 +1,4 @@
-"""One visible loop that trains teachers and students, their objectives, and passes over images.
+"""The loop that trains teachers and students, their objectives, and passes over images.
 
 Everything random in a training comes from its seed and the epoch's number; `checkpoint` says how one resumes.
 
@@ -40,7 +40,7 @@ TeacherOutputs = Callable[[Tensor, int, Tensor], dict[str, Tensor]]
 
 
 def device(name: str) -> torch.device:
-    """The device of 'auto', 'cpu' or 'cuda'.  Raises StudyError where a GPU is asked for and absent."""
+    """The device of 'auto', 'cpu' or 'cuda'.  Raises StudyError for a GPU that is absent."""
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
         raise StudyError(
@@ -106,7 +106,7 @@ def fit(
     subset: Tensor | None = None,
     index_device: torch.device | None = None,
 ) -> list[dict]:
-    """Train `model` in place; return one row per epoch: mean terms of the loss, and training accuracy.
+    """Train `model` in place; return one row per epoch: mean loss terms and training accuracy.
 
     inputs: (epoch, index (B,)) -> what the model takes.
     labels: (N,) on the model's device.
@@ -216,10 +216,9 @@ def distillation(
         outputs = teacher(x, epoch, index)
         y = labels[index]
         features, logits = model.features_and_logits(x) if on_features else (None, model(x))
-        terms = {
-            "ce": F.cross_entropy(logits, y),
-            "kd": kd_weight * losses.kd(logits, outputs["logits"], kd.temperature),
-        }
+        # KD before CE: gradients are summed in reverse order, and another order would round otherwise.
+        kd_term = kd_weight * losses.kd(logits, outputs["logits"], kd.temperature)
+        terms = {"ce": F.cross_entropy(logits, y), "kd": kd_term}
         if augmented:
             student = model(torch.cat([views.crop(x, outputs["boxes"]), views.drop(x, outputs["maps"])]))
             teacher_logits = torch.cat([outputs["crop"], outputs["drop"]])
@@ -364,7 +363,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, *, step: int, steps: int) -> None:
-    """Set the rate of a step: a linear warm-up, then a cosine from lr to min_lr in the last of `steps`."""
+    """Set the rate of a step out of `steps`: linear warm-up, then a cosine from lr to min_lr."""
     (peak,) = recipe.rates
     warm = min(recipe.warmup_steps, steps - 1)
     if step < warm:

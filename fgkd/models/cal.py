@@ -52,7 +52,7 @@ def concatenate(batches: list[Attended]) -> Attended:
 
 
 class Attention(nn.Module):
-    """CAL's head, a feature map (B, D, h, w) -> Attended, and each class's feature centre (C, M D)."""
+    """CAL's head, a feature map (B, D, h, w) -> Attended, with a feature centre of each class."""
 
     centres: Tensor
 
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
 
 class CAL(Classifier):
-    """A timm network whose last feature map feeds CAL's head; all that followed that map is removed.
+    """A timm network whose last feature map feeds CAL's head, in place of all that followed it.
 
     timm itself brings the map of a convolutional, hierarchical or plain transformer network to (B, D, h, w),
     prefix tokens set aside.  The map has passed the network's last norm: where that follows the pooling, as
@@ -170,7 +170,7 @@ def loss(
 
 
 def plan(maps: Tensor, draws: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Choose the box of each view's attention crop (B, 4), and what its drop hides, fp16 (B, h, w).
+    """Choose each view's attention crop, boxes (B, 4), and what its drop hides, fp16 (B, h, w).
 
     maps: (B, M, h, w).
     draws: (B, 4) uniform in [0, 1), from `views.draw_attention`: which map crops, which drops, and both
@@ -196,7 +196,7 @@ def select(maps: Tensor, draws: Tensor) -> Tensor:
 
 
 def _behead(net: nn.Module, width: int) -> nn.Module:
-    """Cut what follows a network's last map, of `width` channels; return the norm it began with, if any.
+    """Cut what follows a network's last map, of `width` channels; return the norm it began with.
 
     Of what goes and is not part of the classifier, that norm is the first module with weights, and the only
     norm of this width: the head of a CaiT, which has blocks of its own, begins with the norm of a block.
@@ -215,12 +215,12 @@ def _behead(net: nn.Module, width: int) -> nn.Module:
 
 
 def _is_norm(layer: nn.Module) -> bool:
-    """Whether a layer normalises by an image's own statistics, judged by timm's names of such layers."""
+    """Whether a layer normalises by an image's own statistics, by timm's names of such layers."""
     return any(kind in type(layer).__name__ for kind in ("LayerNorm", "RmsNorm", "GroupNorm"))
 
 
 def _normalize_channels(norm: nn.Module, features: Tensor) -> Tensor:
-    """Apply a norm of channels, which may expect them first or last, in each place of (B, D, h, w)."""
+    """Apply a norm, which may expect channels first or last, in each place of (B, D, h, w)."""
     if isinstance(norm, nn.GroupNorm | nn.Identity) or "2d" in type(norm).__name__:
         return norm(features)
     return norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

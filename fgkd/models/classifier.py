@@ -28,7 +28,7 @@ from fgkd.study import Model, StudyError, check_weights
 
 
 class Classifier(nn.Module):
-    """A timm network with its normalisation: images (N, 3, S, S), 0 to 255 -> fp32 logits (N, C).
+    """A timm network with its normalisation: images (N, 3, S, S), 0 to 255 -> logits (N, C).
 
     The last layer computes in fp32 under autocast too, in place, whatever the network does before and after
     it: in bf16 logits have three digits, so that the two largest of an image are often equal.
@@ -206,9 +206,9 @@ def parameters(model: nn.Module) -> int:
 
 
 def pretraining(spec: Model) -> str:
-    """The set that the network was pretrained on: as the study says, none, pretext, by timm, or unknown.
+    """The set that the network was pretrained on: by the study, else none, pretext or unknown.
 
-    timm's tag ends with it, such as in1k; in22k is the same set as in21k.
+    timm's tag of a network ends with it, such as in1k; in22k is the same set as in21k.
     """
     if spec.pretraining or spec.weights in ("none", "pretext"):
         return spec.pretraining or spec.weights
@@ -235,7 +235,7 @@ def _compute_in_fp32(forward: Callable[[Tensor], Tensor], features: Tensor) -> T
 
 
 def _create(spec: Model, classes: int | None, crop: int) -> nn.Module:
-    """Create timm's network for views of `crop` pixels, with its weights and their own head, if any."""
+    """Create timm's network for views of `crop` pixels, with its weights and their own head."""
     options = dict(spec.options)
     if timm.models.is_model_pretrained(spec.model):
         config = timm.get_pretrained_cfg(spec.model, allow_unregistered=False)
@@ -260,7 +260,7 @@ def _create(spec: Model, classes: int | None, crop: int) -> nn.Module:
 
 
 def _from_file(spec: Model, options: dict) -> nn.Module:
-    """Load a network with its file's own number of classes, strictly, by timm's conversion of names."""
+    """Load a network with its file's number of classes, strictly, by timm's own conversion."""
     try:
         state = load_state_dict(spec.weights, use_ema=False, device="cpu", weights_only=True)
     except Exception as error:

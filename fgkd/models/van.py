@@ -1,4 +1,4 @@
-"""VAN, a convolutional network whose large kernels gate its features, registered with timm, which lacks it.
+"""VAN, a convolutional network whose large kernels gate its features, registered with timm.
 
 With u = gelu(proj_1(x)), attention is
 
@@ -157,7 +157,7 @@ class VAN(nn.Module):
 
 
 def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename the weights of one of the authors' checkpoints; names of this module stay as they are."""
+    """Rename the weights of an authors' checkpoint; names of this module stay as they are."""
     parts = {"patch_embed": "downsample", "block": "blocks", "norm": "norm"}
 
     def stage_part(match: re.Match) -> str:
@@ -208,7 +208,10 @@ def _create(name: str, pretrained: bool, **options) -> VAN:
 
 
 def _stage(before: int, dim: int, hidden: int, drops: list[float], *, first: bool) -> nn.Sequential:
-    """Overlapping patches, blocks and a norm: (N, before, H, W) -> (N, dim, H/2, W/2), if first a quarter."""
+    """Overlapping patches, blocks and a norm: (N, before, H, W) -> (N, dim, H/2, W/2).
+
+    first: (N, dim, H/4, W/4) instead.
+    """
     size, stride = (7, 4) if first else (3, 2)
     return nn.Sequential(
         OrderedDict(
