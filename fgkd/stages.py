@@ -235,6 +235,7 @@ def attend_test_images(study: Study, dataset: str, teacher: str) -> tuple[Tensor
     """The test images' centre crops, uint8 (N, 3, S, S), and a CAL teacher's attention."""
     images = training.Images(data(study, dataset).test, study.views, _device(study))
     model = load_teacher(study, dataset, teacher, "CAL")
+    assert isinstance(model, cal.CAL)
     pixels = []
     attended = []
     with torch.inference_mode():

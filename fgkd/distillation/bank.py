@@ -76,6 +76,7 @@ def teacher_outputs(
     outputs = {"features": teacher.features_and_logits(x)[0]} if features else {}
     if not augmented:
         return outputs | {"logits": teacher(x)}
+    assert isinstance(teacher, cal.CAL), "only a CAL teacher has attention"
     attended = teacher.attend(x)
     boxes, maps = cal.plan(attended.maps, draws, x.shape[-1])
     crop_logits, drop_logits = teacher(torch.cat([crop(x, boxes), drop(x, maps)])).chunk(2)

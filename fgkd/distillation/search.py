@@ -96,13 +96,13 @@ def hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     A fifth of each class, rounded, is held out: a function of labels (N,) and seed alone.
     Raises StudyError where no class has the 3 images that it takes.
     """
-    labels = labels.cpu().numpy()
     # By class, and at random within each: an image's rank in its class decides.
-    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels))
-    counts = np.bincount(labels)
+    classes = labels.cpu().numpy()
+    order = np.lexsort((np.random.default_rng(seed).random(len(classes)), classes))
+    counts = np.bincount(classes)
     first = np.cumsum(counts) - counts
-    rank = np.arange(len(labels)) - first[labels[order]]
-    is_validation = rank < np.rint(counts / 5)[labels[order]]
+    rank = np.arange(len(classes)) - first[classes[order]]
+    is_validation = rank < np.rint(counts / 5)[classes[order]]
     if not is_validation.any():
         raise StudyError(
             f"no class has more than {counts.max()} training images: a search for a learning rate "

@@ -60,8 +60,9 @@ class TeacherTraining:
     def _frozen_features(self) -> list[Tensor]:
         """The backbone's features in each view, computed once for all trainings of the last layer."""
         recipe = self.study.recipe("FZ", self.study.teacher(self.job.teacher))
-        options = {"views_seed": self._views_seed, "title": self._title}
-        return training.features(self._build(), self.images, recipe, **options)
+        return training.features(
+            self._build(), self.images, recipe, views_seed=self._views_seed, title=self._title
+        )
 
     @property
     def _views_seed(self) -> int:

@@ -133,7 +133,7 @@ def fit(
         for step, (rows, index) in progress.remaining(batches):
             set_learning_rate(optimizer, recipe, step=epoch * steps + step, steps=recipe.epochs * steps)
             logits, terms = objective(model, inputs(epoch, rows), epoch, index)
-            loss = sum(terms.values())
+            loss: Tensor = sum(terms.values())  # type: ignore[assignment]  # of no terms it would be 0
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(weights, recipe.clip)

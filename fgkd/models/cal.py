@@ -20,7 +20,7 @@ Source: Rao et al., "Counterfactual Attention Learning", ICCV 2021, arXiv 2108.0
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class CAL(Classifier):
     has no `prune_intermediate_layers` loses its classifier and keeps whatever else it has.
     """
 
-    def __init__(self, net: nn.Module, classes: int, maps: int):
+    def __init__(self, net: Any, classes: int, maps: int):
         super().__init__(net)
         width = net.feature_info[-1]["num_chs"]
         self.norm = _behead(net, width)
@@ -195,7 +195,7 @@ def select(maps: Tensor, draws: Tensor) -> Tensor:
     return maps[torch.arange(len(maps), device=maps.device)[:, None], chosen]
 
 
-def _behead(net: nn.Module, width: int) -> nn.Module:
+def _behead(net: Any, width: int) -> nn.Module:
     """Cut what follows a network's last map, of `width` channels; return the norm it began with.
 
     Of what goes and is not part of the classifier, that norm is the first module with weights, and the only

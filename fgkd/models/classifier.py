@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -34,11 +35,11 @@ class Classifier(nn.Module):
     it: in bf16 logits have three digits, so that the two largest of an image are often equal.
     """
 
-    net: nn.Module
+    net: Any  # an nn.Module with the methods of timm's networks
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: Any):
         super().__init__()
         if not hasattr(net, "get_classifier"):
             raise StudyError(
@@ -213,7 +214,7 @@ def pretraining(spec: Model) -> str:
     if spec.pretraining or spec.weights in ("none", "pretext"):
         return spec.pretraining or spec.weights
     config = timm.get_pretrained_cfg(spec.model)
-    if config is None or config.tag in ("", "untrained"):
+    if config is None or not config.tag or config.tag == "untrained":
         return "unknown"
     return config.tag.rsplit("_")[-1].replace("22k", "21k")
 
@@ -234,12 +235,12 @@ def _compute_in_fp32(forward: Callable[[Tensor], Tensor], features: Tensor) -> T
         return forward(features.float())
 
 
-def _create(spec: Model, classes: int | None, crop: int) -> nn.Module:
+def _create(spec: Model, classes: int | None, crop: int) -> Any:
     """Create timm's network for views of `crop` pixels, with its weights and their own head."""
     options = dict(spec.options)
     if timm.models.is_model_pretrained(spec.model):
         config = timm.get_pretrained_cfg(spec.model, allow_unregistered=False)
-        if config.fixed_input_size and config.input_size[-1] != crop:
+        if config and config.fixed_input_size and config.input_size[-1] != crop:
             options.setdefault("img_size", crop)
     try:
         if spec.weights in ("none", "pretext"):
@@ -268,7 +269,8 @@ def _from_file(spec: Model, options: dict) -> nn.Module:
             f"weights '{spec.weights}' cannot be read: {error}. "
             "Expected a safetensors file or a PyTorch state dict"
         ) from error
-    head = timm.create_model(spec.model, **options).pretrained_cfg["classifier"]
+    network: Any = timm.create_model(spec.model, **options)
+    head = network.pretrained_cfg["classifier"]
     weights = [f"{name}.weight" for name in ([head] if isinstance(head, str) else head)]
     classes = next((state[name].shape[0] for name in weights if name in state), 0)
     try:

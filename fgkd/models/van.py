@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from typing import Any
 
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d, calculate_drop_path_rates, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -101,7 +102,7 @@ class VAN(nn.Module):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        drops = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        drops: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         widths = (in_chans, *dims)
         self.stages = nn.Sequential()
         self.feature_info = []
@@ -229,7 +230,8 @@ def _initialize(layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d):
         outputs = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
         nn.init.normal_(layer.weight, std=(2 / outputs) ** 0.5)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     elif isinstance(layer, nn.Linear):
         trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
