@@ -1,16 +1,13 @@
 r"""Distillation losses between a student's and its teacher's logits or features of N images.
 
-    KD    T^2 * KL(softmax(teacher / T) || softmax(student / T)), summed over classes, mean over the batch
-          (Hinton et al. 2015)
-    DKD   KD in two parts, the label's class against the rest and the rest among themselves, weighted apart
-          (Zhao et al. 2022)
+    KD    KL of softened predictions, times T^2 (Hinton et al. 2015)
+    DKD   KD in two parts, the label's class against the rest, and the rest (Zhao et al. 2022)
     RKD   difference of the distances and of the angles between the images (Park et al. 2019)
     PKT   KL of each image's similarities to all images (Passalis and Tefas 2018)
     hint  mean squared difference (Romero et al. 2015)
-    CRD   an image's student and teacher told from those of other classes, with a memory of all images
-          (Tian et al. 2020)
+    CRD   an image's student and teacher told from those of other classes (Tian et al. 2020)
 
-The T^2 keeps the gradient's size independent of T.  A student's total loss is CE + beta * KD, and one of the
+A student's total loss is CE + beta * KD, and one of the
 others, an *auxiliary loss*, may be added.  RKD, PKT and hint are defined on features by their papers; the
 released code of arXiv 2605.15689 feeds them logits; they take either.
 
@@ -84,10 +81,11 @@ class AuxiliaryLoss(nn.Module):
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Knowledge distillation, in nats times T^2; 0 where both agree.
+    """Knowledge distillation of logits (N, C), in nats times T^2; 0 where both agree.
 
-    student, teacher: logits (N, C).
-    temperature: T, more than 0.
+        KD = T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over the batch
+
+    The T^2 keeps the gradient's size independent of the temperature T, more than 0.
     """
     student_log_p, teacher_log_p = _softened(student, teacher, temperature)
     return kl_div(student_log_p, teacher_log_p) * temperature**2

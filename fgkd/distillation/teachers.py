@@ -38,12 +38,8 @@ class TeacherTraining:
         """Train a new teacher on all images or a subset; return it and its history."""
         model = self._build()
         seed = self.study.seed_for("order", self.job.place)
-        options: dict[str, Any] = {
-            "seed": seed,
-            "checkpoint": checkpoint,
-            "title": self._title,
-            "subset": subset,
-        }
+        options: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "subset": subset}
+        options["title"] = f"{self.job.teacher} {self.job.strategy}"
         if self.job.strategy == "FZ":
             return model, training.fit_head(model, self.images, self._frozen_features, recipe, **options)
         labels = self.images.labels
@@ -60,17 +56,12 @@ class TeacherTraining:
     def _frozen_features(self) -> list[Tensor]:
         """The backbone's features in each view, computed once for all trainings of the last layer."""
         recipe = self.study.recipe("FZ", self.study.teacher(self.job.teacher))
-        return training.features(
-            self._build(), self.images, recipe, views_seed=self._views_seed, title=self._title
-        )
+        title = f"{self.job.teacher} FZ"
+        return training.features(self._build(), self.images, recipe, views_seed=self._views_seed, title=title)
 
     @property
     def _views_seed(self) -> int:
         return self.study.seed_for("teacher views", self.job.dataset)
-
-    @property
-    def _title(self) -> str:
-        return f"{self.job.teacher} {self.job.strategy}"
 
 
 def build(study: Study, job: Job, classes: int, pretext_weights: Path | None = None) -> classifier.Classifier:
