@@ -143,10 +143,7 @@ def fit(
                 state.save_if_due(history, progress)
         row = {"epoch": epoch} | progress.means(len(train_index))
         if not all(math.isfinite(value) for value in row.values()):
-            raise FloatingPointError(
-                f"{title} diverged in epoch {epoch}: {row}. "
-                f"Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})"
-            )
+            raise divergence(title, row, recipe)
         history.append(row)
         state.save_if_due(history)  # after the last epoch too: a job trains several students
     return history
@@ -162,6 +159,14 @@ def shuffled_batches(
     permutation = np.random.default_rng([seed, epoch]).permutation(len(train_index))
     order = train_index[torch.from_numpy(permutation)]
     return zip(*(order.to(device).tensor_split(steps) for device in devices), strict=True)
+
+
+def divergence(title: str, row: dict[str, float], recipe: Recipe) -> FloatingPointError:
+    """The error of a training whose epoch ended with the numbers of `row`."""
+    return FloatingPointError(
+        f"{title} diverged in epoch {row['epoch']}: {row}. "
+        f"Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})"
+    )
 
 
 def cross_entropy(labels: Tensor) -> Objective:
