@@ -431,7 +431,7 @@ def _load_or_compute(
         record = records.record(study, job)
         lost = [file for file in files if not (folder / file).exists()]
         if record and lost:
-            print(f"{job.id} has its record, but not {' and '.join(lost)}, needed now: it is recomputed")
+            print(f"{job.id} has its record, but not {' and '.join(lost)}, needed now: it is computed anew")
         if record is None or lost or not valid():
             start = time.monotonic()
             record = {
