@@ -45,7 +45,7 @@ from torchvision import transforms
 from tqdm import tqdm
 
 from fgkd import metrics, stages, study
-from fgkd.data import birds, folders
+from fgkd.data import birds, datasets
 from fgkd.distillation import bank as banks
 from fgkd.distillation import training
 from fgkd.engine import kernels
@@ -167,7 +167,7 @@ class Bench:
         size = self.size
         flock = birds.draw(size.classes, number // size.classes, pixels=size.views.resize)
         names = tuple(map(str, range(len(flock.labels))))
-        return training.Images(folders.Split(flock.images, flock.labels, names), size.views, self.on)
+        return training.Images(datasets.Split(flock.images, flock.labels, names), size.views, self.on)
 
     def network(self, name: str, *, attention: bool = False) -> classifier.Classifier:
         """A network of random weights."""
@@ -294,7 +294,7 @@ def views(bench: Bench) -> Iterator[Row]:
     size, root = bench.size, bench.folder / "photos"
     _photos(root, size)
     spec = DataSpec("photos", "folder", root=str(root), resize=size.photo_views.resize)
-    split = folders.load(spec, bench.folder / "cache", progress=False).train
+    split = datasets.load(spec, bench.folder / "cache", progress=False).train
     images = training.Images(split, size.photo_views, bench.on)
     side, crop = size.photo_views.resize, size.photo_views.crop
     seen = transforms.Compose(
@@ -322,7 +322,7 @@ def views(bench: Bench) -> Iterator[Row]:
         {
             epoch: ours,
             theirs: lambda: [x.to(bench.on) for x, _ in loader],
-            cache: lambda: folders.load(spec, bench.folder / f"cache-{next(decoded)}", progress=False),
+            cache: lambda: datasets.load(spec, bench.folder / f"cache-{next(decoded)}", progress=False),
             steps: bench.training(model, images, training.cross_entropy(images.labels), epochs=1),
         },
         size.turns,

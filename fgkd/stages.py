@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from fgkd import metrics, records
-from fgkd.data import folders, views
+from fgkd.data import datasets, views
 from fgkd.distillation import bank as banks
 from fgkd.distillation import training
 from fgkd.metrics import transfer
@@ -82,7 +82,7 @@ class DistillResult:
         return {key: run.logits() for key, run in self.students.items() if (run.folder / "test.npy").exists()}
 
 
-def data(study: Study, dataset: str) -> folders.Dataset:
+def data(study: Study, dataset: str) -> datasets.Dataset:
     """The data set, its images decoded and cached by the first call.
 
     A process looks at the photos once: what is changed after that is seen by the next one.
@@ -331,7 +331,7 @@ def baseline(study: Study, dataset: str) -> pd.Series:
 
 def study_tables(study: Study) -> dict[str, pd.DataFrame]:
     """All tables of the study; jobs that have not run yet are run here, one after the other."""
-    folders.look(study)
+    datasets.look(study)
     for job in study.jobs():
         now = study.at(study.seed_of(job))
         if job.stage == "bank" and not records.is_complete(study, job):
@@ -610,8 +610,8 @@ def _load_or_compute(
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded(spec: folders.DataSpec, cache: Path) -> folders.Dataset:
-    return folders.load(spec, cache)
+def _loaded(spec: datasets.DataSpec, cache: Path) -> datasets.Dataset:
+    return datasets.load(spec, cache)
 
 
 @contextlib.contextmanager
