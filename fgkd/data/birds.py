@@ -226,7 +226,7 @@ def _create_family(index: int, seed: int, size: int) -> list[Species]:
         BEAKS[rng.integers(len(BEAKS))],
     )
     # More than half of the parts stay plain, the first option, or every bird would wear every ornament.
-    common = [options[max(0, rng.integers(-3, 4))] for options in PARTS.values()]
+    common = [options[max(0, int(rng.integers(-3, 4)))] for options in PARTS.values()]
     side = math.ceil(math.sqrt(size))
     first, second = np.sort(rng.choice(len(PARTS), 2, replace=False)).tolist()
     first_options = np.sort(rng.choice(4, side, replace=False)).tolist()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fgkd"
 # A module may import those of its own level and of the levels after it; within a level no import is circular.
 LEVELS = (
-    {"cli", "bench"},
+    {"cli"},
     {"engine"},
     {"stages"},
     {"distillation", "report"},
@@ -96,10 +96,10 @@ def circles(trees):
 
 
 def outside_imports(trees):
-    """Imports of the engine's libraries outside the engine, the report, the commands and their benchmark."""
+    """Imports of the engine's libraries outside the engine, the report and the commands."""
     wrong = []
     for module, tree in trees.items():
-        if room(module) in ("engine", "report", "cli", "bench"):
+        if room(module) in ("engine", "report", "cli"):
             continue
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -260,7 +260,7 @@ def loaded(modules):
 
 
 def test_neither_the_core_nor_the_commands_load_the_engines_libraries():
-    core = [name for name in TREES if room(name) not in ("engine", "report", "bench")]
+    core = [name for name in TREES if room(name) not in ("engine", "report")]
     assert not ENGINE_ONLY & loaded(core)
 
 
