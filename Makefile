@@ -1,19 +1,20 @@
 # make study          environment, then runs/demo.yaml end to end, to runs/demo/report/index.html
 # make study STUDY=x  the same for runs/x.yaml
-# make test           environment, then every test
+# make test           environment, then every test, the linters among them
 PYTHON ?= python3
 VENV   ?= .venv
 STUDY  ?= demo
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env study test test-slurm unit notebooks stored lab lock clean
+.PHONY: env study test test-slurm unit lint notebooks stored lab lock clean
 env: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 study: env
@@ -24,6 +25,13 @@ test: env
 
 unit: env
 	$(BIN)/python -m pytest tests/unit
+
+# What `make test` also checks: mistakes, layout and types, in code and notebooks, and the house's own rules.
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_house.py tests/unit/test_docstrings.py -k "not linter"
 
 notebooks: env
 	$(BIN)/python -m pytest tests/test_notebooks.py notebooks
@@ -37,17 +45,18 @@ stored: env
 
 # The smoke study through a Slurm of one node that is installed (as root, from Debian's packages) and started for it.
 test-slurm: env
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock "$$(sed -n 's/^slurm = \["\(.*\)"\]/\1/p' pyproject.toml)"
 	FGKD_TEST_SLURM=1 $(BIN)/python -m pytest -s tests/test_slurm.py
 
 lab: env
 	$(BIN)/jupyter lab notebooks
 
-# Resolve pyproject.toml anew (needs the registry; the three torch packages move together).
+# Pin pyproject.toml's packages again, with the hashes of all their files, for Python 3.11 and newer on every system. Needs the
+# registry; the three torch packages move together. make lock UPGRADE=--upgrade takes the newest versions.
 lock: env
-	mkdir -p build && $(BIN)/python -m pip install --quiet uv
+	mkdir -p build && $(PIP) uv
+	grep -v '^#' requirements.lock > build/lock
 	printf 'torch==2.15.0\ntorchvision==0.29.2\ntimm==1.0.31\nsetuptools\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-	  --extra notebooks --extra engine --extra test --no-annotate --no-header --upgrade pyproject.toml - -o build/lock
+	  --generate-hashes --no-strip-extras --no-annotate --no-header --all-extras $(UPGRADE) pyproject.toml - -o build/lock
 	{ head -1 requirements.lock; cat build/lock; } > build/new && mv build/new requirements.lock
 
 clean:
