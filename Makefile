@@ -11,7 +11,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 env: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " \
+	  + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --require-hashes -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation -e .
@@ -36,27 +37,30 @@ lint: env
 notebooks: env
 	$(BIN)/python -m pytest tests/test_notebooks.py notebooks
 
-# Run the notebooks in their order at their defaults and store their outputs without times and paths, as they are committed.
+# Run the notebooks in their order at their defaults and store their outputs without times and paths, as they
+# are committed.
 stored: env
 	rm -rf build/stored && mkdir -p build/stored
-	FGKD_RUNS=$(CURDIR)/build/stored $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 notebooks/*.ipynb
-	$(BIN)/nbstripout --keep-output --keep-count --keep-id \
-	  --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version" notebooks/*.ipynb
+	FGKD_RUNS=$(CURDIR)/build/stored $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.kernel_name=python3 notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "metadata.papermill \
+	  cell.metadata.papermill cell.metadata.execution metadata.language_info.version" notebooks/*.ipynb
 
-# The smoke study through a Slurm of one node that is installed (as root, from Debian's packages) and started for it.
+# The smoke study through a Slurm of one node that is installed (as root, from Debian's packages) and started.
 test-slurm: env
 	FGKD_TEST_SLURM=1 $(BIN)/python -m pytest -s tests/test_slurm.py
 
 lab: env
 	$(BIN)/jupyter lab notebooks
 
-# Pin pyproject.toml's packages again, with the hashes of all their files, for Python 3.11 and newer on every system. Needs the
-# registry; the three torch packages move together. make lock UPGRADE=--upgrade takes the newest versions.
+# Pin pyproject.toml's packages again, with the hashes of all their files, for Python 3.11 and newer on every
+# system. Needs the registry; make lock UPGRADE=--upgrade takes the newest versions, but of these:
+TORCH := torch==2.15.0\ntorchvision==0.29.2\ntimm==1.0.31\n
 lock: env
 	mkdir -p build && $(PIP) uv
 	grep -v '^#' requirements.lock > build/lock
-	printf 'torch==2.15.0\ntorchvision==0.29.2\ntimm==1.0.31\nsetuptools\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-	  --generate-hashes --no-strip-extras --no-annotate --no-header --all-extras $(UPGRADE) pyproject.toml - -o build/lock
+	printf '$(TORCH)setuptools\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+	  --generate-hashes --no-strip-extras --no-annotate --no-header $(UPGRADE) pyproject.toml - -o build/lock
 	{ head -1 requirements.lock; cat build/lock; } > build/new && mv build/new requirements.lock
 
 clean:
