@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -153,22 +154,23 @@ def long_lines(files):
 
 TREES = parse(sorted(PACKAGE.rglob("*.py")))
 RULES = [upward_imports, circles, outside_imports, long_functions, long_summaries, silent_packages]
-# What another hand has still to mend, as (rule, beginning of what it finds); empty when all is well.
-KNOWN: dict[str, tuple[str, ...]] = {}
+# Rooms and tests whose turn is still to come; empty when all is well.
+UNMENDED: tuple[str, ...] = ()
 
 
-def broken(rule, subject):
-    return [text for text in rule(subject) if not text.startswith(KNOWN.get(rule.__name__, ("-",)))]
+def mended(complaints):
+    """The complaints but for those about what is still to be mended."""
+    return [text for text in complaints if not any(name in text.replace(".", "/") for name in UNMENDED)]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_package_keeps_the_rule(rule):
-    assert broken(rule, TREES) == []
+    assert mended(rule(TREES)) == []
 
 
 def test_no_line_of_code_is_long():
     files = [*PACKAGE.rglob("*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
-    assert broken(long_lines, sorted(files)) == []
+    assert mended(long_lines(sorted(files))) == []
 
 
 # Each rule is seen to fail on a package that breaks it.
@@ -230,7 +232,7 @@ def run(tool, *options):
 @pytest.mark.parametrize(
     "tool, options",
     [
-        ("ruff", ["check", "--no-cache", "."]),
+        ("ruff", ["check", "--no-cache", "--output-format", "concise", "."]),
         ("ruff", ["format", "--no-cache", "--check", "."]),
         ("mypy", []),
     ],
@@ -238,7 +240,9 @@ def run(tool, *options):
 )
 def test_the_linter_is_content(tool, options):
     status, text = run(tool, *options)
-    assert status == 0, text
+    complaints = [line for line in text.splitlines() if re.search(r"\.(py|ipynb):|Would reformat", line)]
+    assert not mended(complaints), text
+    assert status == 0 or complaints, text
 
 
 def test_the_linters_complain_of_a_broken_file(tmp_path):
