@@ -75,7 +75,8 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
     value, ending, expected = MODES[mode]
     path = tmp_path / f"x.{ending}"
     Image.new(mode, (6, 4), value).save(path)
-    assert Image.open(path).mode == mode
+    with Image.open(path) as image:
+        assert image.mode == mode
     pixels = decode(path, 8)
     assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - expected).max() <= 1
