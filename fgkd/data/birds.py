@@ -244,7 +244,7 @@ def _create_family(index: int, seed: int, size: int) -> list[Species]:
 
 
 def _assemble(bird: Species) -> tuple[dict[str, np.ndarray], list[tuple[int, int, Colour]]]:
-    """Return the corners that turn with each joint, (V, 2) each, and all polygons in drawing order.
+    """Return the corners (V, 2) that turn with each joint, and all polygons in drawing order.
 
     A polygon is the first of its corners, the first of the next one's, and its colour.
     """
@@ -394,7 +394,7 @@ def _draw_image(
 def _pose(
     corners: dict[str, np.ndarray], plan: Plan, rng: np.random.Generator, size: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return all corners (V, 2) and the point between the feet (2,), in fractions of the image, y down."""
+    """Return all corners (V, 2) and the point between the feet, in shares of the image, y down."""
     angles = rng.normal(0, 1, 4).clip(-2, 2) * (8, 7, 7, 3) + (plan.pitch, 0, plan.cock, 0)
     pitch, nod, wag, droop = angles.tolist()
     turns = {  # of each joint: degrees, and the point that it turns about
@@ -419,7 +419,7 @@ def _pose(
 
 
 def _scenery(side: int, feet: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """Draw a gradient and blobs out of focus, some in birds' colours; a twig; a perch under the feet (2,)."""
+    """Draw a blurred gradient and blobs, a twig, and a perch under the feet (2,)."""
     top, bottom, *tones = SCENES[rng.integers(len(SCENES))]
     ends = np.array([top, bottom])[:, None] + rng.normal(0, 8, (2, 3, 3))
     far = Image.fromarray(ends.clip(0, 255).astype(np.uint8)).resize((64, 64), Image.Resampling.BILINEAR)

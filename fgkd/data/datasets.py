@@ -142,7 +142,7 @@ def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
 
 
 def check(dataset: Dataset) -> pd.DataFrame:
-    """Count images, classes, smallest and largest class, and images in both splits, one row per split.
+    """Count images, classes and images in both splits, one row per split.
 
     unreadable is 0, since `load` refuses unreadable images; smallest_class is 0 where a class is absent.
     """
@@ -182,7 +182,7 @@ def _list_images(spec: DataSpec) -> Listing:
 
 
 def _cache_folder(listing: Listing, cache: Path) -> Path:
-    """Return the cache's folder: next to the images of an official set, unless that cannot be written."""
+    """Return the cache's folder: next to an official set's images, if that can be written."""
     shared = listing.shared_cache
     return shared if shared and os.access(listing.root, os.W_OK) else cache
 
@@ -217,7 +217,7 @@ def _fingerprint(*inputs: object) -> str:
 
 
 def _digest_photos(listing: Listing, cache: Path) -> Content:
-    """Digest the photos; 'photos.json' next to the cache holds the digests of those that did not change."""
+    """Digest the photos; 'photos.json' next to the cache keeps the digests."""
     file = cache.parent / "photos.json"
     try:
         known = json.loads(file.read_text())
@@ -274,7 +274,7 @@ def _digest(path: Path) -> str:
 
 
 def _read(source: _Source, cache: Path) -> Dataset | None:
-    """Read the cache; None where it is absent, unfinished, damaged or made from another source."""
+    """Read the cache; None where it is absent, damaged or made from another source."""
     try:
         index = json.loads((cache / "index.json").read_text())
         if index["fingerprint"] != source.fingerprint:
@@ -324,7 +324,7 @@ def _note_copies(train: Split, test: Split) -> tuple[str, ...]:
 
 
 def _build(source: _Source, cache: Path, progress: bool) -> None:
-    """Write the cache: everything under temporary names, then moved into place, index.json last."""
+    """Write the cache under temporary names, then move it into place, index.json last."""
     key = source.spec.key
     total = sum(source.counts.values())
     files = [f"{split}.npy" for split in SPLITS] + ["index.json"]
@@ -354,7 +354,7 @@ def _build(source: _Source, cache: Path, progress: bool) -> None:
 
 
 def _write_parts(source: _Source, cache: Path, progress: bool) -> list[str]:
-    """Write both splits and the index under temporary names; returns why images cannot be decoded."""
+    """Write both splits and the index; returns why images cannot be decoded."""
     failures: list[str] = []
     index: dict[str, Any] = {
         "fingerprint": source.fingerprint,

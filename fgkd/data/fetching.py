@@ -25,7 +25,7 @@ from fgkd.study import DataSpec
 
 
 def prepare(kind: str, root: Path, *, resize: int, progress: bool = True) -> pd.DataFrame:
-    """Fetch a set where its owner lets a program do so, check it, and cache it at `resize` pixels.
+    """Fetch a set where its owner lets a program do so, check it, and cache its images.
 
     Returns the rows of `official.checks` and of the images themselves; the cache is built unless images
     cannot be read.

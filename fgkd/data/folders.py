@@ -51,7 +51,7 @@ def list_images(spec: DataSpec) -> Listing:
 
 
 def _top_folders(spec: DataSpec, root: Path) -> tuple[str, ...]:
-    """Return ('train', 'test') for a folder that is split already, ('',) for one folder per class."""
+    """Return ('train', 'test') for a folder that is split, ('',) for one folder per class."""
     names = _subfolders(root)
     if set(SPLITS) <= set(names):
         return SPLITS

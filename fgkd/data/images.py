@@ -15,7 +15,7 @@ Files = dict[str, list[tuple[str, int]]]  # for each split: (path below the root
 
 
 class DataError(ValueError):
-    """A dataset that cannot be used; the message names the value, what was expected and what to do."""
+    """A dataset that cannot be used, with the value, what was expected and what to do."""
 
 
 class UnreadableImages(DataError):

@@ -57,7 +57,10 @@ def read_cars(base: Path) -> Read:
 
 
 def read_cars_annos(base: Path) -> Read:
-    """Read Stanford Cars from one folder: cars_annos.mat holds each image's class, from 1, and split."""
+    """Read Stanford Cars from one folder.
+
+    cars_annos.mat holds each image's class, counted from 1, and its split.
+    """
     from scipy.io import loadmat
 
     annos = loadmat(base / "cars_annos.mat", squeeze_me=True)
@@ -69,7 +72,7 @@ def read_cars_annos(base: Path) -> Read:
 
 
 def read_cars_folders(base: Path) -> Read:
-    """Read Stanford Cars from a folder per class in train/ and test/, without ids: sorted by name."""
+    """Read Stanford Cars from a folder per class in train/ and test/, sorted by name."""
     names = sorted({path.name for split in SPLITS for path in (base / split).iterdir() if path.is_dir()})
     files: Files = {split: [] for split in SPLITS}
     for split in SPLITS:
@@ -131,7 +134,7 @@ def read_flowers(base: Path) -> Read:
 
 
 def read_moe(base: Path) -> Read:
-    """Read Moe, a folder per character: the first 80 % of its RGB images by name are for training."""
+    """Read Moe, a folder per character; the first 80 % of its RGB images are for training."""
     names: dict[int, str] = {}
     files: Files = {split: [] for split in SPLITS}
     for folder in sorted(path for path in base.iterdir() if path.is_dir()):

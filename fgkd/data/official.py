@@ -63,9 +63,9 @@ def shared_cache(root: Path, resize: int) -> Path:
 
 
 def list_images(spec: DataSpec) -> Listing:
-    """List the images of one of the eight sets; its counts are checked unless the study says otherwise.
+    """List the images of one of the eight sets, and check their number.
 
-    Raises DataError where the set is absent, incomplete, or cannot be parsed.
+    Raises DataError where the set is absent, cannot be parsed, or is incomplete and `check_counts` is set.
     """
     root = root_of(spec.kind, spec.root)
     images = listing(spec.kind, root)
@@ -87,9 +87,9 @@ def list_images(spec: DataSpec) -> Listing:
 
 
 def listing(kind: str, root: Path) -> Listing:
-    """Read classes and images of the set in `root` from its official files; labels follow the class ids.
+    """Read classes and images of the set in `root` from its official files.
 
-    No image is opened but Moe's headers.
+    Labels follow the class ids. No image is opened but Moe's headers.
 
     Raises DataError where the set is absent, lacks a file, or has one that cannot be parsed.
     """
@@ -157,7 +157,7 @@ def check_row(check: str, expected: int, count: int, detail: str = "") -> dict:
 
 
 def overview() -> pd.DataFrame:
-    """List the eight sets: counts, terms, and the state of each in FGKD_DATA, one row per set."""
+    """List the eight sets with their counts, terms and state in FGKD_DATA, one row per set."""
     rows = []
     for kind, official in SETS.items():
         rows.append(

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Views:
-    """Views of n images: the crop's upper left corner in pixels and whether it is mirrored, each (n,)."""
+    """Views of n images: the crop's upper left corner in pixels, and whether it is mirrored."""
 
     top: Tensor
     left: Tensor
@@ -35,7 +35,7 @@ class Views:
 
 
 def sample_views(n: int, *, seed: int, epoch: int, resize: int, crop: int) -> Views:
-    """Sample the crops and flips of images 0 to n - 1 in one epoch; image i's does not depend on n.
+    """Sample the views of images 0 to n - 1 in one epoch; image i's does not depend on n.
 
     resize: side of the stored image, pixels.
     crop: side of the view, pixels.
@@ -52,9 +52,9 @@ def centre(n: int, *, resize: int, crop: int) -> Views:
 
 
 def crop_batch(images: Tensor, views: Views, crop: int) -> Tensor:
-    """Crop each image by its view: uint8 (B, R, R, 3) -> uint8 (B, 3, crop, crop), channels last in memory.
+    """Crop each image by its view: uint8 (B, R, R, 3) -> uint8 (B, 3, crop, crop).
 
-    A CPU copies row by row, some tens of times faster than it picks pixels one by one; a GPU picks them for
+    The result is channels last in memory. A CPU copies row by row, some tens of times faster than it picks pixels one by one; a GPU picks them for
     the whole batch in one kernel.
     """
     if images.device.type != "cpu":
@@ -68,12 +68,12 @@ def crop_batch(images: Tensor, views: Views, crop: int) -> Tensor:
 
 
 def draw_attention(n: int, *, seed: int, epoch: int) -> Tensor:
-    """Draw four uniform numbers for each of images 0 to n - 1, fp32 (n, 4); `cal.plan` chooses by them."""
+    """Draw four uniform numbers per image, fp32 (n, 4); `cal.plan` chooses by them."""
     return torch.from_numpy(np.random.default_rng([seed, epoch, 1]).random((n, 4), dtype=np.float32))
 
 
 def boxes(attention: Tensor, threshold: Tensor, *, padding: float, size: int) -> Tensor:
-    """Return the box around the attention (B, h, w) >= 0 that reaches the threshold, int64 (B, 4).
+    """Return the box around attention (B, h, w) that reaches its threshold, int64 (B, 4).
 
     A box is top, left, bottom, right in pixels of a view, the last two exclusive, and has at least one pixel.
     A map that is zero everywhere gives the whole view; a peak that upsampling flattens below its threshold
@@ -119,9 +119,9 @@ def drop_map(attention: Tensor, threshold: Tensor) -> Tensor:
 
 
 def drop(images: Tensor, maps: Tensor) -> Tensor:
-    """Fill what maps (B, h, w) of `drop_map` mark with ImageNet's mean colour: (B, 3, S, S) -> fp32.
+    """Fill what maps (B, h, w) of `drop_map` mark with ImageNet's mean colour.
 
-    images: 0 to 255.
+    images: (B, 3, S, S), 0 to 255; the result is fp32.
     """
     hidden = _upsample(maps.float(), images.shape[-1]) >= 1
     return torch.where(hidden[:, None], _mean_colour(images.device), images.float())
@@ -148,7 +148,7 @@ def _area(boxes: Tensor) -> Tensor:
 
 @functools.cache
 def _mean_colour(device: torch.device) -> Tensor:
-    """Return ImageNet's mean colour, (3, 1, 1), 0 to 255, cached: a copy to a GPU waits for its queue."""
+    """Return ImageNet's mean colour (3, 1, 1), cached: a copy to a GPU waits for its queue."""
     return 255 * torch.tensor(IMAGENET_DEFAULT_MEAN, device=device)[:, None, None]
 
 
