@@ -54,8 +54,8 @@ def centre(n: int, *, resize: int, crop: int) -> Views:
 def crop_batch(images: Tensor, views: Views, crop: int) -> Tensor:
     """Crop each image by its view: uint8 (B, R, R, 3) -> uint8 (B, 3, crop, crop).
 
-    The result is channels last in memory. A CPU copies row by row, some tens of times faster than it picks pixels one by one; a GPU picks them for
-    the whole batch in one kernel.
+    The result is channels last in memory. A CPU copies row by row, some tens of times faster than it picks
+    pixels one by one; a GPU picks them for the whole batch in one kernel.
     """
     if images.device.type != "cpu":
         return _gather_crops(images, views, crop)
