@@ -156,12 +156,12 @@ TREES = parse(sorted(PACKAGE.rglob("*.py")))
 RULES = [upward_imports, circles, outside_imports, long_functions, long_summaries, silent_packages]
 # Rooms and tests whose turn is still to come; empty when all is well.
 UNMENDED: tuple[str, ...] = (
-    *(f"fgkd/{name}" for name in ("cli", "contents", "distillation", "engine", "models", "report")),
+    *(f"fgkd/{name}" for name in ("cli", "contents", "distillation", "engine", "models", "report/plots")),
     *(f"fgkd/{name}" for name in ("stages", "study")),
-    *(f"tests/{name}" for name in ("test_browser", "test_engine", "test_faults")),
+    *(f"tests/{name}" for name in ("test_engine", "test_faults")),
     *(f"tests/unit/test_{name}" for name in ("bank", "cal", "cli", "contents", "cost", "gpu", "kernel")),
     *(f"tests/unit/test_{name}" for name in ("losses", "models", "paper_models", "paper_study", "plots")),
-    *(f"tests/unit/test_{name}" for name in ("report", "stages", "states", "study", "training", "van")),
+    *(f"tests/unit/test_{name}" for name in ("stages", "states", "study", "training", "van")),
 )
 
 
