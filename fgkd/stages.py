@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fgkd import metrics, records
-from fgkd.data import folders, views
+from fgkd.data import datasets, views
 from fgkd.distillation import bank as banks
 from fgkd.distillation import search, teachers, training
 from fgkd.distillation.students import StudentTraining
@@ -75,7 +75,7 @@ class DistillResult:
         return {key: result.logits() for key, result in results if (result.folder / "test.npy").exists()}
 
 
-def data(study: Study, key: str) -> folders.Dataset:
+def data(study: Study, key: str) -> datasets.Dataset:
     """The dataset, its images decoded and cached by the first call.
 
     A process looks at the photos once: later changes are seen by the next one.
@@ -317,7 +317,7 @@ def baseline(study: Study, dataset: str) -> pd.Series:
 
 def study_tables(study: Study) -> dict[str, pd.DataFrame]:
     """All tables of the study; jobs that have not run yet run here, one after the other."""
-    folders.look(study)
+    datasets.look(study)
     for job in study.jobs():
         if job.stage not in ("bank", "distill") or records.is_complete(study, job):
             continue
@@ -354,7 +354,7 @@ def write_study_tables(study: Study, stage: str, frames: dict[str, pd.DataFrame]
     return _load_or_compute(study, job, lambda _: {"rows": rows})
 
 
-def _both_splits(study: Study, dataset: folders.Dataset) -> tuple[training.Images, training.Images]:
+def _both_splits(study: Study, dataset: datasets.Dataset) -> tuple[training.Images, training.Images]:
     """The training and test images on the study's device."""
     device = _device(study)
     train = training.Images(dataset.train, study.views, device)
@@ -450,8 +450,8 @@ def _load_or_compute(
 
 
 @functools.lru_cache(maxsize=8)
-def _load_dataset(spec: folders.DataSpec, cache: Path) -> folders.Dataset:
-    return folders.load(spec, cache)
+def _load_dataset(spec: datasets.DataSpec, cache: Path) -> datasets.Dataset:
+    return datasets.load(spec, cache)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fgkd import metrics
 from fgkd.data import views
-from fgkd.data.folders import Split
+from fgkd.data.datasets import Split
 from fgkd.distillation import losses
 from fgkd.distillation.checkpoint import Checkpoint, EpochProgress
 from fgkd.models import cal

@@ -13,7 +13,7 @@ import torch
 
 from fgkd import cli, stages
 from fgkd.data import views
-from fgkd.data.folders import Split
+from fgkd.data.datasets import Split
 from fgkd.distillation import bank, training
 from fgkd.models import cal, classifier
 from fgkd.study import Job, Model, Views

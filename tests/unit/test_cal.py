@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fgkd.data import views
-from fgkd.data.folders import Split
+from fgkd.data.datasets import Split
 from fgkd.distillation import checkpoint, losses, training
 from fgkd.models import cal, classifier
 from fgkd.study import Distillation, Model, Recipe, Views

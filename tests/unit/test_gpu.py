@@ -10,7 +10,7 @@ import trainings
 from torch import nn
 
 from fgkd import stages
-from fgkd.data.folders import Split
+from fgkd.data.datasets import Split
 from fgkd.distillation import checkpoint, losses, training
 from fgkd.models import classifier
 from fgkd.study import Model, Recipe, Views

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fgkd.data import views
-from fgkd.data.folders import Split
+from fgkd.data.datasets import Split
 from fgkd.distillation import checkpoint as checkpoints
 from fgkd.distillation import search, training
 from fgkd.models import cal, classifier

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from fgkd.data.folders import Split
+from fgkd.data.datasets import Split
 from fgkd.distillation import bank, losses, training
 from fgkd.models import cal, classifier
 from fgkd.study import Distillation, Loss, Model, Recipe, Views
