@@ -1,19 +1,21 @@
 # make study          environment, then runs/demo.yaml end to end, to runs/demo/report/index.html
 # make study STUDY=x  the same for runs/x.yaml
-# make test           environment, then every test
+# make test           environment, then every test, the linters among them
 PYTHON ?= python3
 VENV   ?= .venv
 STUDY  ?= demo
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env study test test-slurm unit notebooks stored lab lock clean
+.PHONY: env study test test-slurm unit lint notebooks stored lab lock clean
 env: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " \
+	  + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 study: env
@@ -25,29 +27,40 @@ test: env
 unit: env
 	$(BIN)/python -m pytest tests/unit
 
+# What `make test` also checks: mistakes, layout and types, in code and notebooks, and the house's own rules.
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_house.py tests/unit/test_docstrings.py -k "not linter"
+
 notebooks: env
 	$(BIN)/python -m pytest tests/test_notebooks.py notebooks
 
-# Run the notebooks in their order at their defaults and store their outputs without times and paths, as they are committed.
+# Run the notebooks in their order at their defaults and store their outputs without times and paths, as they
+# are committed.
 stored: env
 	rm -rf build/stored && mkdir -p build/stored
-	FGKD_RUNS=$(CURDIR)/build/stored $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 notebooks/*.ipynb
-	$(BIN)/nbstripout --keep-output --keep-count --keep-id \
-	  --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version" notebooks/*.ipynb
+	FGKD_RUNS=$(CURDIR)/build/stored $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.kernel_name=python3 notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "metadata.papermill \
+	  cell.metadata.papermill cell.metadata.execution metadata.language_info.version" notebooks/*.ipynb
 
-# The smoke study through a Slurm of one node that is installed (as root, from Debian's packages) and started for it.
+# The smoke study through a Slurm of one node that is installed (as root, from Debian's packages) and started.
 test-slurm: env
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock "$$(sed -n 's/^slurm = \["\(.*\)"\]/\1/p' pyproject.toml)"
 	FGKD_TEST_SLURM=1 $(BIN)/python -m pytest -s tests/test_slurm.py
 
 lab: env
 	$(BIN)/jupyter lab notebooks
 
-# Resolve pyproject.toml anew (needs the registry; the three torch packages move together).
+# Pin pyproject.toml's packages again, with the hashes of all their files, for Python 3.11 and newer on every
+# system. Needs the registry; make lock UPGRADE=--upgrade takes the newest versions, but of these:
+TORCH := torch==2.15.0\ntorchvision==0.29.2\ntimm==1.0.31\n
 lock: env
-	mkdir -p build && $(BIN)/python -m pip install --quiet uv
-	printf 'torch==2.15.0\ntorchvision==0.29.2\ntimm==1.0.31\nsetuptools\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-	  --extra notebooks --extra engine --extra test --no-annotate --no-header --upgrade pyproject.toml - -o build/lock
+	mkdir -p build && $(PIP) uv
+	grep -v '^#' requirements.lock > build/lock
+	printf '$(TORCH)setuptools\n' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+	  --generate-hashes --no-strip-extras --no-annotate --no-header $(UPGRADE) pyproject.toml - -o build/lock
 	{ head -1 requirements.lock; cat build/lock; } > build/new && mv build/new requirements.lock
 
 clean:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from fgkd import records
 from fgkd import study as studies
 from fgkd.analysis import findings, groups, selection
-from fgkd.data import folders
+from fgkd.data import datasets
 from fgkd.engine import cost, kernels
 from fgkd.engine.states import left, locked, state
 from fgkd.study import PROJECT, Job, Model, Study, StudyError
@@ -163,7 +163,7 @@ def report(study: Study, options) -> int:
 
 def data(_, options) -> int:
     """Fetch, check and cache one of the paper's eight data sets, or list them."""
-    from fgkd.data import official
+    from fgkd.data import fetching, official
 
     if options.list or options.key is None:
         print(_aligned(official.overview()))
@@ -171,7 +171,7 @@ def data(_, options) -> int:
     if options.resize < 1:
         raise StudyError(f"--resize is {options.resize}: expected 1 or more")
     try:
-        table = official.prepare(
+        table = fetching.prepare(
             options.key, official.root_of(options.key, options.root), resize=options.resize
         )
     except KeyboardInterrupt:
@@ -198,11 +198,13 @@ def bank(study: Study, _) -> int:
 
 def bench(_, options) -> int:
     """Measure what a student's step, views, metrics, banks, growth and a notebook cost beside others."""
-    from fgkd import bench
     from fgkd.distillation import training
 
-    found = bench.measure(training.device(options.device), only=options.only)
-    print(json.dumps(found, indent=1) if options.json else bench.table(found))
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    import measure  # outside the package, as the notebooks are
+
+    result = measure.measure(training.device(options.device), only=options.only)
+    print(json.dumps(result, indent=1) if options.json else measure.table(result))
     return 0
 
 
@@ -408,7 +410,7 @@ def _claim(study: Study) -> None:
 def _left_of(study: Study) -> bool:
     """Whether anything is left to run; raises StudyError where something lacks that it needs, before anything
     runs."""
-    wrong = folders.look(study)
+    wrong = datasets.look(study)
     waiting = left(study)
     for key in dict.fromkeys(c.dataset for c in waiting if c.dataset in wrong):
         raise StudyError(
@@ -453,7 +455,7 @@ def _check_models(study: Study) -> None:
 def _lacking(study: Study) -> list[str]:
     """What the study names and is not there; looks at the photos on the way.  Results that are there stay
     valid without it."""
-    found = [str(error) for error in folders.look(study).values()]
+    found = [str(error) for error in datasets.look(study).values()]
     absent = [plugin for plugin in study.plugins if not os.path.isfile(plugin)]
     found += [
         f"plugin '{plugin}' does not exist: check the path, which is relative to the study's folder"

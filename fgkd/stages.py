@@ -1,19 +1,13 @@
-"""The stages of a study: each loads what its job computed before, or computes it, and what it needs, now.
+"""The stages of a study: each loads what its job computed before, or computes it now.
 
-A notebook calls one of these and looks at the result.  It therefore runs by itself, and costs nothing twice when the engine runs it.
-
-Where a recipe has several learning rates, a teacher or student is first trained with each on 80 % of the
-training split; the one with the highest accuracy on the other 20 % after the last epoch, of equal ones the
-smallest, is that of its training.  The paper (arXiv 2605.15689) searches so, on an 80/20 split.  Its released
-code has lists of such a split, which put the first 80 % of each class on one side, and takes one learning
-rate, so that the search itself is not in it; ours draws from each class with the seed, the same for all
-models of a data set.  The test split has no part in it.
+A stage also computes what it needs of earlier ones.  A notebook calls one and looks at the result: it
+therefore runs by itself, and costs nothing twice when the engine runs it.  The test split has no part in any
+choice that a stage makes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import time
@@ -24,21 +18,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from fgkd import metrics, records
-from fgkd.data import folders, views
+from fgkd.data import datasets, views
 from fgkd.distillation import bank as banks
-from fgkd.distillation import training
-from fgkd.metrics import transfer
+from fgkd.distillation import search, teachers, training
+from fgkd.distillation.students import StudentTraining
 from fgkd.models import cal, classifier
-from fgkd.study import PRETEXT, RECIPES, Job, Loss, Recipe, Study, StudyError
+from fgkd.study import PRETEXT, RECIPES, Job, Study, StudyError
 
 SHOWN_VIEWS = 4  # stored of each image where students need no bank
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a job computed: its rows, its folder, and the tables beside them."""
+    """What a job computed: its rows, its folder, and its record."""
 
     job: Job
     folder: Path
@@ -46,7 +41,7 @@ class StageResult:
     record: dict
 
     def table(self, name: str) -> pd.DataFrame:
-        """A further table of the record: 'history' of a training, 'search' where its learning rate was searched for, 'epochs' of a bank."""
+        """Another table of the record: 'history' or 'search' of a training, 'epochs' of a bank."""
         return pd.DataFrame(self.record[name])
 
     def logits(self) -> np.ndarray:
@@ -56,171 +51,162 @@ class StageResult:
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What the students of a distill job reached: a StageResult a student and loss."""
+    """The students of a distill job: one StageResult per student and loss."""
 
     job: Job
     students: dict[tuple[str, str], StageResult]
 
     @property
     def rows(self) -> pd.DataFrame:
-        """A row a student and loss."""
-        return pd.concat([run.rows for run in self.students.values()], ignore_index=True)
+        """One row per student and loss."""
+        return pd.concat([result.rows for result in self.students.values()], ignore_index=True)
 
     def table(self, name: str) -> pd.DataFrame:
-        """The tables of that name of all students, `student` and `loss` before them; empty where none has
-        one."""
-        named = [
-            {"student": k, "loss": loss} | row
-            for (k, loss), run in self.students.items()
-            for row in run.record.get(name, [])
-        ]
-        return pd.DataFrame(named)
+        """All students' tables of that name, with `student` and `loss`; empty where none has one."""
+        rows = []
+        for (student, loss), result in self.students.items():
+            keys = {"student": student, "loss": loss}
+            rows += [keys | row for row in result.record.get(name, [])]
+        return pd.DataFrame(rows)
 
     def logits(self) -> dict[tuple[str, str], np.ndarray]:
-        """Test logits (N, C) by student and loss, of those that have them here: a record may have come
-        alone."""
-        return {key: run.logits() for key, run in self.students.items() if (run.folder / "test.npy").exists()}
+        """Test logits (N, C) by student and loss, where they are here: a record may have come alone."""
+        results = self.students.items()
+        return {key: result.logits() for key, result in results if (result.folder / "test.npy").exists()}
 
 
-def data(study: Study, dataset: str) -> folders.Dataset:
-    """The data set, its images decoded and cached by the first call.
+def data(study: Study, key: str) -> datasets.Dataset:
+    """The dataset, its images decoded and cached by the first call.
 
-    A process looks at the photos once: what is changed after that is seen by the next one.
+    A process looks at the photos once: later changes are seen by the next one.
     """
-    job = Job("data", dataset)
-    found = _loaded(study.data(dataset), study.path(job) / "cache")
-    if found.content:
-        study.photos[dataset] = found.content
+    job = Job("data", key)
+    dataset = _load_dataset(study.data(key), study.path(job) / "cache")
+    photos: tuple[str, ...] = ()
+    if dataset.content:
+        study.photos[key] = dataset.content
+        photos = dataset.content.photos
 
     def compute(_):
-        counts = {
-            "dataset": dataset,
-            "classes": len(found.classes),
-            "train": len(found.train),
-            "test": len(found.test),
+        row = {
+            "dataset": key,
+            "classes": len(dataset.classes),
+            "train": len(dataset.train),
+            "test": len(dataset.test),
         }
-        return {
-            "rows": [counts],
-            "notes": list(found.notes),
-            "photos": " ".join(found.content.photos if found.content else ()),
-        }
+        return {"rows": [row], "notes": list(dataset.notes), "photos": " ".join(photos)}
 
     _load_or_compute(study, job, compute)
-    return found
+    return dataset
 
 
-def teacher(study: Study, dataset: str, teacher: str, recipe: str) -> StageResult:
-    """Train a teacher (FZ: its last layer on a frozen backbone; FT and pretext: all of it; CAL: with attention) and measure TAC on the test split."""
-    job = study.job("teacher", dataset, teacher, recipe)
-    spec, found = study.teacher(teacher), data(study, dataset)
+def teacher(study: Study, dataset: str, key: str, recipe_name: str) -> StageResult:
+    """Train a teacher and measure its accuracy (TAC) on the test split.
+
+    FZ: its last layer on a frozen backbone; FT and pretext: all of it; CAL: with attention.
+    """
+    job = study.job("teacher", dataset, key, recipe_name)
+    spec = study.teacher(key)
+    images = data(study, dataset)
 
     def compute(folder):
-        on = _device(study)
-        train, test = (training.Images(s, study.views, on) for s in (found.train, found.test))
-        how, frozen = study.recipe(recipe, spec), None
-        if recipe == "FZ":
-            frozen = training.features(
-                _teacher_model(study, job, len(found.classes)).to(on),
-                train,
-                how,
-                views_seed=study.seed_for("teacher views", dataset),
-                title=f"{teacher} {recipe}",
-            )
-        trained = functools.partial(_trained_teacher, study, job, train, len(found.classes), frozen)
-        how, search = _search(study, job, folder, how, train, trained)
-        model, history = trained(how, _checkpoint(study, job, folder))
+        train, test = _both_splits(study, images)
+        pretext_weights = _pretext_weights(study, job)
+        model_training = teachers.TeacherTraining(study, job, train, len(images.classes), pretext_weights)
+        model, recipe, tables = search.fit(model_training, study.recipe(recipe_name, spec), folder)
         tac, logits = training.accuracy(model, test)
-        single = (
-            metrics.accuracy(training.predict(model, test), found.test.labels) if recipe == "CAL" else tac
-        )
-        classifier.save(model, folder / "model.safetensors")
-        records.write_array(folder / "test.npy", logits.numpy())
+        tac_single = tac
+        if recipe_name == "CAL":  # on one view instead of eight
+            tac_single = metrics.accuracy(training.predict(model, test), images.test.labels)
+        _save_model(folder, model, logits)
         row = {
             "dataset": dataset,
-            "teacher": teacher,
-            "recipe": recipe,
+            "teacher": key,
+            "recipe": recipe_name,
             "model": spec.model,
             "tac": tac,
-            "tac_single": single,
-            "train_accuracy": history[-1]["train_accuracy"],
+            "tac_single": tac_single,
+            "train_accuracy": tables["history"][-1]["train_accuracy"],
             "parameters": classifier.parameters(model),
             "pretraining": classifier.pretraining(spec),
             "norm": classifier.norm(model),
-            "epochs": how.epochs,
-            "lr": how.lr,
-        } | _transfer(study, job, train)
-        on_test = metrics.summarize(logits) | metrics.summarize_labelled(
-            metrics.labelled_samples(logits, found.test.labels)
-        )
-        return {"rows": [row], "history": history, "on_test": on_test} | (
-            {"search": search} if search else {}
-        )
+            "epochs": recipe.epochs,
+            "lr": recipe.lr,
+        } | teachers.transfer_scores(_pretrained(study, job), train)
+        labelled = metrics.labelled_samples(logits, images.test.labels)
+        on_test = metrics.summarize(logits) | metrics.summarize_labelled(labelled)
+        return {"rows": [row], "on_test": on_test} | tables
 
     return _load_or_compute(study, job, compute, files=("model.safetensors", "test.npy"))
 
 
-def load_teacher(study: Study, dataset: str, teacher_: str, recipe: str) -> classifier.Classifier:
+def load_teacher(study: Study, dataset: str, key: str, recipe_name: str) -> classifier.Classifier:
     """A trained teacher, frozen, in eval mode, on the study's device."""
-    run = teacher(study, dataset, teacher_, recipe)
-    model = _teacher_model(study, run.job, len(data(study, dataset).classes), pretext=False)
-    classifier.restore(model, run.folder / "model.safetensors")
+    result = teacher(study, dataset, key, recipe_name)
+    model = teachers.build(study, result.job, len(data(study, dataset).classes))
+    classifier.restore(model, result.folder / "model.safetensors")
     return model.to(_device(study)).eval().requires_grad_(False)
 
 
-def bank(study: Study, dataset: str, teacher: str, recipe: str) -> tuple[StageResult, banks.Bank]:
-    """A teacher's metrics over all views of all training images, and the bank that its students learn from.
+def bank(study: Study, dataset: str, teacher: str, recipe_name: str) -> tuple[StageResult, banks.Bank]:
+    """A teacher's metrics over all views of the training images, and its students' bank.
 
-    Of an online study, whose students need no bank, the metrics are the same and only the first few views are
-    stored, to be looked at.
+    Where a study is online, its students need no bank: the metrics are the same, and only the first few views
+    are stored, to be looked at.
     """
-    job, found = study.job("bank", dataset, teacher, recipe), data(study, dataset)
-    folder, holds = study.path(job) / "views", study.bank_contents(recipe)
+    job = study.job("bank", dataset, teacher, recipe_name)
+    images = data(study, dataset)
+    folder = study.path(job) / "views"
+    contents = study.bank_contents(recipe_name)
     stored = min(SHOWN_VIEWS, study.bank_views) if study.online else study.bank_views
-    shapes = {name: (stored, len(found.train)) for name in banks.names(**holds)}
-    shapes["logits"] += (len(found.classes),)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(banks.names(**contents), (stored, len(images.train)))
+    shapes["logits"] += (len(images.classes),)
 
     def compute(_):
-        images = training.Images(found.train, study.views, _device(study))
-        model, seed = load_teacher(study, dataset, teacher, recipe), study.seed_for("student views", dataset)
         summary, epochs = banks.write(
             folder,
-            model,
-            images,
+            load_teacher(study, dataset, teacher, recipe_name),
+            training.Images(images.train, study.views, _device(study)),
             views=study.bank_views,
             keep=stored,
-            views_seed=seed,
+            views_seed=study.seed_for("student views", dataset),
             key=study.fingerprint(job),
-            **holds,
+            **contents,
         )
-        row = {"samples": len(images), "views": study.bank_views} | summary
+        row = {"samples": len(images.train), "views": study.bank_views} | summary
         claims = metrics.plugin_claims()
         return {"rows": [row], "epochs": epochs} | ({"claims": claims} if claims else {})
 
-    run = _load_or_compute(
-        study, job, compute, valid=lambda: banks.read(folder, shapes, torch.device("cpu")) is not None
-    )
-    return run, banks.read(folder, shapes, _device(study))
+    def is_complete():
+        return banks.read(folder, shapes, torch.device("cpu")) is not None
+
+    result = _load_or_compute(study, job, compute, valid=is_complete)
+    stored_bank = banks.read(folder, shapes, _device(study))
+    if stored_bank is None:
+        raise StudyError(f"the bank '{folder}' was changed while it was read: start again")
+    return result, stored_bank
 
 
 def kept_banks(study: Study) -> list[Job]:
-    """The bank jobs whose banks lie on disk, of teachers that are there too."""
+    """The bank jobs whose banks lie on disk, together with their teachers."""
     jobs = [job for job in study.jobs() if job.stage == "bank" and (study.path(job) / "views").is_dir()]
     return [job for job in jobs if records.record(study, job) and _has_teacher(study, job)]
 
 
 def check_bank(study: Study, job: Job) -> dict[str, float]:
-    """`bank.check` of a bank that lies on disk against its teacher; nothing is computed anew.
+    """Compare a bank on disk with its teacher by `bank.check`; nothing is recomputed.
 
     Raises StudyError for a bank that is damaged.
     """
-    folder, on = study.path(job) / "views", _device(study)
-    held = {file.stem: () for file in folder.glob("*.npy")}
-    stored = banks.read(folder, {"logits": ()} | held, on)
+    folder = study.path(job) / "views"
+    device = _device(study)
+    arrays = ("logits", *(file.stem for file in folder.glob("*.npy")))
+    stored = banks.read(folder, dict.fromkeys(arrays, ()), device)
     if stored is None:
         raise StudyError(
-            f"the bank '{folder}' lacks an array or is cut short: delete the folder, and it is written anew"
+            f"the bank '{folder}' lacks an array or is cut short: delete the folder, and it is written again"
         )
-    images = training.Images(data(study, job.dataset).train, study.views, on)
+    images = training.Images(data(study, job.dataset).train, study.views, device)
     model = load_teacher(study, job.dataset, job.teacher, job.strategy)
     return banks.check(stored, model, images, views_seed=study.seed_for("student views", job.dataset))
 
@@ -228,133 +214,133 @@ def check_bank(study: Study, job: Job) -> dict[str, float]:
 def student_views(
     study: Study, dataset: str, *, image: int, epochs: int, bank: banks.Bank
 ) -> dict[str, np.ndarray]:
-    """What students see of one training image in the first epochs, (epochs, S, S, 3) uint8: its views, and for TGDA their crops and drops."""
+    """The views of one training image in the first epochs, (epochs, S, S, 3) uint8.
+
+    `view`, and for TGDA the `crop` and `drop` of each.
+    """
     images = training.Images(data(study, dataset).train, study.views, torch.device("cpu"))
-    seed, index = study.seed_for("student views", dataset), torch.tensor([image])
-    seen = torch.cat([images.batch(index, images.epoch(seed, e)) for e in range(epochs)])
-    rows = {"view": seen}
+    seed = study.seed_for("student views", dataset)
+    index = torch.tensor([image])
+    view = torch.cat([images.batch(index, images.epoch(seed, epoch)) for epoch in range(epochs)])
+    rows = {"view": view}
     if "boxes" in bank.arrays:
-        boxes, maps = (
-            torch.from_numpy(np.array(bank.arrays[name][:epochs, image])) for name in ("boxes", "maps")
-        )
-        rows |= {"crop": views.crop(seen, boxes), "drop": views.drop(seen, maps)}
-    return {name: pictures.round().byte().permute(0, 2, 3, 1).numpy() for name, pictures in rows.items()}
+        boxes = torch.from_numpy(np.array(bank.arrays["boxes"][:epochs, image]))
+        maps = torch.from_numpy(np.array(bank.arrays["maps"][:epochs, image]))
+        rows["crop"] = views.crop(view, boxes)
+        rows["drop"] = views.drop(view, maps)
+    return {name: pixels.round().byte().permute(0, 2, 3, 1).numpy() for name, pixels in rows.items()}
 
 
-def attend_test_images(study: Study, dataset: str, teacher: str) -> tuple[torch.Tensor, cal.Attended]:
-    """The test images through their centre crops, uint8 (N, 3, S, S), and what a CAL teacher's attention makes of them, on the CPU."""
+def attend_test_images(study: Study, dataset: str, teacher: str) -> tuple[Tensor, cal.Attended]:
+    """The test images' centre crops, uint8 (N, 3, S, S), and a CAL teacher's attention."""
     images = training.Images(data(study, dataset).test, study.views, _device(study))
     model = load_teacher(study, dataset, teacher, "CAL")
+    assert isinstance(model, cal.CAL)
+    pixels = []
+    attended = []
     with torch.inference_mode():
-        seen = [
-            (x.cpu(), cal.Attended(*(v.cpu() for v in model.attend(x))))
-            for _, x in training.batches(images, images.centre())
-        ]
-    return torch.cat([x for x, _ in seen]), cal.Attended(
-        *(torch.cat(values) for values in zip(*(a for _, a in seen)))
-    )
+        for _, x in training.batches(images, images.centre()):
+            pixels.append(x.cpu())
+            attended.append(model.attend(x))
+    return torch.cat(pixels), cal.concatenate(attended)
 
 
-def birds_boxes(study: Study, dataset: str) -> torch.Tensor | None:
-    """Where the bird is in each test image's centre crop: top, left, bottom, right (N, 4) in pixels; None where the data do not say."""
-    boxes, corner = data(study, dataset).test.boxes, (study.views.resize - study.views.crop) // 2
-    return (
-        None
-        if boxes is None
-        else torch.from_numpy(boxes[:, [1, 0, 3, 2]] - corner).clamp(0, study.views.crop).float()
-    )
+def birds_boxes(study: Study, dataset: str) -> Tensor | None:
+    """The bird's box in each test image's centre crop; None where the dataset has no boxes.
+
+    (N, 4): top, left, bottom, right in pixels.
+    """
+    boxes = data(study, dataset).test.boxes
+    if boxes is None:
+        return None
+    corner = (study.views.resize - study.views.crop) // 2
+    in_crop = boxes[:, [1, 0, 3, 2]] - corner  # stored as left, top, right, bottom
+    return torch.from_numpy(in_crop).clamp(0, study.views.crop).float()
 
 
 def distill(study: Study, dataset: str, teacher: str, strategy: str) -> DistillResult:
-    """Every student of the study with each of its losses from one teacher ('none' for the CE baseline),
-    measured on the test split.
+    """Train every student of the study with each of its losses from one teacher, and measure it.
 
-    Those that have a record are read, the others are trained.
+    Students that have a record are read, the others trained.
+
+    teacher: 'none' for the CE baseline.
     """
     job = study.job("distill", dataset, teacher, strategy)
-    found = data(study, dataset)
+    images = data(study, dataset)
+    sources = functools.cache(functools.partial(_student_sources, study, job))
 
-    @functools.cache
-    def sources():
-        """What the students that are left to train have in common: images, and what their teacher says."""
-        classifier.load_plugins(study.plugins)
-        train, test = (training.Images(s, study.views, _device(study)) for s in (found.train, found.test))
-        return train, test, *_said(study, job, train)
-
-    def compute(part, folder):
-        train, test, said, reference = sources()
-        spec, loss = study.student(part.student), study.losses_of(part.student, strategy)[part.loss]
-        trained = functools.partial(_trained_student, study, part, train, len(found.classes), said, loss)
-        how, search = _search(study, part, folder, study.recipe("student", spec), train, trained)
-        model, history = trained(how, _checkpoint(study, part, folder))
+    def compute(student_job, folder):
+        spec = study.student(student_job.student)
+        train, test, teacher_outputs, teacher_logits = sources()
+        model_training = StudentTraining(study, student_job, train, len(images.classes), teacher_outputs)
+        model, recipe, tables = search.fit(model_training, study.recipe("student", spec), folder)
         accuracy, logits = training.accuracy(model, test)
-        records.write_array(folder / "test.npy", logits.numpy())
-        classifier.save(model, folder / "model.safetensors")
-        agreement = (
-            None if reference is None else float((logits.numpy().argmax(1) == reference.argmax(1)).mean())
-        )
+        _save_model(folder, model, logits)
+        agreement = None
+        if teacher_logits is not None:
+            agreement = float((logits.numpy().argmax(1) == teacher_logits.argmax(1)).mean())
         row = {
             "dataset": dataset,
-            "student": part.student,
+            "student": student_job.student,
             "strategy": strategy,
-            "loss": part.loss,
+            "loss": student_job.loss,
             "teacher": teacher,
             "model": spec.model,
             "accuracy": accuracy,
-            "train_accuracy": history[-1]["train_accuracy"],
+            "train_accuracy": tables["history"][-1]["train_accuracy"],
             "agreement": agreement,
             "parameters": classifier.parameters(model),
-            "lr": how.lr,
+            "lr": recipe.lr,
         }
-        return {"rows": [row], "history": history} | ({"search": search} if search else {})
+        return {"rows": [row]} | tables
 
-    students = {
-        (p.student, p.loss): _load_or_compute(study, p, functools.partial(compute, p))
-        for p in study.student_jobs(job)
-    }
+    students = {}
+    for student_job in study.student_jobs(job):
+        result = _load_or_compute(study, student_job, functools.partial(compute, student_job))
+        students[student_job.student, student_job.loss] = result
     return DistillResult(job, students)
 
 
 def baseline(study: Study, dataset: str) -> pd.Series:
-    """Accuracy of each student without a teacher, trained now where it was not yet; empty where the study has
-    no baseline, or where its training diverged: what a teacher's students reached is no less true for
-    that."""
-    none = pd.Series(dtype=float)
-    if not study.baseline:
-        return none
-    try:
-        return distill(study, dataset, "none", "CE").rows.set_index("student").accuracy
-    except FloatingPointError as error:
-        print(f"there is no student without a teacher to compare with: {error}")
-        return none
+    """Accuracy of each student without a teacher, trained now if it was not yet.
+
+    Empty where the study has no baseline, or where its training diverged: the accuracies of a teacher's
+    students hold without it.
+    """
+    if study.baseline:
+        try:
+            return distill(study, dataset, "none", "CE").rows.set_index("student").accuracy
+        except FloatingPointError as error:
+            print(f"there is no student without a teacher to compare with: {error}")
+    return pd.Series(dtype=float)
 
 
 def study_tables(study: Study) -> dict[str, pd.DataFrame]:
-    """All tables of the study; jobs that have not run yet are run here, one after the other."""
-    folders.look(study)
+    """All tables of the study; jobs that have not run yet run here, one after the other."""
+    datasets.look(study)
     for job in study.jobs():
-        now = study.at(study.seed_of(job))
-        if job.stage == "bank" and not records.is_complete(study, job):
-            bank(now, job.dataset, job.teacher, job.strategy)
-        if job.stage == "distill" and not records.is_complete(study, job):
-            distill(now, job.dataset, job.teacher, job.strategy)
+        if job.stage not in ("bank", "distill") or records.is_complete(study, job):
+            continue
+        run = bank if job.stage == "bank" else distill
+        run(study.at(study.seed_of(job)), job.dataset, job.teacher, job.strategy)
     return records.collect(study)
 
 
 def on_test(study: Study) -> pd.DataFrame:
-    """The metrics of every trained teacher on the test images' centre crops, a row a dataset, teacher, recipe and seed; of a CAL teacher its mean over views."""
+    """The metrics of every trained teacher's logits on the test images.
+
+    One row per dataset, teacher, recipe and seed.  A CAL teacher's logits are means over views.
+    """
     rows = []
     for job in study.jobs():
-        if job.stage == "teacher" and job.dataset != PRETEXT:
-            now = study.at(study.seed_of(job))
-            record = records.record(study, job) or teacher(now, job.dataset, job.teacher, job.strategy).record
-            names = {
-                "dataset": job.dataset,
-                "teacher": job.teacher,
-                "recipe": job.strategy,
-                "seed": study.seed_of(job),
-            }
-            rows.append(names | record["on_test"])
+        if job.stage != "teacher" or job.dataset == PRETEXT:
+            continue
+        seed = study.seed_of(job)
+        record = records.record(study, job)
+        if record is None:
+            record = teacher(study.at(seed), job.dataset, job.teacher, job.strategy).record
+        keys = {"dataset": job.dataset, "teacher": job.teacher, "recipe": job.strategy, "seed": seed}
+        rows.append(keys | record["on_test"])
     return pd.DataFrame(rows)
 
 
@@ -364,211 +350,66 @@ def write_study_tables(study: Study, stage: str, frames: dict[str, pd.DataFrame]
         records.write_table(frame, study.folder / "tables" / f"{name}.csv")
     job = Job(stage)
     (study.path(job) / "record.json").unlink(missing_ok=True)
-    return _load_or_compute(
-        study, job, lambda _: {"rows": [{"table": n, "rows": len(f)} for n, f in frames.items()]}
-    )
+    rows = [{"table": name, "rows": len(frame)} for name, frame in frames.items()]
+    return _load_or_compute(study, job, lambda _: {"rows": rows})
 
 
-def _said(study: Study, job: Job, train: training.Images):
-    """What the teacher says, (images, view, index) -> `bank.teacher_outputs`, and its test logits for agreement; None
-    and None for the CE baseline."""
+def _both_splits(study: Study, dataset: datasets.Dataset) -> tuple[training.Images, training.Images]:
+    """The training and test images on the study's device."""
+    device = _device(study)
+    train = training.Images(dataset.train, study.views, device)
+    test = training.Images(dataset.test, study.views, device)
+    return train, test
+
+
+def _save_model(folder: Path, model: classifier.Classifier, logits: Tensor) -> None:
+    """Write a trained model's weights and its test logits (N, C)."""
+    classifier.save(model, folder / "model.safetensors")
+    records.write_array(folder / "test.npy", logits.numpy())
+
+
+def _student_sources(study: Study, job: Job):
+    """The training and test images, teacher outputs and teacher's test logits of a distill job.
+
+    The last two are None for the CE baseline.
+    """
+    classifier.load_plugins(study.plugins)
+    train, test = _both_splits(study, data(study, job.dataset))
     if job.strategy == "CE":
-        return None, None
+        return train, test, None, None
     source = (job.dataset, job.teacher, RECIPES[job.strategy])
-    reference = teacher(study, *source).logits()
+    logits = teacher(study, *source).logits()
     if not study.online:
         stored = bank(study, *source)[1]
-        return lambda x, view, index: stored.outputs(view, index), reference
-    model, seed = load_teacher(study, *source), study.seed_for("student views", job.dataset)
-
-    @functools.lru_cache(1)
-    def draws(view):
-        return views.draw_attention(len(train), seed=seed, epoch=view).to(train.device)
-
-    how = study.bank_contents(source[2])
-    return lambda x, view, index: banks.teacher_outputs(model, x, draws(view)[index], **how), reference
+        return train, test, lambda x, view, index: stored.outputs(view, index), logits
+    model = load_teacher(study, *source)
+    views_seed = study.seed_for("student views", job.dataset)
+    contents = study.bank_contents(RECIPES[job.strategy])
+    return train, test, banks.online_outputs(model, train, views_seed=views_seed, **contents), logits
 
 
-def _transfer(study: Study, job: Job, train: training.Images) -> dict[str, float | None]:
-    """LogME, LEEP and NCE of the teacher's pretrained network, on centre crops of the training images; None where there is none, or no head."""
-    found, spec = dict.fromkeys(records.TRANSFER), study.teacher(job.teacher)
+def _pretrained(study: Study, job: Job) -> classifier.Classifier | None:
+    """The network that a teacher's training starts from; None for random weights."""
+    spec = study.teacher(job.teacher)
     if spec.weights == "none" or job.dataset == PRETEXT:
-        return found
+        return None
     if spec.weights == "pretext":
-        model = load_teacher(study, PRETEXT, job.teacher, PRETEXT)
-    else:
-        model = classifier.build(spec, None, crop=study.views.crop, seed=0).to(train.device).eval()
-    with torch.inference_mode():
-        features, logits = (
-            torch.cat(parts)
-            for parts in zip(
-                *(model.features_and_logits(x) for _, x in training.batches(train, train.centre()))
-            )
-        )
-    found["logme"] = transfer.logme(features, train.labels)
-    if model.net.num_classes:
-        found |= {
-            "leep": transfer.leep(logits.double().softmax(1), train.labels),
-            "nce": transfer.nce(logits.argmax(1), train.labels),
-        }
-    return found
+        return load_teacher(study, PRETEXT, job.teacher, PRETEXT)
+    return classifier.build(spec, None, crop=study.views.crop, seed=0).to(_device(study)).eval()
 
 
-def _trained_teacher(
-    study: Study,
-    job: Job,
-    train: training.Images,
-    classes: int,
-    frozen: list[torch.Tensor] | None,
-    how: Recipe,
-    checkpoint: Path,
-    only: torch.Tensor | None = None,
-) -> tuple[classifier.Classifier, list[dict]]:
-    """A teacher trained on all images or `only` some, and its history; frozen: the backbone's features for recipe FZ."""
-    model, labels = _teacher_model(study, job, classes).to(train.device), train.labels
-    options = {
-        "seed": study.seed_for("order", job.base_id),
-        "checkpoint": checkpoint,
-        "title": f"{job.teacher} {job.strategy}",
-        "only": only,
-    }
-    if frozen is not None:
-        return model, training.fit_head(model, train, frozen, how, **options)
-    objective = (
-        training.attention(labels, options["seed"])
-        if job.strategy == "CAL"
-        else training.cross_entropy(labels)
-    )
-    options |= {"views_seed": study.seed_for("teacher views", job.dataset), "compiled": study.compile}
-    return model, training.fit_images(model, train, objective, how, **options)
-
-
-def _trained_student(
-    study: Study,
-    part: Job,
-    train: training.Images,
-    classes: int,
-    said: Callable | None,
-    loss: Loss | None,
-    how: Recipe,
-    checkpoint: Path,
-    only: torch.Tensor | None = None,
-) -> tuple[classifier.Classifier, list[dict]]:
-    """A student trained on all images or `only` some, and its history."""
-    model = classifier.build(
-        study.student(part.student),
-        classes,
-        crop=study.views.crop,
-        seed=study.seed_for("student", part.dataset, part.student),
-    ).to(train.device)
-    further = None if loss is None or loss.loss == "kd" else _further(study, part, loss, model, said, train)
-    if said is None:
-        objective = training.cross_entropy(train.labels)
-    else:
-        objective = training.distillation(
-            train.labels,
-            lambda x, epoch, index: said(x, epoch % how.n_views, index),
-            study.kd(loss),
-            augmented=part.strategy == "TGDA",
-            further=further,
-            features=further is not None and loss.applies_to == "features",
-        )
-    # Neither the order of images nor the initial weights depend on teacher and loss: students differ in what they are taught.
-    options = {
-        "views_seed": study.seed_for("student views", part.dataset),
-        "seed": study.seed_for("order", part.dataset, part.student),
-    }
-    return model, training.fit_images(
-        model,
-        train,
-        objective,
-        how,
-        extra=further,
-        views=how.n_views,
-        compiled=study.compile,
-        **options,
-        checkpoint=checkpoint,
-        only=only,
-        title=f"{part.student} from {part.teacher} {part.strategy} {part.loss}",
-    )
-
-
-def _search(
-    study: Study, job: Job, folder: Path, how: Recipe, train: training.Images, trained: Callable
-) -> tuple[Recipe, list[dict]]:
-    """The recipe with one learning rate, and a row a candidate where there were several: lr, and the accuracy that it reached on the fifth
-    of the images that it was not trained on, None where it diverged.
-
-    trained: (recipe, checkpoint, indices) -> a new model and its history.  A candidate that ended is not trained again after a kill.
-    Raises FloatingPointError where all diverge.
-    """
-    if len(how.rates) == 1:
-        return dataclasses.replace(how, lr=how.rates[0]), []
-    rows, (used, held) = [], training.hold_out(train.labels, study.seed_for("search", job.dataset))
-    for rate in how.rates:
-        checkpoint = _checkpoint(study, job, folder, f"search-{rate}")
-        ended = checkpoint.with_suffix(".json")
-        if (row := records.read_json(ended)) is None:
-            try:
-                short = dataclasses.replace(how, lr=rate, epochs=how.search_epochs or how.epochs)
-                model, history = trained(short, checkpoint, used)
-                row = {
-                    "lr": rate,
-                    "validation_accuracy": training.accuracy(model, train, held)[0],
-                    "train_accuracy": history[-1]["train_accuracy"],
-                }
-            except FloatingPointError:
-                row = {"lr": rate, "validation_accuracy": None, "train_accuracy": None}
-            records.write_json(ended, row)
-            checkpoint.unlink(missing_ok=True)
-        rows.append(row)
-    whole = [r for r in rows if r["validation_accuracy"] is not None]
-    if not whole:
-        raise FloatingPointError(
-            f"{job.id}: every learning rate of {list(how.rates)} diverged: add lower ones"
-        )
-    return dataclasses.replace(
-        how, lr=max(whole, key=lambda r: (r["validation_accuracy"], -r["lr"]))["lr"]
-    ), rows
+def _pretext_weights(study: Study, job: Job) -> Path | None:
+    """The file of the teacher's network trained on the pretext set, where it starts from that."""
+    if study.teacher(job.teacher).weights != "pretext" or job.dataset == PRETEXT:
+        return None
+    return teacher(study, PRETEXT, job.teacher, PRETEXT).folder / "model.safetensors"
 
 
 def _has_teacher(study: Study, job: Job) -> bool:
     """Whether the teacher of a bank job has its record and its weights."""
-    (teacher_,) = study.inputs(job)
-    weights = study.path(teacher_) / "model.safetensors"
-    return records.record(study, teacher_) is not None and weights.exists()
-
-
-def _further(
-    study: Study, job: Job, loss: Loss, model: classifier.Classifier, said: Callable, train: training.Images
-) -> torch.nn.Module:
-    """The loss as a module with weights of its own, made for the widths of what it compares."""
-    index = torch.arange(min(2, len(train)))
-    x = train.batch(index, train.epoch(study.seed_for("student views", job.dataset), 0))
-    if loss.applies_to == "features":
-        training.check_head(model, train)
-    with torch.no_grad():
-        ours = model.eval().features_and_logits(x)[loss.applies_to == "logits"].shape[1]
-    theirs = said(x, 0, index)[loss.applies_to].shape[1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(study.seed_for("loss", job.dataset, loss.key))
-        return training.Further(loss, ours, theirs, train.labels.cpu()).to(train.device)
-
-
-def _teacher_model(study: Study, job: Job, classes: int, *, pretext: bool = True) -> classifier.Classifier:
-    """A teacher before its training: the pretext set's backbone where the study says so, or other weights, and a new head."""
-    classifier.load_plugins(study.plugins)
-    spec = study.teacher(job.teacher)
-    seed = study.seed_for("teacher", job.teacher)
-    model = classifier.build(spec, classes, crop=study.views.crop, seed=seed)
-    if pretext and spec.weights == "pretext" and job.dataset != PRETEXT:
-        before = teacher(study, PRETEXT, job.teacher, PRETEXT)
-        classifier.restore(model, before.folder / "model.safetensors", skip=classifier.head_prefix(model))
-    if job.strategy == "CAL":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = cal.CAL(model.net, classes, study.recipe("CAL", spec).maps)
-    return model
+    (teacher_job,) = study.inputs(job)
+    weights = study.path(teacher_job) / "model.safetensors"
+    return records.record(study, teacher_job) is not None and weights.exists()
 
 
 def _load_or_compute(
@@ -579,39 +420,38 @@ def _load_or_compute(
     files: tuple[str, ...] = (),
     valid: Callable[[], bool] = lambda: True,
 ) -> StageResult:
-    """The job's record, computed unless it is there, of the same fingerprint, with the files whole that are
-    needed beside it.
+    """Load the job's record, or compute it where it is absent or stale, or lacks its files.
 
-    A lock on the job's folder keeps two processes, one of them perhaps an orphan, from computing it at once: the second waits.
+    A lock on the job's folder keeps two processes, one of them perhaps an orphan, from computing it at once:
+    the second waits.
     """
     folder = study.path(job)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        found = records.record(study, job)
-        lost = [f for f in files if not (folder / f).exists()]
-        if found and lost:
+        record = records.record(study, job)
+        lost = [file for file in files if not (folder / file).exists()]
+        if record and lost:
             print(f"{job.id} has its record, but not {' and '.join(lost)}, needed now: it is computed anew")
-        if found is None or lost or not valid():
+        if record is None or lost or not valid():
             start = time.monotonic()
-            found = {
+            record = {
                 "cell": job.id,
                 "fingerprint": study.fingerprint(job),
                 "contents": study.contents(job),
                 **compute(folder),
             }
-            device = (
-                str(training.device(study.device)) if job.stage in ("teacher", "bank", "student") else "cpu"
-            )
-            found["provenance"] = records.provenance(study, job, device, time.monotonic() - start)
-            records.write_json(folder / "record.json", found)
+            uses_device = job.stage in ("teacher", "bank", "student")
+            device = str(training.device(study.device)) if uses_device else "cpu"
+            record["provenance"] = records.provenance(study, job, device, time.monotonic() - start)
+            records.write_json(folder / "record.json", record)
             for checkpoint in folder.glob("checkpoint-*"):
                 checkpoint.unlink()
-    return StageResult(job, folder, pd.DataFrame(found["rows"]), found)
+    return StageResult(job, folder, pd.DataFrame(record["rows"]), record)
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded(spec: folders.DataSpec, cache: Path) -> folders.Dataset:
-    return folders.load(spec, cache)
+def _load_dataset(spec: datasets.DataSpec, cache: Path) -> datasets.Dataset:
+    return datasets.load(spec, cache)
 
 
 @contextlib.contextmanager
@@ -623,10 +463,6 @@ def _locked(folder: Path):
             print(f"waiting for another process that works in {folder.name}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _checkpoint(study: Study, job: Job, folder: Path, name: str = "model") -> Path:
-    return folder / f"checkpoint-{name}-{study.fingerprint(job)}.pt"
 
 
 def _device(study: Study) -> torch.device:

@@ -1,4 +1,4 @@
-"""Shared by all tests: one folder for results, which kernels inherit, one thread, the reference values, and a tiny study."""
+"""Shared by all tests: a folder for results, which kernels inherit, one thread, reference values, a study."""
 
 import copy
 import os
@@ -55,7 +55,10 @@ def reference():
 
 @pytest.fixture
 def write_study(tmp_path, monkeypatch):
-    """(changes) -> the path of a study file with its results beside it; a change is {'recipes.FT.lr': 1}, ... removes the key."""
+    """(changes) -> the path of a study file with its results next to it.
+
+    A change is {'recipes.FT.lr': 1}; the value ... removes the key.
+    """
     monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
 
     def write(changes=None, name="tiny"):

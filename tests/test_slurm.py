@@ -1,4 +1,4 @@
-"""The smoke study through a real Slurm of one node on this machine; `make test-slurm` asks for it.  Five minutes."""
+"""The smoke study through a real Slurm of one node on this machine, in five minutes: `make test-slurm`."""
 
 import contextlib
 import os
@@ -72,7 +72,7 @@ def slurm(tmp_path_factory):
     """The environment in which Slurm's commands find a node of their own, which ends with the tests."""
     if not installed():
         pytest.skip(
-            "Slurm could not be installed here: it takes root, and Debian's packages munge, slurmctld and slurmd"
+            "Slurm could not be installed here: it takes root, and Debian's packages munge, slurmctld, slurmd"
         )
     if (ETC / "slurm.conf").exists():
         pytest.skip(f"{ETC} has a slurm.conf: this machine belongs to a cluster of its own")
@@ -179,7 +179,7 @@ def test_smoke_on_a_cluster_that_loses_a_job_ends_with_the_tables_of_this_machin
 
 
 def test_a_study_for_gpus_reaches_its_first_job_from_a_node_that_has_none(slurm, tmp_path):
-    """Data, introduction and conclusions run on the node that starts it; a teacher's job alone misses its GPU."""
+    """Data, introduction and conclusions run on the node that starts it; a teacher's job misses its GPU."""
     text = (PROJECT / "runs" / "smoke.yaml").read_text()
     small = text.replace("strategies: [FZ, FT, CAL, TGDA]", "strategies: [FT]").replace("[TGDA]", "[FT]")
     (tmp_path / "far.yaml").write_text("device: cuda\n" + small)

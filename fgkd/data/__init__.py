@@ -1,4 +1,6 @@
-"""Images: drawn birds, folders of photos, the paper's data sets in their official layouts, and random views.
+"""Images: drawn birds, folders of photos, the paper's datasets in their official layouts, and random views.
 
-Imports `records` and `study`; may be imported by `models` and all above it.
+`datasets` loads any of them through a cache of decoded images; `birds`, `folders` and `official` say which
+images there are; `fetching` downloads; `views` crops and flips.
+Imports `records` and below; may be imported by `models` and all above it.
 """

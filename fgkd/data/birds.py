@@ -1,14 +1,16 @@
 """Synthetic birds: families of sibling species that differ in one or two small parts.
 
-They stand in for CUB-200-2011 (Wah et al., 2011) wherever pictures have to be free, small and reproducible. A family is a
-body plan and a palette ("azure tern"). Its siblings share both and fill a grid over two of the nine `PARTS`, so any two of
-them differ in one part or two. Pose, place, scale, scenery, light and sensor noise vary from picture to picture and say
-nothing about the species. Birds are flat polygons in a frame of their own: facing right, y up, unit half a body length.
+They stand in for CUB-200-2011 (Wah et al., 2011) wherever images have to be free, small and reproducible. A
+family is a body plan and a palette ("azure tern"). Its siblings share both and fill a grid over two of the
+nine `PARTS`, so any two differ in one part or two. Pose, place, scale, scenery, light and sensor noise
+vary from image to image and say nothing about the species. Birds are flat polygons in a frame of their own:
+facing right, y up, unit half a body length.
 """
 
 import math
 import zlib
 from collections import namedtuple
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,9 +73,25 @@ BELLIES = (
     (214, 220, 224),
     (226, 208, 226),
 )
+BEAK_SHAPES = {  # lower and upper half, in units of the head
+    "short beak": ([(0.9, 0.0), (1.5, -0.02), (0.85, -0.22)], [(0.8, 0.3), (1.55, -0.02), (0.9, -0.02)]),
+    "long beak": ([(0.9, 0.0), (2.5, -0.09), (0.85, -0.24)], [(0.8, 0.28), (2.65, -0.08), (0.9, -0.02)]),
+    "stout beak": (
+        [(0.9, 0.0), (1.55, -0.15), (0.75, -0.6)],
+        [(0.65, 0.6), (1.3, 0.48), (1.75, -0.2), (0.9, -0.05)],
+    ),
+    "curved beak": (
+        [(0.9, 0.0), (1.7, -0.25), (0.85, -0.26)],
+        [(0.8, 0.32), (1.6, 0.2), (2.3, -0.9), (1.6, -0.2)],
+    ),
+}
 BEAKS = ((58, 54, 54), (112, 96, 78), (226, 142, 48), (206, 178, 112))
-RANGES = ("", "northern ", "southern ", "eastern ", "western ", "mountain ", "lowland ", "island ")
-RANGES += ("forest ", "desert ", "marsh ", "river ", "coastal ", "meadow ", "polar ", "tropical ")
+# fmt: off
+RANGES = (
+    "", "northern ", "southern ", "eastern ", "western ", "mountain ", "lowland ", "island ",
+    "forest ", "desert ", "marsh ", "river ", "coastal ", "meadow ", "polar ", "tropical ",
+)
+# fmt: on
 # Top and bottom of the gradient, then what floats on it: sky, foliage, water, dry grass.
 SCENES = (
     ((150, 190, 226), (216, 226, 230), (236, 240, 242), (190, 206, 220), (120, 150, 110)),
@@ -81,15 +99,23 @@ SCENES = (
     ((150, 176, 182), (82, 124, 142), (178, 198, 200), (98, 138, 150), (140, 130, 104)),
     ((206, 190, 152), (140, 122, 92), (168, 150, 108), (190, 178, 140), (118, 124, 78)),
 )
-BLACK, WHITE, RUFOUS, BARK = (40, 38, 42), (248, 246, 240), (166, 84, 48), (104, 82, 64)
+BLACK = (40, 38, 42)
+WHITE = (248, 246, 240)
+RUFOUS = (166, 84, 48)
+BARK = (104, 82, 64)
 Points = list[tuple[float, float]] | np.ndarray
 Colour = tuple[int, int, int]
 Box = tuple[int, int, int, int]
+Polygon = tuple[Points, Colour]
 
 
 @dataclass(frozen=True)
 class Species:
-    """One species: `traits` has an option of each of `PARTS`, in that order; `colours` are of back, belly, wing and beak."""
+    """A species of birds.
+
+    traits: an option of each of `PARTS`, in that order.
+    colours: of back, belly, wing and beak.
+    """
 
     name: str
     family: str
@@ -100,7 +126,12 @@ class Species:
 
 @dataclass(frozen=True)
 class Birds:
-    """Pictures sorted by species: images (N, P, P, 3) uint8, labels (N,) int64 into `species`, boxes (N, 4) int64, pixels."""
+    """Images sorted by species.
+
+    images: (N, P, P, 3) uint8.
+    labels: (N,) int64, indices into `species`.
+    boxes: (N, 4) int64, pixels.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -109,32 +140,40 @@ class Birds:
 
 
 def species(count: int, *, seed: int = 0, family_size: int = 4) -> tuple[Species, ...]:
-    """The first `count` species of the world `seed`, family after family; `species(n)[:k] == species(k)`.
+    """Return the first `count` species of the world `seed`, family after family.
 
-    Another seed gives other families, if not always other names. Raises ValueError if two parts cannot tell `family_size`
-    siblings apart, if `count` < 1, or if there are not so many names.
+    `species(n)[:k] == species(k)`. Another seed gives other families, if not always other names.
+
+    Raises ValueError if two parts cannot tell `family_size` siblings apart, if `count` < 1, or if there are
+    not so many names.
     """
     if not 1 <= family_size <= 16:
         raise ValueError(
-            f"family_size={family_size}: two parts of four options make 1 to 16 siblings; ask for one of these."
+            f"family_size={family_size}: two parts of four options make 1 to 16 siblings; "
+            "ask for one of these."
         )
     limit = len(RANGES) * len(BACKS) * len(PLANS) * family_size
     if not 1 <= count <= limit:
         raise ValueError(
-            f"count={count}: with family_size={family_size} there are 1 to {limit} species; ask for one of these."
+            f"count={count}: with family_size={family_size} there are 1 to {limit} species; "
+            "ask for one of these."
         )
-    families = range(math.ceil(count / family_size))
-    return tuple(bird for index in families for bird in _family(index, seed, family_size))[:count]
+    birds: list[Species] = []
+    for index in range(math.ceil(count / family_size)):
+        birds += _create_family(index, seed, family_size)
+    return tuple(birds[:count])
 
 
 def render(
     species: Species, *, pixels: int, rng: np.random.Generator, size: float = 1.0
 ) -> tuple[np.ndarray, Box]:
-    """One picture, uint8 (pixels, pixels, 3), and the box (x0, y0, x1, y1) of the bird in it, in pixels, x1 and y1 exclusive.
+    """Draw one image, uint8 (pixels, pixels, 3), and return it with the bird's box.
 
-    The box lies inside the picture and is tight to a pixel. Raises ValueError if `pixels` < 16, too few to show a bird.
+    The box (x0, y0, x1, y1), x1 and y1 exclusive, lies inside the image and is tight to a pixel.
+
+    Raises ValueError if `pixels` < 16, too few to show a bird.
     """
-    return _picture(species, _parts(species), pixels, rng, size)
+    return _draw_image(species, _assemble(species), pixels, rng, size)
 
 
 def draw(
@@ -147,27 +186,34 @@ def draw(
     family_size: int = 4,
     size: float = 1.0,
 ) -> Birds:
-    """`per_species` pictures of each of the first `count` species: N = count * per_species; `size` shrinks the birds.
+    """Draw `per_species` images of each of the first `count` species: N = count * per_species.
 
-    Picture i of species s depends on (seed, split, s, i) alone, so a larger call extends a smaller one. Any string is a split.
+    Image i of species s depends on (seed, split, s, i) alone, so a larger call extends a smaller one.
+
+    split: any string.
+    size: below 1, shrinks the birds.
+
     Raises ValueError if a number is out of range.
     """
     if per_species < 1:
         raise ValueError(f"per_species={per_species}: expected at least 1 picture of each species.")
     world = species(count, seed=seed, family_size=family_size)
-    pictures = []
+    images = []
+    boxes = []
     for label, bird in enumerate(world):
-        parts = _parts(bird)
-        keys = ([seed, zlib.crc32(split.encode()), label, index] for index in range(per_species))
-        pictures += [_picture(bird, parts, pixels, np.random.default_rng(key), size) for key in keys]
-    images, boxes = zip(*pictures)
-    return Birds(
-        np.stack(images), np.repeat(np.arange(count), per_species), np.array(boxes, dtype=np.int64), world
-    )
+        parts = _assemble(bird)
+        for index in range(per_species):
+            rng = np.random.default_rng([seed, zlib.crc32(split.encode()), label, index])
+            image, box = _draw_image(bird, parts, pixels, rng, size)
+            images.append(image)
+            boxes.append(box)
+    labels = np.repeat(np.arange(count), per_species)
+    return Birds(np.stack(images), labels, np.array(boxes, dtype=np.int64), world)
 
 
-def _family(index: int, seed: int, size: int) -> list[Species]:
-    world, rng = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1, index])
+def _create_family(index: int, seed: int, size: int) -> list[Species]:
+    world = np.random.default_rng([seed, 0])
+    rng = np.random.default_rng([seed, 1, index])
     back = world.permutation(list(BACKS))[index % len(BACKS)]
     noun = world.permutation(list(PLANS))[index % len(PLANS)]
     family = f"{RANGES[(seed + index // (len(BACKS) * len(PLANS))) % len(RANGES)]}{back} {noun}"
@@ -180,24 +226,28 @@ def _family(index: int, seed: int, size: int) -> list[Species]:
         BEAKS[rng.integers(len(BEAKS))],
     )
     # More than half of the parts stay plain, the first option, or every bird would wear every ornament.
-    common = [options[max(0, rng.integers(-3, 4))] for options in PARTS.values()]
+    common = [options[max(0, int(rng.integers(-3, 4)))] for options in PARTS.values()]
     side = math.ceil(math.sqrt(size))
-    varied = [
-        (part, sorted(rng.choice(4, side, replace=False)))
-        for part in sorted(rng.choice(len(PARTS), 2, replace=False))
-    ]
+    first, second = np.sort(rng.choice(len(PARTS), 2, replace=False)).tolist()
+    first_options = np.sort(rng.choice(4, side, replace=False)).tolist()
+    second_options = np.sort(rng.choice(4, side, replace=False)).tolist()
+    parts = list(PARTS.values())
     siblings = []
-    for cell in range(size):
+    for number in range(size):
+        row, column = divmod(number, side)
         traits = list(common)
-        for (part, options), step in zip(varied, divmod(cell, side)):
-            traits[part] = list(PARTS.values())[part][options[step]]
-        name = ", ".join([family, *(traits[part] for part, _ in varied)])
+        traits[first] = parts[first][first_options[row]]
+        traits[second] = parts[second][second_options[column]]
+        name = f"{family}, {traits[first]}, {traits[second]}"
         siblings.append(Species(name, family, tuple(traits), plan, colours))
     return siblings
 
 
-def _parts(bird: Species) -> tuple[dict[str, np.ndarray], list[tuple[int, int, Colour]]]:
-    """The corners that turn with each joint, (V, 2) each, and all polygons in drawing order as (first, last, colour)."""
+def _assemble(bird: Species) -> tuple[dict[str, np.ndarray], list[tuple[int, int, Colour]]]:
+    """Return the corners (V, 2) that turn with each joint, and all polygons in drawing order.
+
+    A polygon is the first of its corners, the first of the next one's, and its colour.
+    """
     joints = {
         "legs": _legs(bird),
         "tail": _tail(bird),
@@ -205,27 +255,37 @@ def _parts(bird: Species) -> tuple[dict[str, np.ndarray], list[tuple[int, int, C
         "head": _head(bird),
         "wing": _wing(bird),
     }
-    shapes = [shape for part in joints.values() for shape in part]
-    ends = np.cumsum([0] + [len(points) for points, _ in shapes]).tolist()
-    corners = {joint: np.concatenate([points for points, _ in part]) for joint, part in joints.items()}
-    return corners, [(first, last, colour) for first, last, (_, colour) in zip(ends, ends[1:], shapes)]
+    corners = {}
+    polygons = []
+    first = 0
+    for joint, shapes in joints.items():
+        corners[joint] = np.concatenate([points for points, _ in shapes])
+        for points, colour in shapes:
+            polygons.append((first, first + len(points), colour))
+            first += len(points)
+    return corners, polygons
 
 
-def _legs(bird: Species) -> list[tuple[Points, Colour]]:
-    colour = dict(zip(PARTS["legs"], (BLACK, (236, 196, 48), (206, 62, 48), (86, 130, 186))))[bird.traits[8]]
-    hip, foot = -0.8 * bird.plan.depth, -bird.plan.depth - bird.plan.leg
-    shapes = []
+def _legs(bird: Species) -> list[Polygon]:
+    colours = {
+        "black legs": BLACK,
+        "yellow legs": (236, 196, 48),
+        "red legs": (206, 62, 48),
+        "blue legs": (86, 130, 186),
+    }
+    colour = colours[bird.traits[8]]
+    hip = -0.8 * bird.plan.depth
+    foot = -bird.plan.depth - bird.plan.leg
+    shapes: list[Polygon] = []
     for x, tone in ((0.22, _shade(colour, 0.8)), (-0.05, colour)):
-        shin, toes = (
-            _line((x - 0.08, hip), (x + 0.08, foot), 0.055),
-            _line((x - 0.12, foot), (x + 0.36, foot), 0.05),
-        )
-        shapes += [(shin, tone), (toes, tone)]
+        shapes.append((_line((x - 0.08, hip), (x + 0.08, foot), 0.055), tone))
+        shapes.append((_line((x - 0.12, foot), (x + 0.36, foot), 0.05), tone))
     return shapes
 
 
-def _tail(bird: Species) -> list[tuple[Points, Colour]]:
-    tip, colour = -0.8 - bird.plan.tail, bird.colours[2]
+def _tail(bird: Species) -> list[Polygon]:
+    tip = -0.8 - bird.plan.tail
+    colour = bird.colours[2]
     ends = {
         "square tail": [(tip, 0.24), (tip - 0.02, -0.16)],
         "forked tail": [(tip - 0.3, 0.36), (tip + 0.36, 0.04), (tip - 0.3, -0.28)],
@@ -236,39 +296,22 @@ def _tail(bird: Species) -> list[tuple[Points, Colour]]:
     return [([(-0.6, 0.2), *ends, (-0.6, -0.16)], colour), *feathers]
 
 
-def _body(bird: Species) -> list[tuple[Points, Colour]]:
-    back, belly, tall, (x, y) = (
-        bird.colours[0],
-        bird.colours[1],
-        np.array([1, bird.plan.depth]),
-        _skull(bird.plan),
-    )
-    breast, r, d = bird.traits[7], bird.plan.head, bird.plan.depth
-    outline = [
-        (-1.15, 0.1),
-        (-0.6, 0.6),
-        (0.1, 1.02),
-        (0.7, 1.0),
-        (1.08, 0.3),
-        (0.8, -0.75),
-        (0.2, -1.1),
-        (-0.5, -0.8),
-    ]
-    front = [
-        (-1.0, -0.15),
-        (-0.2, -0.1),
-        (0.5, 0.3),
-        (0.86, 0.95),
-        (1.07, 0.3),
-        (0.8, -0.75),
-        (0.2, -1.1),
-        (-0.5, -0.8),
-    ]
+def _body(bird: Species) -> list[Polygon]:
+    back = bird.colours[0]
+    belly = bird.colours[1]
+    d = bird.plan.depth
+    r = bird.plan.head
+    x, y = _skull(bird.plan)
+    tall = np.array([1, d])
+    top = [(-1.15, 0.1), (-0.6, 0.6), (0.1, 1.02), (0.7, 1.0)]
+    edge = [(-1.0, -0.15), (-0.2, -0.1), (0.5, 0.3), (0.86, 0.95)]
+    outline = [*top, (1.08, 0.3), (0.8, -0.75), (0.2, -1.1), (-0.5, -0.8)]
+    front = [*edge, (1.07, 0.3), (0.8, -0.75), (0.2, -1.1), (-0.5, -0.8)]
     under = [(-0.8, -0.45), (0.1, -0.85), (0.9, -0.3), (0.8, -0.72), (0.2, -1.1), (-0.5, -0.8)]
     neck = [(-0.1, 0.85 * d), (x - 1.05 * r, y + 0.2 * r), (x + 0.9 * r, y), (1.0, 0.3 * d), (0.5, 0.2 * d)]
     shapes = [(_smooth(outline) * tall, back), (_smooth(neck), back), (_smooth(front) * tall, belly)]
     shapes.append((_smooth(under) * tall, _shade(belly, 0.87)))
-    places = [
+    spots = [
         (0.62, 0.3),
         (0.86, 0.25),
         (0.5, -0.1),
@@ -279,71 +322,48 @@ def _body(bird: Species) -> list[tuple[Points, Colour]]:
     ]
     band = [(0.3, 0.12), (0.6, 0.2), (1.02, 0.42), (1.02, 0.12), (0.62, -0.1), (0.36, -0.12)]
     marks = {
-        "spotted breast": [_disc(a, b * d, 0.065) for a, b in places],
-        "streaked breast": [_line((a, b * d + 0.12), (a - 0.1, b * d - 0.12), 0.035) for a, b in places],
+        "spotted breast": [_disc(a, b * d, 0.065) for a, b in spots],
+        "streaked breast": [_line((a, b * d + 0.12), (a - 0.1, b * d - 0.12), 0.035) for a, b in spots],
         "banded breast": [_smooth(band) * tall],
     }
-    return shapes + [(mark, BLACK) for mark in marks.get(breast, [])]
+    return shapes + [(mark, BLACK) for mark in marks.get(bird.traits[7], [])]
 
 
-def _head(bird: Species) -> list[tuple[Points, Colour]]:
+def _head(bird: Species) -> list[Polygon]:
     back, _, _, horn = bird.colours
-    beak, crest, crown, eye, throat = bird.traits[0], *bird.traits[3:7]
+    beak, _, _, crest, crown, eye, throat, _, _ = bird.traits
     cap = {"plain crown": back, "black cap": BLACK, "chestnut cap": RUFOUS, "white crown": WHITE}[crown]
     bib = {"plain throat": back, "black bib": BLACK, "white throat": WHITE, "rufous throat": RUFOUS}[throat]
-    lower, upper = {
-        "short beak": ([(0.9, 0.0), (1.5, -0.02), (0.85, -0.22)], [(0.8, 0.3), (1.55, -0.02), (0.9, -0.02)]),
-        "long beak": ([(0.9, 0.0), (2.5, -0.09), (0.85, -0.24)], [(0.8, 0.28), (2.65, -0.08), (0.9, -0.02)]),
-        "stout beak": (
-            [(0.9, 0.0), (1.55, -0.15), (0.75, -0.6)],
-            [(0.65, 0.6), (1.3, 0.48), (1.75, -0.2), (0.9, -0.05)],
-        ),
-        "curved beak": (
-            [(0.9, 0.0), (1.7, -0.25), (0.85, -0.26)],
-            [(0.8, 0.32), (1.6, 0.2), (2.3, -0.9), (1.6, -0.2)],
-        ),
-    }[beak]
-    plumes = {
+    lower, upper = BEAK_SHAPES[beak]
+    plumes: dict[str, list[Polygon]] = {
         "swept crest": [([(0.35, 0.8), (-0.5, 1.2), (-1.45, 1.15), (-0.85, 0.5)], cap)],
         "upright crest": [([(0.45, 0.85), (-0.1, 1.75), (-0.6, 0.7)], cap)],
         "double crest": [([(0.5, 0.8), (0.35, 1.55), (-0.1, 1.0), (-0.75, 1.65), (-0.8, 0.6)], cap)],
     }
-    marks = {
+    marks: dict[str, list[Polygon]] = {
         "eye stripe": [([(0.98, 0.1), (0.35, 0.38), (-0.95, 0.12), (-0.95, -0.12), (0.35, 0.02)], BLACK)],
         "pale brow": [([(0.92, 0.38), (0.3, 0.66), (-0.9, 0.4), (-0.9, 0.24), (0.3, 0.42)], WHITE)],
         "eye ring": [(_disc(0.38, 0.18, 0.38), WHITE)],
     }
     chin = _smooth([(1.0, -0.2), (0.4, -0.22), (-0.1, -0.6), (-0.1, -1.15), (0.65, -1.1), (0.95, -0.6)])
     top = _smooth([(1.05, 0.3), (0.75, 0.95), (0.0, 1.15), (-0.8, 0.85), (-1.1, 0.15), (-0.3, 0.42)])
-    shapes = [
-        *plumes.get(crest, []),
-        (lower, _shade(horn, 0.75)),
-        (upper, horn),
-        (_disc(0, 0, 1), back),
-        (chin, bib),
-    ]
-    shapes += [
-        (top, cap),
-        *marks.get(eye, []),
-        (_disc(0.38, 0.18, 0.2), BLACK),
-        (_disc(0.44, 0.25, 0.07), WHITE),
-    ]
-    return [
-        (np.array(_skull(bird.plan)) + bird.plan.head * np.asarray(points), colour)
-        for points, colour in shapes
-    ]
+    shapes: list[Polygon] = [*plumes.get(crest, []), (lower, _shade(horn, 0.75)), (upper, horn)]
+    shapes += [(_disc(0, 0, 1), back), (chin, bib), (top, cap), *marks.get(eye, [])]
+    shapes += [(_disc(0.38, 0.18, 0.2), BLACK), (_disc(0.44, 0.25, 0.07), WHITE)]
+    centre = np.array(_skull(bird.plan))
+    return [(centre + bird.plan.head * np.asarray(points), colour) for points, colour in shapes]
 
 
-def _wing(bird: Species) -> list[tuple[Points, Colour]]:
+def _wing(bird: Species) -> list[Polygon]:
     back, _, colour, _ = bird.colours
-    mark, tip = bird.traits[2], -1.0 - bird.plan.wing
+    mark = bird.traits[2]
+    tip = -1.0 - bird.plan.wing
     outline = [(0.55, 0.5), (0.2, 0.75), (-0.5, 0.6), (tip, 0.1), (-0.5, -0.25), (0.25, -0.4), (0.6, 0.0)]
     coverts = [(0.55, 0.5), (0.2, 0.75), (-0.3, 0.6), (-0.25, 0.1), (0.0, -0.2), (0.25, -0.38), (0.6, 0.0)]
     shapes = [(_smooth(outline), colour), (_smooth(coverts), _shade((np.array(colour) + back) / 2))]
     for k, y in enumerate((0.3, 0.1, -0.1)):
-        shapes.append(
-            (_line((-0.25, y), (tip + 0.25 + 0.2 * k, 0.14 - 0.03 * k), 0.03), _shade(colour, 0.72))
-        )
+        feather = _line((-0.25, y), (tip + 0.25 + 0.2 * k, 0.14 - 0.03 * k), 0.03)
+        shapes.append((feather, _shade(colour, 0.72)))
     for x in {"one wing bar": [-0.14], "two wing bars": [-0.14, 0.16]}.get(mark, []):
         bar = [(-0.1, 0.58), (0.0, 0.58), (0.02, 0.2), (0.16, -0.2), (0.05, -0.24), (-0.1, 0.15)]
         shapes.append((np.array(bar) + (x, 0), WHITE))
@@ -352,7 +372,7 @@ def _wing(bird: Species) -> list[tuple[Points, Colour]]:
     return [(np.asarray(points) * (1, bird.plan.depth), tone) for points, tone in shapes]
 
 
-def _picture(
+def _draw_image(
     bird: Species, parts: tuple, pixels: int, rng: np.random.Generator, size: float
 ) -> tuple[np.ndarray, Box]:
     if pixels < 16:
@@ -362,7 +382,8 @@ def _picture(
     side = pixels * over
     points, feet = _pose(corners, bird.plan, rng, size)
     picture = _scenery(side, feet, rng)
-    pen, flat = ImageDraw.Draw(picture), (points * side).ravel().tolist()
+    pen = ImageDraw.Draw(picture)
+    flat = (points * side).ravel().tolist()
     for first, last, colour in polygons:
         pen.polygon(flat[2 * first : 2 * last], fill=colour)
     x0, y0 = np.floor(points.min(0) * pixels).astype(int).tolist()
@@ -373,29 +394,24 @@ def _picture(
 def _pose(
     corners: dict[str, np.ndarray], plan: Plan, rng: np.random.Generator, size: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All corners (V, 2) and the point between the feet (2,), in fractions of the picture, y down."""
-    pitch, nod, wag, droop = (
-        rng.normal(0, 1, 4).clip(-2, 2) * (8, 7, 7, 3) + (plan.pitch, 0, plan.cock, 0)
-    ).tolist()
-    turns = {
-        "head": nod - 0.6 * plan.pitch,
-        "tail": -wag,
-        "body": 0.0,
-        "wing": droop,
-        "legs": -0.8 * plan.pitch,
+    """Return all corners (V, 2) and the point between the feet, in shares of the image, y down."""
+    angles = rng.normal(0, 1, 4).clip(-2, 2) * (8, 7, 7, 3) + (plan.pitch, 0, plan.cock, 0)
+    pitch, nod, wag, droop = angles.tolist()
+    turns = {  # of each joint: degrees, and the point that it turns about
+        "legs": (-0.8 * plan.pitch, (0, -plan.depth)),
+        "tail": (-wag, (-0.75, 0)),
+        "body": (0.0, (0, 0)),
+        "head": (nod - 0.6 * plan.pitch, (0.6, 0.6 * plan.depth)),
+        "wing": (droop, (0.4, 0)),
     }
-    pivots = {
-        "head": (0.6, 0.6 * plan.depth),
-        "tail": (-0.75, 0),
-        "body": (0, 0),
-        "wing": (0.4, 0),
-        "legs": (0, -plan.depth),
-    }
-    points = np.concatenate(
-        [(p - pivots[joint]) @ _turn(turns[joint]) + pivots[joint] for joint, p in corners.items()]
-    )
+    turned = []
+    for joint, (degrees, pivot) in turns.items():
+        turned.append((corners[joint] - pivot) @ _turn(degrees) + pivot)
+    points = np.concatenate(turned)
+    # the whole bird: pitched, mirrored half of the time, narrowed as if seen at an angle, y turned down
     points = points @ _turn(pitch) * ((2 * rng.integers(2) - 1) * rng.uniform(0.88, 1.0), -1)
-    low, high = points.min(0), points.max(0)
+    low = points.min(0)
+    high = points.max(0)
     scale = size * min(rng.uniform(0.18, 0.285), 0.94 / (high - low).max())
     points = (points - low) * scale + (1 - (high - low) * scale) * rng.uniform(0.03, 0.97, 2)
     legs = points[: len(corners["legs"])]
@@ -403,7 +419,7 @@ def _pose(
 
 
 def _scenery(side: int, feet: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """A gradient and blobs out of focus, some in the colours of birds; a twig; a sharp perch under the feet (2,)."""
+    """Draw a blurred gradient and blobs, a twig, and a perch under the feet (2,)."""
     top, bottom, *tones = SCENES[rng.integers(len(SCENES))]
     ends = np.array([top, bottom])[:, None] + rng.normal(0, 8, (2, 3, 3))
     far = Image.fromarray(ends.clip(0, 255).astype(np.uint8)).resize((64, 64), Image.Resampling.BILINEAR)
@@ -412,23 +428,23 @@ def _scenery(side: int, feet: np.ndarray, rng: np.random.Generator) -> Image.Ima
     tones = tones * 6 + [tuple(tone) for tone in plumage.tolist()]
     blobs = rng.integers(8, 22)
     places = rng.uniform((-5, -5, 3, 2), (69, 69, 12, 9), (blobs, 4)).tolist()
-    for (x, y, a, b), tone in zip(places, rng.integers(len(tones), size=blobs).tolist()):
+    chosen = rng.integers(len(tones), size=blobs)
+    for (x, y, a, b), tone in zip(places, chosen, strict=True):
         pen.ellipse((x - a, y - b, x + a, y + b), fill=tones[tone])
-    near = far.filter(ImageFilter.BoxBlur(rng.uniform(0.7, 2.5))).resize(
-        (side, side), Image.Resampling.BILINEAR
-    )
+    far = far.filter(ImageFilter.BoxBlur(rng.uniform(0.7, 2.5)))
+    near = far.resize((side, side), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(near)
     tilt, bend, thick, shade = rng.uniform((-0.25, -0.1, 0.02, 0.6), (0.25, 0.1, 0.05, 1.4)).tolist()
     start, end = (rng.uniform(-0.2, 1.2, 2) * side).tolist()
     pen.line((0, start, side, end), fill=_shade(BARK, 2 - shade), width=round(0.4 * thick * side))
     upper = [feet - (1, tilt - bend), feet, feet + (1, tilt + bend)]
-    lower = [point + (0, width * thick) for point, width in zip(upper[::-1], (0.6, 1.0, 1.3))]
+    lower = [point + (0, w * thick) for point, w in zip(upper[::-1], (0.6, 1.0, 1.3), strict=True)]
     pen.polygon((np.array(upper + lower) * side).ravel().tolist(), fill=_shade(BARK, shade))
     return near
 
 
 def _develop(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """Light with a tint and a direction, then sensor noise."""
+    """Add light with a tint and a direction, then sensor noise."""
     image = np.asarray(picture).astype(np.float32)
     across, down = np.linspace(-1, 1, len(image)) * rng.uniform(-0.15, 0.15, (2, 1))
     gain = rng.uniform(0.78, 1.15) * rng.uniform(0.93, 1.07, 3)
@@ -441,18 +457,19 @@ def _skull(plan: Plan) -> tuple[float, float]:
     return 0.78, 0.85 * plan.depth + plan.neck + 0.1
 
 
-def _shade(colour: Points | Colour, factor: float = 1.0) -> Colour:
+def _shade(colour: Iterable[float], factor: float = 1.0) -> Colour:
     red, green, blue = (int(min(max(value * factor, 0), 255)) for value in colour)
     return red, green, blue
 
 
 def _turn(degrees: float) -> np.ndarray:
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    cos = math.cos(math.radians(degrees))
+    sin = math.sin(math.radians(degrees))
     return np.array([[cos, sin], [-sin, cos]])
 
 
 def _smooth(corners: Points) -> np.ndarray:
-    """Three rounds of corner cutting (Chaikin, 1974) of a closed polygon: (K, 2) to (8 K, 2)."""
+    """Cut the corners of a closed polygon three times (Chaikin, 1974): (K, 2) to (8 K, 2)."""
     points = np.asarray(corners, dtype=float)
     for _ in range(3):
         after = np.roll(points, -1, axis=0)
@@ -466,7 +483,7 @@ def _disc(x: float, y: float, radius: float) -> np.ndarray:
 
 
 def _line(start: tuple[float, float], end: tuple[float, float], width: float) -> np.ndarray:
-    """A straight stroke of half width `width`: (4, 2)."""
+    """Return the corners (4, 2) of a straight stroke of half width `width`."""
     along = np.subtract(end, start)
     side = width * np.array([-along[1], along[0]]) / np.linalg.norm(along)
     return np.array([start + side, end + side, end - side, start - side])

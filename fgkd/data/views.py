@@ -1,10 +1,10 @@
-"""Views: (seed, epoch, index) -> where an image is cropped and whether it is flipped; applied to whole batches.
+"""Views: (seed, epoch, index) -> where an image is cropped and whether it is flipped, for whole batches.
 
-A view is a pure function of those three numbers.  A teacher can therefore be run once over the very views that every one of
-its students will be trained on, in any order and on any machine.
+A view is a pure function of those three numbers. A teacher can therefore be run once over the very views that
+every one of its students will be trained on, in any order and on any machine.
 
-A CAL teacher's attention makes two more of each view (Hu et al. 2019, arXiv 1901.09891; Rao et al. 2021): the *crop* enlarges the
-box around what it looks at, the *drop* hides what it looks at.
+A CAL teacher's attention makes two more of each view (Hu et al. 2019, arXiv 1901.09891; Rao et al. 2021): the
+*crop* enlarges the box around what it looks at, the *drop* hides what it looks at.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Views:
-    """Views of n images: the crop's upper left corner in pixels and whether it is mirrored, each (n,)."""
+    """Views of n images: the crop's upper left corner in pixels, and whether it is mirrored."""
 
     top: Tensor
     left: Tensor
     flip: Tensor
 
-    def __getitem__(self, index) -> "Views":
+    def __getitem__(self, index) -> Views:
         return Views(self.top[index], self.left[index], self.flip[index])
 
-    def to(self, device) -> "Views":
+    def to(self, device) -> Views:
         return Views(self.top.to(device), self.left.to(device), self.flip.to(device))
 
 
 def sample_views(n: int, *, seed: int, epoch: int, resize: int, crop: int) -> Views:
-    """Random crops and flips of images 0 to n - 1 in one epoch; image i's view does not depend on n.
+    """Sample the views of images 0 to n - 1 in one epoch; image i's does not depend on n.
 
-    resize, crop: side of the stored image and of the view, pixels.
+    resize: side of the stored image, pixels.
+    crop: side of the view, pixels.
     """
     u = torch.from_numpy(np.random.default_rng([seed, epoch]).random((n, 3)))
     corners = ((resize - crop + 1) * u[:, :2]).long()
@@ -45,37 +46,41 @@ def sample_views(n: int, *, seed: int, epoch: int, resize: int, crop: int) -> Vi
 
 
 def centre(n: int, *, resize: int, crop: int) -> Views:
-    """The centre crop of n images, not flipped: what test images are seen through."""
+    """Return the centre crop of n images, not flipped: the view of test images."""
     corner = torch.full((n,), (resize - crop) // 2)
     return Views(corner, corner, torch.zeros(n, dtype=torch.bool))
 
 
 def crop_batch(images: Tensor, views: Views, crop: int) -> Tensor:
-    """Each image's own crop: uint8 (B, R, R, 3) -> uint8 (B, 3, crop, crop), channels last in memory.
+    """Crop each image by its view: uint8 (B, R, R, 3) -> uint8 (B, 3, crop, crop).
 
-    A CPU copies row by row, some tens of times faster than it picks pixels one by one; a GPU picks them for
-    the whole batch in one kernel.
+    The result is channels last in memory. A CPU copies row by row, some tens of times faster than it picks
+    pixels one by one; a GPU picks them for the whole batch in one kernel.
     """
-    if images.device.type == "cpu":
-        found = images.new_empty(len(images), crop, crop, 3)
-        places = zip(views.top.tolist(), views.left.tolist(), views.flip.tolist())
-        for place, image, (top, left, flip) in zip(found, images, places):
-            part = image[top : top + crop, left : left + crop]
-            place.copy_(part.flip(1) if flip else part)
-        return found.permute(0, 3, 1, 2)
-    return _picked(images, views, crop)
+    if images.device.type != "cpu":
+        return _gather_crops(images, views, crop)
+    crops = images.new_empty(len(images), crop, crop, 3)
+    corners = zip(views.top.tolist(), views.left.tolist(), views.flip.tolist(), strict=True)
+    for i, (top, left, flip) in enumerate(corners):
+        part = images[i, top : top + crop, left : left + crop]
+        crops[i] = part.flip(1) if flip else part
+    return crops.permute(0, 3, 1, 2)
 
 
 def draw_attention(n: int, *, seed: int, epoch: int) -> Tensor:
-    """Four uniform numbers for each of images 0 to n - 1 in one epoch, fp32 (n, 4): what `cal.plan` chooses by."""
+    """Draw four uniform numbers per image, fp32 (n, 4); `cal.plan` chooses by them."""
     return torch.from_numpy(np.random.default_rng([seed, epoch, 1]).random((n, 4), dtype=np.float32))
 
 
 def boxes(attention: Tensor, threshold: Tensor, *, padding: float, size: int) -> Tensor:
-    """The box around what attention (B, h, w) >= 0 exceeds: int64 (B, 4), top, left, bottom, right in pixels of a view, the last two exclusive.
+    """Return the box around attention (B, h, w) that reaches its threshold, int64 (B, 4).
 
-    threshold: (B,), a share of each map's maximum; padding: a share of the view's side `size`.  A map that is zero everywhere gives the
-    whole view; a peak that upsampling flattens below its threshold gives the place of the peak.  A box has at least one pixel.
+    A box is top, left, bottom, right in pixels of a view, the last two exclusive, and has at least one pixel.
+    A map that is zero everywhere gives the whole view; a peak that upsampling flattens below its threshold
+    gives the place of the peak.
+
+    threshold: (B,), a share of each map's maximum.
+    padding: a share of the view's side `size`.
     """
     whole = _upsample(attention, size)
     limit = torch.minimum(threshold * attention.flatten(1).amax(1), whole.flatten(1).amax(1))
@@ -87,59 +92,72 @@ def boxes(attention: Tensor, threshold: Tensor, *, padding: float, size: int) ->
 
 
 def crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Each image's box (B, 4) enlarged to the whole view, bilinear with aligned corners: (B, 3, S, S) -> fp32 (B, 3, S, S)."""
+    """Enlarge each image's box (B, 4) to the whole view: (B, 3, S, S) -> fp32 (B, 3, S, S).
+
+    Bilinear, with aligned corners.
+    """
     size = images.shape[-1]
-    low, high = boxes[:, :2].float(), boxes[:, 2:].float()
+    low = boxes[:, :2].float()
+    high = boxes[:, 2:].float()
     steps = torch.linspace(0, 1, size, device=images.device)
     lines = 2 * (low[:, :, None] + (high - 1 - low)[:, :, None] * steps) / (size - 1) - 1
-    rows, columns = (lines[:, axis].expand(size, -1, -1) for axis in (0, 1))
-    grid = torch.stack([columns.permute(1, 0, 2), rows.permute(1, 2, 0)], 3)
+    rows = lines[:, 0, :, None].expand(-1, -1, size)
+    columns = lines[:, 1, None, :].expand(-1, size, -1)
+    grid = torch.stack([columns, rows], 3)
     return F.grid_sample(images.float(), grid, align_corners=True, padding_mode="border")
 
 
 def drop_map(attention: Tensor, threshold: Tensor) -> Tensor:
-    """Attention (B, h, w) >= 0 in units of its threshold (B,), a share of each map's maximum: fp16 (B, h, w), 0 for a map of zeros.
+    """Divide attention (B, h, w) >= 0 by its threshold: fp16 (B, h, w), 0 for a map of zeros.
 
-    `drop` hides what exceeds 1.  Rounded here, so that a stored map and a fresh one hide the very same pixels.
+    `drop` hides what exceeds 1. Rounded here, so that a stored map and a fresh one hide the very same pixels.
+
+    threshold: (B,), a share of each map's maximum.
     """
     limit = (threshold * attention.flatten(1).amax(1))[:, None, None]
     return torch.where(limit > 0, attention / limit, 0).half()
 
 
 def drop(images: Tensor, maps: Tensor) -> Tensor:
-    """Images without what maps (B, h, w) of `drop_map` mark, ImageNet's mean colour in its place: (B, 3, S, S), 0 to 255 -> fp32."""
+    """Fill what maps (B, h, w) of `drop_map` mark with ImageNet's mean colour.
+
+    images: (B, 3, S, S), 0 to 255; the result is fp32.
+    """
     hidden = _upsample(maps.float(), images.shape[-1]) >= 1
     return torch.where(hidden[:, None], _mean_colour(images.device), images.float())
 
 
 def centred(boxes: Tensor, size: int) -> Tensor:
-    """Boxes (N, 4) of the same shapes in the middle of a view of `size` pixels."""
+    """Move boxes (N, 4) to the middle of a view of `size` pixels."""
     middle = (boxes[:, :2] + boxes[:, 2:] - size).repeat(1, 2) / 2
     return boxes - middle
 
 
 def overlap(boxes: Tensor, truth: Tensor) -> Tensor:
-    """Intersection over union of boxes (N, 4) and (N, 4): (N,) in [0, 1]."""
-    common = (
-        (torch.minimum(boxes[:, 2:], truth[:, 2:]) - torch.maximum(boxes[:, :2], truth[:, :2]))
-        .clamp(min=0)
-        .prod(1)
-    )
-    return common / sum((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, truth)).sub(common)
+    """Return the intersection over union of boxes (N, 4) and (N, 4): (N,) in [0, 1]."""
+    low = torch.maximum(boxes[:, :2], truth[:, :2])
+    high = torch.minimum(boxes[:, 2:], truth[:, 2:])
+    intersection = (high - low).clamp(min=0).prod(1)
+    union = _area(boxes) + _area(truth) - intersection
+    return intersection / union
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
 @functools.cache
-def _mean_colour(on: torch.device) -> Tensor:
-    """ImageNet's, (3, 1, 1), 0 to 255.  Kept: to send it to a GPU is to wait for its queue."""
-    return 255 * torch.tensor(IMAGENET_DEFAULT_MEAN, device=on)[:, None, None]
+def _mean_colour(device: torch.device) -> Tensor:
+    """Return ImageNet's mean colour (3, 1, 1), cached: a copy to a GPU waits for its queue."""
+    return 255 * torch.tensor(IMAGENET_DEFAULT_MEAN, device=device)[:, None, None]
 
 
 def _upsample(attention: Tensor, size: int) -> Tensor:
     return F.interpolate(attention[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
 
 
-def _picked(images: Tensor, views: Views, crop: int) -> Tensor:
-    """`cut` for a whole batch at once."""
+def _gather_crops(images: Tensor, views: Views, crop: int) -> Tensor:
+    """Do what `crop_batch` does with one indexing operation."""
     steps = torch.arange(crop, device=images.device)
     rows = views.top[:, None] + steps
     columns = views.left[:, None] + torch.where(views.flip[:, None], crop - 1 - steps, steps)

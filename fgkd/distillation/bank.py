@@ -1,20 +1,22 @@
-"""The logit bank: what a teacher says of every view of every training image, computed once.
+"""The logit bank: a teacher's outputs for every view of every training image, computed once.
 
-A view is a pure function of (seed, epoch, index), so all students of a data set see the same views.  The
-teacher, frozen and in eval mode, is run over them once; its metrics come from the unrounded logits on the
-way, before any student is trained, and what students need is stored, logits in fp16.  A CAL teacher's bank
-also holds where its attention crops each view, what it drops, and its logits of both.
+A view is a pure function of (seed, epoch, index), so all students of a dataset see the same views.  The
+teacher, frozen and in eval mode, runs over them once; its metrics come from the unrounded logits on the way,
+before any student is trained, and what students need is stored, logits in fp16.  A CAL teacher's bank also
+holds where its attention crops each view, what it drops, and its logits of both.
 
-A bank grows view by view in a folder beside its own.  A manifest there says how many views are whole: a
-writer that was killed, or whose disk was full, goes on after these, and ends with the very bytes and metrics
-of one that was not.
+A bank grows view by view in a folder next to its own.  A manifest there says how many views are complete: a
+writer that was killed, or whose disk was full, continues after these, and ends with the same bytes and
+metrics as one that was not.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from tqdm import tqdm
 
 from fgkd import metrics, records
 from fgkd.data.views import crop, draw_attention, drop
-from fgkd.distillation.training import EVAL_BATCH, Images, batches
+from fgkd.distillation.training import EVAL_BATCH, Images, TeacherOutputs, batches
 from fgkd.models import cal
 from fgkd.models.classifier import Classifier
 
@@ -35,52 +37,72 @@ EXACT = ("boxes", "maps")  # what students need as it is stored
 
 @dataclass(frozen=True)
 class Bank:
-    """Stored arrays (V, N, ...) by name: V views of each of N training images; always `logits` (V, N, C)."""
+    """Stored arrays (V, N, ...) by name, of V views of N images; always `logits` (V, N, C)."""
 
     arrays: dict[str, np.ndarray]
     device: torch.device
     _slab: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def outputs(self, epoch: int, index: Tensor) -> dict[str, Tensor]:
-        """What the teacher said of images `index` (B,) in an epoch: as `answer`, on the bank's device.
+        """Return the stored teacher outputs for images `index` (B,) in `epoch`.
 
-        Epoch e reads view e modulo V.  A view is read whole from the disk, when it is first asked for, and
-        kept until another one is.  index may lie on any device.
+        They lie on the bank's device, index on any.  Epoch e reads view e modulo V.  A view is read whole
+        from the disk, and kept until another one is asked for.
         """
-        view, rows = epoch % len(self.arrays["logits"]), index.to(self.device)
+        view = epoch % len(self.arrays["logits"])
         if view not in self._slab:
             self._slab.clear()
             self._slab[view] = {
                 name: torch.from_numpy(np.array(array[view])).to(self.device)
                 for name, array in self.arrays.items()
             }
-        found = {name: value[rows] for name, value in self._slab[view].items()}
-        return {name: value if name in EXACT else value.float() for name, value in found.items()}
+        rows = index.to(self.device)
+        outputs = {name: values[rows] for name, values in self._slab[view].items()}
+        return {name: value if name in EXACT else value.float() for name, value in outputs.items()}
 
 
 @torch.no_grad()
 def teacher_outputs(
     teacher: Classifier, x: Tensor, draws: Tensor, *, augmented: bool = False, features: bool = False
 ) -> dict[str, Tensor]:
-    """What a teacher in eval mode says of views x (B, 3, S, S), to its students and to the bank.
+    """Outputs of a teacher in eval mode for views x (B, 3, S, S), for its students and the bank.
 
     `logits` fp32 (B, C); features: also `features` fp32 (B, D); augmented (CAL only): also `boxes` int16
-    (B, 4) and `maps` fp16 (B, h, w), where its attention crops and drops by draws (B, 4), and `crop` and
-    `drop`, its logits of both.
+    (B, 4) and `maps` fp16 (B, h, w), where its attention crops and drops, and `crop` and `drop`, its logits
+    of both.
+
+    draws: (B, 4), by which `cal.plan` chooses what to crop and to drop.
     """
-    said = {"features": teacher.features_and_logits(x)[0]} if features else {}
+    outputs = {"features": teacher.features_and_logits(x)[0]} if features else {}
     if not augmented:
-        return said | {"logits": teacher(x)}
-    seen = teacher.attend(x)
-    boxes, maps = cal.plan(seen.maps, draws, x.shape[-1])
-    cropped, dropped = teacher(torch.cat([crop(x, boxes), drop(x, maps)])).chunk(2)
-    return said | {
-        "logits": seen.logits,
+        return outputs | {"logits": teacher(x)}
+    assert isinstance(teacher, cal.CAL), "only a CAL teacher has attention"
+    attended = teacher.attend(x)
+    boxes, maps = cal.plan(attended.maps, draws, x.shape[-1])
+    crop_logits, drop_logits = teacher(torch.cat([crop(x, boxes), drop(x, maps)])).chunk(2)
+    return outputs | {
+        "logits": attended.logits,
         "boxes": boxes.short(),
         "maps": maps,
-        "crop": cropped,
-        "drop": dropped,
+        "crop": crop_logits,
+        "drop": drop_logits,
     }
+
+
+def online_outputs(
+    teacher: Classifier, images: Images, *, views_seed: int, augmented: bool = False, features: bool = False
+) -> TeacherOutputs:
+    """The outputs of a teacher that its students run in every step, with its bank's options."""
+
+    @functools.lru_cache(1)
+    def attention_draws(view):
+        return draw_attention(len(images), seed=views_seed, epoch=view).to(images.device)
+
+    def outputs(x, view, index):
+        draws = attention_draws(view)[index]
+        return teacher_outputs(teacher, x, draws, augmented=augmented, features=features)
+
+    return outputs
 
 
 def write(
@@ -95,17 +117,18 @@ def write(
     augmented: bool = False,
     features: bool = False,
 ) -> tuple[dict, list[dict]]:
-    """Run the teacher over `views` views of all images; write what it says, an .npy file (V, N, ...) a name.
+    """Write a teacher's outputs for `views` views of all images, as .npy files (V, N, ...).
 
-    keep: how many views, the first ones, are stored, V; all unless given.  key: names what is not given here
-    and the answers depend on, such as the images.  A bank that was begun with another key, other weights of
-    the teacher or other arguments is not continued.
-    Returns the metrics over all samples and views, and a row of them for each view; augmented adds R12 of the
-    crop and drop views.  The folder appears only when it is whole.
+    Returns the metrics over all samples and views, and one row of them per view; augmented adds R12 of the
+    crop and drop views.  The folder appears only when it is complete.
+
+    keep: how many views, the first ones, are stored, V; all unless given.
+    key: names the inputs that the outputs depend on and that are not given here, such as the images.  A bank
+    that was begun with another key, other weights of the teacher or other arguments is not continued.
     Raises ValueError for logits that are NaN, infinite or beyond fp16, OSError for a full disk.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    how = {"augmented": augmented, "features": features}
+    contents = {"augmented": augmented, "features": features}
     given = {
         "key": key,
         "weights": _digest(teacher),
@@ -113,58 +136,61 @@ def write(
         "views": views,
         "keep": keep,
         "views_seed": views_seed,
-    } | how
-    whole, sizes = _begun(partial, given)
+    } | contents
+    complete, sizes = _resume(partial, given)
     stored = views if keep is None else min(keep, views)
-    left = tqdm(range(whole, views), desc="bank", unit="view", initial=whole, total=views, disable=None)
+    bar = tqdm(range(complete, views), desc="bank", unit="view", initial=complete, total=views, disable=None)
     try:
-        for view in left:
-            said = [
-                teacher_outputs(teacher, x, draws, **how) for _, x, draws in _inputs(images, views_seed, view)
-            ]
-            said = {name: torch.cat([s[name] for s in said]) for name in said[0]}
-            samples = {f"samples/{name}": value for name, value in _samples(said, images.labels).items()}
-            for name, value in samples.items():
-                sizes[name] = append(partial / f"{name}.npy", value, views, view)
-            for name, value in said.items() if view < stored else ():
-                sizes[name] = append(partial / f"{name}.npy", _stored(value), stored, view)
+        for view in bar:
+            inputs = _inputs(images, views_seed, view)
+            outputs = _concatenate([teacher_outputs(teacher, x, draws, **contents) for _, x, draws in inputs])
+            for name, values in _samples(outputs, images.labels).items():
+                sizes[f"samples/{name}"] = append(partial / f"samples/{name}.npy", values, views, view)
+            for name, values in outputs.items() if view < stored else ():
+                sizes[name] = append(partial / f"{name}.npy", _to_16_bits(values), stored, view)
             records.write_json(partial / MANIFEST, {"given": given, "whole": view + 1, "bytes": sizes})
     except ValueError:
         shutil.rmtree(partial)
         raise
-    found = _summaries(partial, [name for name in sizes if name.startswith("samples/")])
+    summaries = _summaries(partial, [name for name in sizes if name.startswith("samples/")])
     shutil.rmtree(partial / "samples")
-    for file in (partial / MANIFEST, *partial.glob(".*")):  # and what a kill left of its writing
+    for file in (partial / MANIFEST, *partial.glob(".*")):  # and what a kill left while writing it
         file.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
-    return found
+    return summaries
 
 
 @torch.no_grad()
 def check(
     bank: Bank, teacher: Classifier, images: Images, *, views_seed: int, number: int = 3, seed: int = 0
 ) -> dict[str, float]:
-    """What the teacher says now against what `bank` holds, in `number` random batches, each of a random view.
+    """Compare the teacher's outputs with the bank's in a number of random batches and views.
 
-    Returns by array the largest difference, as a share of the largest stored value: 0 on the machine that
-    wrote it, some thousandths on another; more where teacher, images or views are not those of the bank.
+    Returns, for each array, the largest difference as a share of the largest stored value: 0 on the machine
+    that wrote it, some thousandths on another; more where teacher, images or views are not the bank's.
     """
-    rng, found = np.random.default_rng(seed), dict.fromkeys(bank.arrays, 0.0)
+    rng = np.random.default_rng(seed)
+    differences = dict.fromkeys(bank.arrays, 0.0)
+    contents = {"augmented": "boxes" in bank.arrays, "features": "features" in bank.arrays}
     parts = torch.arange(len(images)).split(EVAL_BATCH)
     for _ in range(number):
-        view, part = rng.integers(len(bank.arrays["logits"])), parts[rng.integers(len(parts))]
-        ((index, x, draws),) = _inputs(images, views_seed, int(view), part)
-        said = teacher_outputs(teacher, x, draws, augmented="boxes" in found, features="features" in found)
+        view = int(rng.integers(len(bank.arrays["logits"])))
+        part = parts[rng.integers(len(parts))]
+        ((index, x, draws),) = _inputs(images, views_seed, view, part)
+        outputs = teacher_outputs(teacher, x, draws, **contents)
         for name, stored in bank.outputs(view, index).items():
-            apart = (stored.float() - _stored(said[name]).float()).abs().max()
-            found[name] = max(found[name], (apart / stored.abs().max().clamp(min=1e-6)).item())
-    return found
+            difference = (stored.float() - _to_16_bits(outputs[name]).float()).abs().max()
+            share = difference / stored.abs().max().clamp(min=1e-6)
+            differences[name] = max(differences[name], share.item())
+    return differences
 
 
 def read(folder: Path, shapes: dict[str, tuple[int, ...]], device: torch.device) -> Bank | None:
-    """The bank in `folder`, memory mapped; None where an array of `shapes` is absent, cut short or of another
-    shape in its first dimensions."""
+    """The bank in `folder`, memory mapped; None where an array is absent, cut or misshapen.
+
+    shapes: by array, its first dimensions.
+    """
     arrays = {}
     for name, shape in shapes.items():
         try:
@@ -178,55 +204,14 @@ def read(folder: Path, shapes: dict[str, tuple[int, ...]], device: torch.device)
 
 def names(*, augmented: bool, features: bool) -> tuple[str, ...]:
     """The arrays of a bank."""
-    more = ("boxes", "maps", "crop", "drop") if augmented else ()
-    return ("logits", *(("features",) if features else ()), *more)
+    of_features = ("features",) if features else ()
+    of_views = ("boxes", "maps", "crop", "drop") if augmented else ()
+    return ("logits", *of_features, *of_views)
 
 
-def _inputs(images: Images, views_seed: int, view: int, only: Tensor | None = None):
-    """(index (B,), views (B, 3, S, S), draws (B, 4)) of all images, or of the indices `only`, in order."""
-    drawn = draw_attention(len(images), seed=views_seed, epoch=view).to(images.device)
-    for index, x in batches(images, images.epoch(views_seed, view), only):
-        yield index, x, drawn[index.to(x.device)]
-
-
-def _samples(said: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Every metric of every sample, name -> (N,): those of its logits, those that its label allows."""
-    more = {f"ratio12_{view}": metrics.ratio12(said[view]) for view in ("crop", "drop") if view in said}
-    return metrics.all_samples(said["logits"], labels) | more
-
-
-def _summaries(partial: Path, names_: list[str]) -> tuple[dict, list[dict]]:
-    """The metrics over the samples of all views, and those of each view, from the files of samples."""
-    arrays = {
-        Path(name).name: torch.from_numpy(np.load(partial / f"{name}.npy", mmap_mode="c")) for name in names_
-    }
-    rows = [
-        {"epoch": view} | metrics.summarize_all({name: array[view] for name, array in arrays.items()})
-        for view in range(len(arrays["ratio12"]))
-    ]
-    return metrics.summarize_all({name: array.flatten() for name, array in arrays.items()}), rows
-
-
-def _begun(partial: Path, given: dict) -> tuple[int, dict[str, int]]:
-    """The views that lie whole in a folder begun with the same arguments, and the bytes of its files by name.
-
-    What was written after them is cut off.  A folder of other arguments, or that lacks a part, is emptied.
-    """
-    found = records.read_json(partial / MANIFEST)
-    if found and found["given"] == given:
-        sizes = {partial / f"{name}.npy": size for name, size in found["bytes"].items()}
-        if all(file.exists() and file.stat().st_size >= size for file, size in sizes.items()):
-            for file, size in sizes.items():
-                os.truncate(file, size)
-            return found["whole"], found["bytes"]
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "samples").mkdir(parents=True)
-    return 0, {}
-
-
-def append(file: Path, value: Tensor, number: int, view: int) -> int:
-    """Add a view's rows (N, ...) to an .npy file (number, N, ...), down to the disk; returns its bytes."""
-    array = value.cpu().numpy()
+def append(file: Path, values: Tensor, number: int, view: int) -> int:
+    """Append a view (N, ...) to an .npy file (number, N, ...), synced; return the file's bytes."""
+    array = values.cpu().numpy()
     try:
         with open(file, "ab" if view else "wb") as out:
             if view == 0:
@@ -240,8 +225,61 @@ def append(file: Path, value: Tensor, number: int, view: int) -> int:
         raise records.disk_error(error, file) from error
 
 
-def _stored(values: Tensor) -> Tensor:
-    """What is of 16 bits as it is, else as fp16.  Raises ValueError where that cannot hold it."""
+def _inputs(
+    images: Images, views_seed: int, view: int, subset: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(index (B,), views (B, 3, S, S), draws (B, 4)) of all images or a subset, in order."""
+    draws = draw_attention(len(images), seed=views_seed, epoch=view).to(images.device)
+    for index, x in batches(images, images.epoch(views_seed, view), subset):
+        yield index, x, draws[index.to(x.device)]
+
+
+def _concatenate(outputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The outputs of all batches, by name."""
+    return {name: torch.cat([batch[name] for batch in outputs]) for name in outputs[0]}
+
+
+def _samples(outputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """Every metric of every sample, name -> (N,)."""
+    samples = metrics.all_samples(outputs["logits"], labels)
+    for view in ("crop", "drop"):
+        if view in outputs:
+            samples[f"ratio12_{view}"] = metrics.ratio12(outputs[view])
+    return samples
+
+
+def _summaries(partial: Path, sample_files: list[str]) -> tuple[dict, list[dict]]:
+    """The metrics over the samples of all views, and of each view, from the files of samples."""
+    arrays = {}
+    for name in sample_files:
+        array = np.load(partial / f"{name}.npy", mmap_mode="c")
+        arrays[Path(name).name] = torch.from_numpy(array)
+    rows = []
+    for view in range(len(arrays["ratio12"])):
+        summary = metrics.summarize_all({name: array[view] for name, array in arrays.items()})
+        rows.append({"epoch": view} | summary)
+    return metrics.summarize_all({name: array.flatten() for name, array in arrays.items()}), rows
+
+
+def _resume(partial: Path, given: dict) -> tuple[int, dict[str, int]]:
+    """Complete views in a folder begun with the same arguments, and its files' bytes by name.
+
+    What was written after them is cut off.  A folder of other arguments, or that lacks a part, is emptied.
+    """
+    manifest = records.read_json(partial / MANIFEST)
+    if manifest and manifest["given"] == given:
+        sizes = {partial / f"{name}.npy": size for name, size in manifest["bytes"].items()}
+        if all(file.exists() and file.stat().st_size >= size for file, size in sizes.items()):
+            for file, size in sizes.items():
+                os.truncate(file, size)
+            return manifest["whole"], manifest["bytes"]
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "samples").mkdir(parents=True)
+    return 0, {}
+
+
+def _to_16_bits(values: Tensor) -> Tensor:
+    """Values of 16 bits as they are, others as fp16.  Raises ValueError beyond its range."""
     if values.dtype in (torch.int16, torch.float16):
         return values
     half = values.half()
@@ -256,8 +294,8 @@ def _stored(values: Tensor) -> Tensor:
 
 def _digest(teacher: Classifier) -> str:
     """A hash of the teacher's weights and buffers."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, value in teacher.state_dict().items():
-        found.update(name.encode())
-        found.update(value.cpu().numpy().tobytes())
-    return found.hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for name, values in teacher.state_dict().items():
+        digest.update(name.encode())
+        digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()

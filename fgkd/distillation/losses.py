@@ -1,16 +1,13 @@
 r"""Distillation losses between a student's and its teacher's logits or features of N images.
 
-    KD    T^2 * KL(softmax(teacher / T) || softmax(student / T)), summed over classes, mean over the batch
-          (Hinton et al. 2015)
-    DKD   KD in two parts, the label's class against the rest and the rest among themselves, weighted apart
-          (Zhao et al. 2022)
+    KD    KL of softened predictions, times T^2 (Hinton et al. 2015)
+    DKD   KD in two parts, the label's class against the rest, and the rest (Zhao et al. 2022)
     RKD   difference of the distances and of the angles between the images (Park et al. 2019)
     PKT   KL of each image's similarities to all images (Passalis and Tefas 2018)
     hint  mean squared difference (Romero et al. 2015)
-    CRD   an image's student and teacher told from those of other classes, with a memory of all images
-          (Tian et al. 2020)
+    CRD   an image's student and teacher told from those of other classes (Tian et al. 2020)
 
-The T^2 keeps the gradient's size independent of T.  A student's total loss is CE + beta * KD, and one of the
+A student's total loss is CE + beta * KD, and one of the
 others, an *auxiliary loss*, may be added.  RKD, PKT and hint are defined on features by their papers; the
 released code of arXiv 2605.15689 feeds them logits; they take either.
 
@@ -64,7 +61,7 @@ class AuxiliaryLoss(nn.Module):
     """An auxiliary loss of a study, times its weight, with whatever weights and memory it has."""
 
     def __init__(self, spec: Loss, student_width: int, teacher_width: int, labels: Tensor):
-        """student_width, teacher_width: of the logits or features; labels: (N,) of all training images."""
+        """Build it for logits or features of two widths, and labels (N,) of all training images."""
         super().__init__()
         entry = AUXILIARY[spec.loss]
         if isinstance(entry, type):
@@ -74,6 +71,7 @@ class AuxiliaryLoss(nn.Module):
             self.loss = functools.partial(entry, **spec.options)
             parameters = inspect.signature(entry).parameters
         self.weight = spec.weight
+        self.applies_to = spec.applies_to
         self.inputs = {"labels", "index"} & parameters.keys()
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor) -> Tensor:
@@ -83,10 +81,11 @@ class AuxiliaryLoss(nn.Module):
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Knowledge distillation, in nats times T^2; 0 where both agree.
+    """Knowledge distillation of logits (N, C), in nats times T^2; 0 where both agree.
 
-    student, teacher: logits (N, C).
-    temperature: T, more than 0.
+        KD = T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over the batch
+
+    The T^2 keeps the gradient's size independent of the temperature T, more than 0.
     """
     student_log_p, teacher_log_p = _softened(student, teacher, temperature)
     return kl_div(student_log_p, teacher_log_p) * temperature**2
@@ -153,7 +152,7 @@ def rkd(
 
 @loss
 def pkt(student: Tensor, teacher: Tensor) -> Tensor:
-    """Probabilistic knowledge transfer of logits or features (N, D1) and (N, D2), in nats over N.
+    """Probabilistic knowledge transfer of logits or features (N, D1), (N, D2), in nats over N.
 
         PKT = mean_ij t_ij * log((t_ij + e) / (s_ij + e)),   e = 1e-7
         s_ij = (1 + cos_ij) / sum_k (1 + cos_ik),   t_ij the same of the teacher
@@ -182,7 +181,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 @loss
 class Hint(nn.Module):
-    """`hint` behind a linear projection of the student to the teacher's width where the two differ."""
+    """`hint` behind a linear projection to the teacher's width where the two differ."""
 
     def __init__(self, student_width: int, teacher_width: int, labels: Tensor):
         super().__init__()
@@ -318,9 +317,9 @@ def _softened(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Ten
 
 
 def _decoupled(log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (N, 2) of the label's class and of all others together, and (N, C) among these.
+    """Log-probabilities of (label's class, all others together) (N, 2), and among these (N, C).
 
-    The second has 0 at the label's class, which adds nothing to a KL.
+    The latter have 0 at the label's class, which adds nothing to a KL.
     """
     is_label = F.one_hot(labels, log_p.shape[1]).bool()
     others = log_p.masked_fill(is_label, -torch.inf)
@@ -341,14 +340,14 @@ def _polar(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _relations(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances over their mean (N, N), and the cosine of the angle at i between j and k (N, N, N)."""
+    """Distances over their mean (N, N), and cosines of the angle at i between j and k (N, N, N)."""
     directions, lengths = _polar(points - points[:, None])
     mean = lengths.sum() / max(1, len(points) * (len(points) - 1))
     return lengths[..., 0] / mean.masked_fill(mean == 0, 1), directions @ directions.mT
 
 
 def _similarities(points: Tensor) -> Tensor:
-    """Each image's cosine similarities to all, shifted to [0, 1] and made to add up to 1: (N, N)."""
+    """Each image's cosine similarities to all, shifted to [0, 1], of sum 1: (N, N)."""
     directions, _ = _polar(points)
     kernel = (directions @ directions.T + 1) / 2
     return kernel / kernel.sum(1, keepdim=True)

@@ -1,73 +1,71 @@
-"""One visible loop that trains teachers and students, and the passes over images around it.
+"""The loop that trains teachers and students, their objectives, and passes over images.
 
-Everything random in a training comes from its seed and the epoch's number.  A training that is killed and
-started again goes on from its checkpoint and ends, on a CPU, with the very numbers of one that was not; a
-GPU's sums are not the same twice.  It may go on on another device than it began on, from that device's own
-random numbers.
+Everything random in a training comes from its seed and the epoch's number; `checkpoint` says how one resumes.
 
-What an epoch needs is sent to the device when it begins.  No step copies anything there or waits for it, but
-for images that its memory cannot hold: a GPU computes while Python prepares the steps to come.
+What an epoch needs is sent to the device when it begins.  No step copies anything there or waits for it,
+except images that its memory cannot hold: a GPU computes while Python prepares the next steps.
 """
 
 from __future__ import annotations
 
 import functools
-import io
-import itertools
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from fgkd import metrics
 from fgkd.data import views
-from fgkd.data.folders import Split
+from fgkd.data.datasets import Split
 from fgkd.distillation import losses
+from fgkd.distillation.checkpoint import Checkpoint, EpochProgress
 from fgkd.models import cal
 from fgkd.models.classifier import Classifier, Head
-from fgkd.records import write_bytes
-from fgkd.study import Distillation, Loss, Recipe, StudyError, Views
+from fgkd.study import Distillation, Recipe, StudyError, Views
 
-CHECKPOINT_SECONDS = 30
 EVAL_BATCH = 256
 
 Objective = Callable[[nn.Module, Tensor, int, Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""(model, inputs (B, ...), epoch, index (B,)) -> the model's logits (B, C) and the parts of the loss by name,
+"""(model, inputs (B, ...), epoch, index (B,)) -> the model's logits (B, C) and the terms of the loss by name,
 to be added up; all of them, and the index, on the model's device."""
+
+TeacherOutputs = Callable[[Tensor, int, Tensor], dict[str, Tensor]]
+"""(views (B, 3, S, S), epoch, index (B,)) -> what `bank.teacher_outputs` returns, stored or fresh."""
 
 
 def device(name: str) -> torch.device:
-    """'auto', 'cpu' or 'cuda' -> the device.  Raises StudyError for a GPU that is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
+    """The device of 'auto', 'cpu' or 'cuda'.  Raises StudyError for a GPU that is absent."""
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
         raise StudyError(
             "device is 'cuda', but PyTorch sees no GPU: install a driver, or set 'device: cpu' in the study"
         )
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and has_gpu) else "cpu")
 
 
 class Images:
-    """A split's images as batches of views on a device; kept in its memory where they take at most half of
-    what is free, else read from the disk batch by batch.
+    """A split's images as batches of views on a device.
 
-    indices: the device on which `batch` wants to be told which images: that of the images, or the CPU where
-    they are read from the disk.
+    They are kept in its memory where they take at most half of what is free, else read from the disk batch by
+    batch.  `index_device` is where `batch` wants its index: with the images, or the CPU where they are read
+    from the disk.
     """
 
-    def __init__(self, split: Split, sizes: Views, on: torch.device):
-        self.split, self.sizes, self.device = split, sizes, on
-        self.labels = torch.from_numpy(split.labels).to(on)
-        free = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else 4 * 2**30
-        self.resident = (
-            torch.from_numpy(np.array(split.images)).to(on) if split.images.nbytes <= free / 2 else None
-        )
-        self.indices = torch.device("cpu") if self.resident is None else self.labels.device
+    def __init__(self, split: Split, sizes: Views, device: torch.device):
+        self.split = split
+        self.sizes = sizes
+        self.device = device
+        self.labels = torch.from_numpy(split.labels).to(device)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 4 * 2**30
+        fits = split.images.nbytes <= free / 2
+        self.resident = torch.from_numpy(np.array(split.images)).to(device) if fits else None
+        self.index_device = self.labels.device if fits else torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,16 +79,17 @@ class Images:
         """The centre crops of all images, on the device."""
         return views.centre(len(self), resize=self.sizes.resize, crop=self.sizes.crop).to(self.device)
 
-    def batch(self, index: Tensor, seen: views.Views) -> Tensor:
-        """The views `seen`, of all images and on the device, of the images `index` (B,): uint8 (B, 3, S, S).
+    def batch(self, index: Tensor, crops: views.Views) -> Tensor:
+        """Views of the images `index` (B,): uint8 (B, 3, S, S).
 
-        index may lie on any device; one that does not lie on `indices` is copied there.
+        index: on any device; copied unless it is on `index_device`.
+        crops: of all images, on the device.
         """
         if self.resident is not None:
             pixels = self.resident.index_select(0, index.to(self.device))  # on a CPU faster than [...]
         else:
             pixels = torch.from_numpy(self.split.images[index.cpu().numpy()]).to(self.device)
-        return views.crop_batch(pixels, seen[index.to(self.device)], self.sizes.crop)
+        return views.crop_batch(pixels, crops[index.to(self.device)], self.sizes.crop)
 
 
 def fit(
@@ -103,77 +102,75 @@ def fit(
     seed: int,
     checkpoint: Path,
     title: str = "training",
-    extra: nn.Module | None = None,
-    only: Tensor | None = None,
-    indices: torch.device | None = None,
+    auxiliary_loss: nn.Module | None = None,
+    subset: Tensor | None = None,
+    index_device: torch.device | None = None,
 ) -> list[dict]:
-    """Train `model` in place and return one row an epoch: the mean of each part of the loss, and the training
-    accuracy.
+    """Train `model` in place; return one row per epoch: mean loss terms and training accuracy.
 
-    inputs: (epoch, index (B,)) -> what the model takes; labels: (N,) on the model's device; checkpoint: file
-    to continue from, written every 30 seconds and left to the caller to delete; extra: weights of the loss
-    itself, trained along; only: indices of the samples to train on, on the CPU, all unless given; indices:
-    the device on which `inputs` gets its index, the labels' unless given.
+    inputs: (epoch, index (B,)) -> what the model takes.
+    labels: (N,) on the model's device.
+    checkpoint: the file to resume from, written every 30 seconds and left to the caller to delete.
+    auxiliary_loss: a loss with weights of its own, which are trained too.
+    subset: indices of the samples to train on, on the CPU; all unless given.
+    index_device: where `inputs` wants its index; the labels' device unless given.
     Raises FloatingPointError where the loss is no longer finite.
     """
-    on = labels.device
-    trained = model if extra is None else nn.ModuleList([model, extra])
-    weights, optimizer = [*trained.parameters()], _optimizer(trained, recipe)
-    history, begun = _resume(checkpoint, trained, optimizer)
-    used = torch.arange(len(labels)) if only is None else only
-    steps = math.ceil(len(used) / recipe.batch_size)
-    saved = time.monotonic()
+    trained = model if auxiliary_loss is None else nn.ModuleList([model, auxiliary_loss])
+    weights = list(trained.parameters())
+    optimizer = make_optimizer(trained, recipe)
+    state = Checkpoint(checkpoint, trained, optimizer)
+    history, epoch_state = state.load()
+    train_index = torch.arange(len(labels)) if subset is None else subset
+    steps = math.ceil(len(train_index) / recipe.batch_size)
+    devices = (index_device or labels.device, labels.device)
     for epoch in tqdm(range(len(history), recipe.epochs), desc=title, unit="epoch", disable=None):
         trained.train()
-        torch.manual_seed(seed + epoch)  # what dropout and a counterfactual draw from
-        order = used[torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(used)))]
-        first, totals, hits = 0, {}, torch.zeros((), device=on)
-        if begun:
-            first, hits = begun["steps"], begun["hits"].to(on)
-            totals = {name: total.to(on) for name, total in begun["totals"].items()}
-            _set_random(begun["random"], on)
-            begun = None
-        parted = zip(*(order.to(there).tensor_split(steps) for there in (indices or on, on)), strict=True)
-        for step, (rows, index) in itertools.islice(enumerate(parted), first, None):
-            _set_rate(optimizer, recipe, step=epoch * steps + step, steps=steps * recipe.epochs)
-            logits, parts = objective(model, inputs(epoch, rows), epoch, index)
-            loss = sum(parts.values())
+        torch.manual_seed(seed + epoch)  # for dropout and counterfactual attention
+        batches = shuffled_batches(train_index, steps, seed=seed, epoch=epoch, devices=devices)
+        progress = EpochProgress.start(epoch_state, labels.device)
+        epoch_state = None
+        for step, (rows, index) in progress.remaining(batches):
+            set_learning_rate(optimizer, recipe, step=epoch * steps + step, steps=recipe.epochs * steps)
+            logits, terms = objective(model, inputs(epoch, rows), epoch, index)
+            loss: Tensor = sum(terms.values())  # type: ignore[assignment]  # of no terms it would be 0
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(weights, recipe.clip)
             optimizer.step()
-            for name, part in parts.items():
-                totals[name] = totals.get(name, 0) + part.detach() * len(index)
-            hits += (logits.detach().argmax(1) == labels[index]).sum()
-            if time.monotonic() - saved > CHECKPOINT_SECONDS and step + 1 < steps:
-                _save(
-                    checkpoint,
-                    trained,
-                    optimizer,
-                    history,
-                    {"steps": step + 1, "totals": totals, "hits": hits, "random": _random(on)},
-                )
-                saved = time.monotonic()
-        row = (
-            {"epoch": epoch}
-            | {n: t.item() / len(used) for n, t in totals.items()}
-            | {"train_accuracy": hits.item() / len(used)}
-        )
-        if not all(math.isfinite(v) for v in row.values()):
-            raise FloatingPointError(
-                f"{title} diverged in epoch {epoch}: {row}. Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})"
-            )
+            progress.add(terms, logits, labels[index])
+            if step + 1 < steps:
+                state.save_if_due(history, progress)
+        row = {"epoch": epoch} | progress.means(len(train_index))
+        if not all(math.isfinite(value) for value in row.values()):
+            raise divergence(title, row, recipe)
         history.append(row)
-        if (
-            time.monotonic() - saved > CHECKPOINT_SECONDS
-        ):  # after the last epoch too: a cell trains several students
-            _save(checkpoint, trained, optimizer, history)
-            saved = time.monotonic()
+        state.save_if_due(history)  # after the last epoch too: a job trains several students
     return history
 
 
+def shuffled_batches(
+    train_index: Tensor, steps: int, *, seed: int, epoch: int, devices: tuple[torch.device, ...]
+) -> Iterator[tuple[Tensor, ...]]:
+    """The batches of an epoch, each as its index (B,) on each of `devices`.
+
+    Their sizes differ by one at most: no image is left out, and none is alone at the end.
+    """
+    permutation = np.random.default_rng([seed, epoch]).permutation(len(train_index))
+    order = train_index[torch.from_numpy(permutation)]
+    return zip(*(order.to(device).tensor_split(steps) for device in devices), strict=True)
+
+
+def divergence(title: str, row: dict[str, float], recipe: Recipe) -> FloatingPointError:
+    """The error of a training whose epoch ended with the numbers of `row`."""
+    return FloatingPointError(
+        f"{title} diverged in epoch {row['epoch']}: {row}. "
+        f"Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})"
+    )
+
+
 def cross_entropy(labels: Tensor) -> Objective:
-    """Plain cross-entropy with labels (N,): what FZ and FT teachers and the CE baseline minimise."""
+    """Cross-entropy with labels (N,): for FZ and FT teachers and students without a teacher."""
 
     def objective(model, x, epoch, index):
         logits = model(x)
@@ -183,137 +180,104 @@ def cross_entropy(labels: Tensor) -> Objective:
 
 
 def attention(labels: Tensor, seed: int) -> Objective:
-    """What a CAL teacher minimises on a view, its attention crop and its attention drop; seed: of which maps
-    and thresholds."""
+    """CAL's loss of a view, its attention crop and its attention drop; seed: of both."""
 
     @functools.lru_cache(1)
-    def draws(epoch):
+    def attention_draws(epoch):
         return views.draw_attention(len(labels), seed=seed, epoch=epoch).to(labels.device)
 
     def objective(model, x, epoch, index):
-        y, raw = labels[index], model.attend(x)
-        boxes, maps = cal.plan(raw.maps.detach(), draws(epoch)[index], x.shape[-1])
+        y = labels[index]
+        raw = model.attend(x)
+        boxes, maps = cal.plan(raw.maps.detach(), attention_draws(epoch)[index], x.shape[-1])
         augmented = model.attend(torch.cat([views.crop(x, boxes), views.drop(x, maps)]))
-        parts = cal.loss(
-            raw.logits,
-            augmented.logits,
-            torch.cat([raw.effects, augmented.effects]),
-            y,
-            raw.features,
-            model.attention.nearest(y),
-        )
+        effects = torch.cat([raw.effects, augmented.effects])
+        centres = model.attention.nearest(y)
+        terms = cal.loss(raw.logits, augmented.logits, effects, y, raw.features, centres)
         model.attention.step(raw.features.detach(), y)
-        return raw.logits, parts
+        return raw.logits, terms
 
     return objective
 
 
 def distillation(
     labels: Tensor,
-    teacher: Callable[[Tensor, int, Tensor], dict[str, Tensor]],
-    how: Distillation,
+    teacher: TeacherOutputs,
+    kd: Distillation,
     *,
     augmented: bool = False,
-    further: Callable | None = None,
-    features: bool = False,
+    auxiliary_loss: losses.AuxiliaryLoss | None = None,
 ) -> Objective:
-    """CE + beta * KD, what students minimise.  teacher: (images, epoch, index) -> what `bank.teacher_outputs` says, from a bank or by itself.
+    """CE + beta * KD, for students.
 
-    augmented: TGDA, also on the crop and drop views of a CAL teacher, CE + beta (KD(raw) / 2 + KD(crop and drop)).
-    further: a loss beside it, (student, teacher, labels, index) of logits, or of pooled features, -> scalar.
+    labels: (N,) of all training images.
+    augmented: TGDA, with a CAL teacher's crop and drop views: CE + beta (KD(raw) / 2 + KD(crop and drop)).
+    auxiliary_loss: a loss of logits or pooled features, added to it.
     """
+    on_features = auxiliary_loss is not None and auxiliary_loss.applies_to == "features"
+    kd_weight = kd.beta / 2 if augmented else kd.beta
 
     def objective(model, x, epoch, index):
-        said, y = teacher(x, epoch, index), labels[index]
-        pooled, logits = model.features_and_logits(x) if features else (None, model(x))
-        soft = losses.kd(logits, said["logits"], how.temperature)
-        parts = {"ce": F.cross_entropy(logits, y), "kd": how.beta * soft}
+        outputs = teacher(x, epoch, index)
+        y = labels[index]
+        features, logits = model.features_and_logits(x) if on_features else (None, model(x))
+        # KD before CE: gradients are summed in reverse order, and another order would round otherwise.
+        kd_term = kd_weight * losses.kd(logits, outputs["logits"], kd.temperature)
+        terms = {"ce": F.cross_entropy(logits, y), "kd": kd_term}
         if augmented:
-            more = model(torch.cat([views.crop(x, said["boxes"]), views.drop(x, said["maps"])]))
-            parts |= {
-                "kd": how.beta * soft / 2,
-                "views": how.beta * losses.kd(more, torch.cat([said["crop"], said["drop"]]), how.temperature),
-            }
-        if further is not None:
-            pair = (pooled, said["features"]) if features else (logits, said["logits"])
-            parts["further"] = further(*pair, y, index)
-        return logits, parts
+            student = model(torch.cat([views.crop(x, outputs["boxes"]), views.drop(x, outputs["maps"])]))
+            teacher_logits = torch.cat([outputs["crop"], outputs["drop"]])
+            terms["views"] = kd.beta * losses.kd(student, teacher_logits, kd.temperature)
+        if auxiliary_loss is not None:
+            student = features if on_features else logits
+            terms["further"] = auxiliary_loss(student, outputs[auxiliary_loss.applies_to], y, index)
+        return logits, terms
 
     return objective
 
 
-class Further(nn.Module):
-    """A further loss and the weights that it needs: student (B, Ds), teacher (B, Dt), labels (B,), index (B,) -> scalar.
-
-    widths Ds and Dt; labels: (N,) of all training images.  A hint is projected to the teacher's width where the two differ (Romero et al. 2015).
-    """
-
-    def __init__(self, spec: Loss, student: int, teacher: int, labels: Tensor):
-        super().__init__()
-        self.spec = spec
-        if spec.loss == "crd":
-            self.crd = losses.CRD(student, teacher, labels, **spec.options)
-        self.projection = (
-            nn.Linear(student, teacher) if spec.loss == "hint" and student != teacher else nn.Identity()
-        )
-
-    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        match self.spec.loss:
-            case "crd":
-                found = self.crd(student, teacher, index)
-            case "hint":
-                found = losses.hint(self.projection(student), teacher)
-            case "dkd":
-                found = losses.dkd(student, teacher, labels, **self.spec.options)
-            case "rkd" | "pkt" as name:
-                found = getattr(losses, name)(student, teacher, **self.spec.options)
-        return self.spec.weight * found
-
-
 @torch.inference_mode()
 def predict(
-    run: Callable[[Tensor], Tensor],
+    forward: Callable[[Tensor], Tensor],
     images: Images,
-    seen: views.Views | None = None,
-    only: Tensor | None = None,
+    crops: views.Views | None = None,
+    subset: Tensor | None = None,
 ) -> Tensor:
-    """What `run`, a model in eval mode or a method of one, says of the images, (N, ...) on the CPU; of all of
-    them, unless `only` some, and through their centre crops unless other views are given."""
-    seen = images.centre() if seen is None else seen
-    return torch.cat([run(x) for _, x in batches(images, seen, only)]).cpu()
+    """Concatenate `forward(x)` over the images, (N, ...) on the CPU.
+
+    crops: the views of all images; centre crops unless given.
+    subset: indices of the images; all unless given.
+    """
+    crops = images.centre() if crops is None else crops
+    return torch.cat([forward(x) for _, x in batches(images, crops, subset)]).cpu()
 
 
-def batches(images: Images, seen: views.Views, only: Tensor | None = None):
-    """(index (B,), views (B, 3, S, S)) of all images, or of the indices `only`, in order; each index lies
-    where the images want it."""
-    index = torch.arange(len(images)) if only is None else only
-    for part in index.to(images.indices).split(EVAL_BATCH):
-        yield part, images.batch(part, seen)
+def batches(
+    images: Images, crops: views.Views, subset: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(index (B,), views (B, 3, S, S)) of all images, or of a subset of indices, in order."""
+    index = torch.arange(len(images)) if subset is None else subset
+    for part in index.to(images.index_device).split(EVAL_BATCH):
+        yield part, images.batch(part, crops)
 
 
+@torch.no_grad()
 def features(
     model: Classifier, images: Images, recipe: Recipe, *, views_seed: int, title: str
 ) -> list[Tensor]:
-    """The pooled features (N, D) of the frozen backbone in each view that recipe FZ trains on: computed once, for all trainings of a last layer."""
+    """The frozen backbone's pooled features (N, D) in each view that recipe FZ trains on."""
     model.eval()
-    with torch.no_grad():
-        return [
-            torch.cat(
-                [model.features_and_logits(x)[0] for _, x in batches(images, images.epoch(views_seed, epoch))]
-            )
-            for epoch in tqdm(
-                range(min(recipe.views or recipe.epochs, recipe.epochs)),
-                desc=f"{title}: features",
-                unit="view",
-                disable=None,
-            )
-        ]
+    features_of_views = []
+    for view in tqdm(range(recipe.n_views), desc=f"{title}: features", unit="view", disable=None):
+        pooled = [model.features_and_logits(x)[0] for _, x in batches(images, images.epoch(views_seed, view))]
+        features_of_views.append(torch.cat(pooled))
+    return features_of_views
 
 
 def fit_head(
     model: Classifier, images: Images, features: list[Tensor], recipe: Recipe, **options
 ) -> list[dict]:
-    """Train only the last layer, on `features` of the views in turn; options: those of `fit`."""
+    """Train the last layer alone, on `features` of the views in turn; options: those of `fit`."""
     check_head(model, images)
 
     def inputs(epoch, index):
@@ -329,141 +293,88 @@ def fit_images(
     recipe: Recipe,
     *,
     views_seed: int,
-    views: int | None = None,
+    n_views: int | None = None,
     compiled: bool = False,
     **options,
 ) -> list[dict]:
-    """Train the whole model on random views of the images, view (views_seed, epoch, index) in every epoch;
-    options: those of `fit`.
+    """Train the whole model on random views of the images.
 
-    views: how many of them there are, which the epochs then see in turn; one an epoch unless given.
-    compiled: run the network through torch.compile, on a GPU in CUDA graphs, one a batch size.  What does not
-    call it as a whole, such as the attention of a CAL teacher or a loss on features, runs as it is.
+    Epoch e sees view (views_seed, e, index) of each image.
+
+    n_views: how many views there are, which the epochs see in turn; one per epoch unless given.
+    compiled: run the network through torch.compile, on a GPU in CUDA graphs, one for each batch size.  What
+    does not call it as a whole, such as a CAL teacher's attention or a loss on features, is not compiled.
+    options: those of `fit`.
     """
     if compiled:
         model.net.compile(mode="reduce-overhead", dynamic=False)
-    seen = functools.lru_cache(1)(lambda view: images.epoch(views_seed, view))
+
+    @functools.lru_cache(1)
+    def sample_crops(view):
+        return images.epoch(views_seed, view)
 
     def inputs(epoch, index):
-        return images.batch(index, seen(epoch if views is None else epoch % views))
+        return images.batch(index, sample_crops(epoch if n_views is None else epoch % n_views))
 
-    return fit(model, inputs, images.labels, objective, recipe, indices=images.indices, **options)
-
-
-def accuracy(model: Classifier, images: Images, only: Tensor | None = None) -> tuple[float, Tensor]:
-    """Top-1 accuracy on centre crops in eval mode, of all images or of the indices `only`, and the logits (N, C) that it comes from; a CAL
-    teacher's are those of eight views."""
-    logits, labels = predict(model.eval().predict, images, only=only), images.labels.cpu()
-    return metrics.accuracy(logits, labels if only is None else labels[only]), logits
+    options["index_device"] = images.index_device
+    return fit(model, inputs, images.labels, objective, recipe, **options)
 
 
-def hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the 80 % of images that a search for a learning rate trains on, and of the 20 % that it is measured on, each in order.
+def accuracy(model: Classifier, images: Images, subset: Tensor | None = None) -> tuple[float, Tensor]:
+    """Top-1 accuracy on centre crops in eval mode, and the logits (N, C) that it comes from.
 
-    A fifth of each class, rounded, is held out, which ones being a function of labels (N,) and seed alone.
-    Raises StudyError where no class has the 3 images that it takes.
+    A CAL teacher's logits are means over eight views.
+
+    subset: indices of the images; all unless given.
     """
-    labels = labels.cpu().numpy()
-    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels))
-    counts = np.bincount(labels)
-    place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
-    held = place < np.rint(counts / 5)[labels[order]]
-    if not held.any():
-        raise StudyError(
-            f"no class has more than {counts.max()} training images: a search for a learning rate holds out one in five of a class; give a single lr"
-        )
-    return tuple(torch.from_numpy(np.sort(order[which])) for which in (~held, held))
+    logits = predict(model.eval().predict, images, subset=subset)
+    labels = images.labels.cpu()
+    return metrics.accuracy(logits, labels if subset is None else labels[subset]), logits
 
 
 def check_head(model: Classifier, images: Images) -> None:
-    """Raise StudyError unless the model's logits are those of its last layer on its pooled features.
+    """Raise StudyError unless the model's logits are its last layer's on its pooled features.
 
     They may differ by a thousandth of the largest logit; on a GPU, in bf16, by a hundredth.
     """
     x = images.batch(torch.arange(min(2, len(images))), images.centre())
     with torch.inference_mode():
-        whole, parts = model.eval()(x), model.features_and_logits(x)[1]
-    if not (whole - parts).abs().max() <= (1e-2 if x.is_cuda else 1e-3) * whole.abs().max():
+        logits = model.eval()(x)
+        head_logits = model.features_and_logits(x)[1]
+    tolerance = (1e-2 if x.is_cuda else 1e-3) * logits.abs().max()
+    if not (logits - head_logits).abs().max() <= tolerance:
         raise StudyError(
             f"'{type(model.net).__name__}' has more than its last layer after the pooled "
             "features: neither recipe FZ nor a loss on features applies to it"
         )
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD or AdamW over the weights to be trained, on a GPU in one kernel for many weights.
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD with classical momentum, or AdamW, by timm; on a GPU in one kernel for many weights.
 
     Biases, other weights of one dimension (norms, scales) and what the network itself exempts are not
-    decayed, as in timm's `create_optimizer`, which the released code of arXiv 2605.15689 calls.
+    decayed, as in timm's `create_optimizer`, which the released code of arXiv 2605.15689 calls.  timm would
+    ask the model itself for exemptions, which here may be one part of what is trained.
     """
-    parts = [(place, module) for place, module in model.named_modules() if isinstance(module, Classifier)]
-    exempt = {f"{place}.{name}".lstrip(".") for place, module in parts for name in module.no_weight_decay()}
+    exempt = set()
+    for place, module in model.named_modules():
+        if isinstance(module, Classifier):
+            exempt |= {f"{place}.{name}".lstrip(".") for name in module.no_weight_decay()}
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
+    name = {"sgd": "momentum", "adamw": "adamw"}[recipe.optimizer]  # timm's 'sgd' is Nesterov's
     fused = next(model.parameters()).is_cuda or None
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
+    (lr,) = recipe.rates
+    return create_optimizer_v2(groups, name, lr=lr, momentum=recipe.momentum, fused=fused)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, *, step: int, steps: int) -> None:
-    """Linear warm-up, then a cosine from lr to min_lr."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, *, step: int, steps: int) -> None:
+    """Set the rate of a step out of `steps`: linear warm-up, then a cosine from lr to min_lr."""
+    (peak,) = recipe.rates
     warm = min(recipe.warmup_steps, steps - 1)
     if step < warm:
-        rate = recipe.lr * (step + 1) / warm
+        lr = peak * (step + 1) / warm
     else:
-        low = min(recipe.min_lr, recipe.lr)
-        rate = low + (recipe.lr - low) * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
+        low = min(recipe.min_lr, peak)
+        lr = low + (peak - low) * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
     for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _save(
-    file: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    history: list[dict],
-    begun: dict | None = None,
-) -> None:
-    """A checkpoint after the epochs of `history`, and, of one that has begun, its steps so far, their sums and the state of the random numbers."""
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "history": history,
-            "begun": begun,
-        },
-        buffer,
-    )
-    write_bytes(file, buffer.getvalue())
-
-
-def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[dict], dict | None]:
-    """What `_save` wrote: its history and begun epoch; none where no file is, or one that cannot be read.
-
-    How the optimizer computes is this device's affair, not that of the one that wrote the file.
-    """
-    if not file.exists():
-        return [], None
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many types, by where the file is damaged
-        print(f"checkpoint '{file.name}' cannot be read ({type(error).__name__}): the training begins anew")
-        return [], None
-    model.load_state_dict(state["model"])
-    for group in state["optimizer"]["param_groups"]:
-        group["fused"] = optimizer.defaults["fused"]
-    optimizer.load_state_dict(state["optimizer"])
-    return state["history"], state["begun"]
-
-
-def _random(on: torch.device) -> list[Tensor]:
-    """The states of the random numbers: of the CPU, and, on a GPU, of it."""
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(on)] if on.type == "cuda" else [])
-
-
-def _set_random(states: list[Tensor], on: torch.device) -> None:
-    """Set what `_random` gave, perhaps elsewhere: a GPU of which it says nothing keeps its own state."""
-    torch.set_rng_state(states[0])
-    if on.type == "cuda" and len(states) == 2:
-        torch.cuda.set_rng_state(states[1], on)
+        group["lr"] = lr

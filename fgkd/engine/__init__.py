@@ -1,4 +1,4 @@
 """Batch runs: Snakemake over a study's jobs, their states, the kernels of their notebooks, their cost.
 
-Imports `records` and below; may be imported by `cli` and `bench` alone.
+Imports `records` and below; may be imported by `cli` alone.
 """

@@ -292,6 +292,7 @@ class _Chunk:
         return self.rest[0].log1p() + (self.p(1) - of_label)
 
     def correct(self) -> Tensor:
+        assert self.labels is not None
         predicted = self.largest[1].clone()
         tied = self.p(1) == self.p(2)
         predicted[tied] = self.exact[tied].argmax(1)

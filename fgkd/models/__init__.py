@@ -1,4 +1,4 @@
-"""Networks: timm's with their own normalisation, with counterfactual attention (CAL), and VAN.
+"""Networks: timm's with their normalisation, with counterfactual attention (CAL), and VAN.
 
 Imports `data` and below; may be imported by `distillation` and all above it.
 """

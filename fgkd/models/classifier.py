@@ -1,7 +1,7 @@
 """Teachers and students: timm networks, each fed its own normalisation.
 
-The normalisation is a part of the model, so that a teacher and a student with different means see the very same view, and a
-saved model can be used on raw pixels.
+The normalisation is part of the model, so that a teacher and a student with different means see the same
+view, and a saved model can be used on raw pixels.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -27,13 +29,17 @@ from fgkd.study import Model, StudyError, check_weights
 
 
 class Classifier(nn.Module):
-    """A timm network with its normalisation: images (N, 3, S, S), 0 to 255 -> fp32 logits (N, C).
+    """A timm network with its normalisation: images (N, 3, S, S), 0 to 255 -> logits (N, C).
 
     The last layer computes in fp32 under autocast too, in place, whatever the network does before and after
     it: in bf16 logits have three digits, so that the two largest of an image are often equal.
     """
 
-    def __init__(self, net: nn.Module):
+    net: Any  # an nn.Module with the methods of timm's networks
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: Any):
         super().__init__()
         if not hasattr(net, "get_classifier"):
             raise StudyError(
@@ -41,18 +47,20 @@ class Classifier(nn.Module):
                 "gives the last layer; add it to the network"
             )
         self.net = net
-        if isinstance(last := net.get_classifier(), nn.Module):
-            last.forward = functools.partial(_in_fp32, last.forward)
-        config = net.pretrained_cfg
-        self.register_buffer("mean", 255 * torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        last = net.get_classifier()
+        if isinstance(last, nn.Module):
+            last.forward = functools.partial(_compute_in_fp32, last.forward)
+        for name in ("mean", "std"):
+            pixels = 255 * torch.tensor(net.pretrained_cfg[name]).view(1, 3, 1, 1)
+            self.register_buffer(name, pixels, persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
+        """Subtract the network's own mean and divide by its std, channels last in memory."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def autocast(images: Tensor) -> torch.autocast:
-        """bf16 on a GPU but for the last layer, fp32 on a CPU."""
+        """bf16 on a GPU except in the last layer, fp32 on a CPU."""
         return torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,15 +69,14 @@ class Classifier(nn.Module):
         return logits.float()
 
     def predict(self, images: Tensor) -> Tensor:
-        """The logits that a test looks at."""
+        """The logits (N, C) that accuracy is measured by."""
         return self(images)
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled features before the last layer, fp32 (N, D), and the logits (N, C) that it makes of them."""
+        """Pooled features before the last layer, fp32 (N, D), and its logits (N, C) of them."""
         with self.autocast(images):
-            features = self.net.forward_head(
-                self.net.forward_features(self.normalize(images)), pre_logits=True
-            )
+            feature_map = self.net.forward_features(self.normalize(images))
+            features = self.net.forward_head(feature_map, pre_logits=True)
         features = features.float()
         return features, Head(self.head)(features)
 
@@ -79,7 +86,8 @@ class Classifier(nn.Module):
         layer = self.net.get_classifier()
         if not isinstance(layer, nn.Module):
             raise StudyError(
-                f"'{type(self.net).__name__}' has {len(layer)} heads: expected one; for LeViT and DeiT set 'options: {{distilled: false}}'"
+                f"'{type(self.net).__name__}' has {len(layer)} heads: expected one; "
+                "for LeViT and DeiT set 'options: {distilled: false}'"
             )
         return layer
 
@@ -103,9 +111,13 @@ class Head(nn.Module):
 
 
 def build(spec: Model, classes: int | None, *, crop: int, seed: int) -> Classifier:
-    """The network of `spec` with a new head for `classes` classes, for views of `crop` pixels; in train mode, on the CPU.
+    """Build the network of `spec` with a new head, in train mode, on the CPU.
 
-    classes: None keeps the head of pretrained weights.  seed: of the random initialisation.  A file's weights are loaded strictly, all but the head.
+    A file's weights are loaded strictly, all but the head.
+
+    classes: of the head; None keeps the head of pretrained weights.
+    crop: the side of its views, pixels.
+    seed: of the random initialisation.
     Raises StudyError for a name that timm does not know and for weights that are absent or do not fit.
     """
     check_name(spec.model)
@@ -123,24 +135,30 @@ def check_name(name: str) -> None:
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         close = difflib.get_close_matches(base, timm.list_models(), n=3)
+        advice = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
         raise StudyError(
-            f"model '{name}' is not known to timm {timm.__version__}: "
-            f"{'did you mean ' + ', '.join(close) + '?' if close else 'see timm.list_models()'} A model of your own goes into 'plugins:'"
+            f"model '{name}' is not known to timm {timm.__version__}: {advice} "
+            "A model of your own goes into 'plugins:'"
         )
-    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
+    tags = [pretrained.partition(".")[2] for pretrained in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
-        raise StudyError(
-            f"model '{base}' has no tag '{tag}': expected {'one of ' + ', '.join(tags) if tags else 'no tag'}"
-        )
+        expected = f"one of {', '.join(tags)}" if tags else "no tag"
+        raise StudyError(f"model '{base}' has no tag '{tag}': expected {expected}")
 
 
 def load_plugins(files: tuple[str, ...]) -> None:
-    """Import each Python file once; it registers its models with timm's `register_model`."""
+    """Import each Python file once.
+
+    It registers networks by timm's `register_model`, losses by `fgkd.distillation.losses.loss`.
+    Raises StudyError for a file that is no Python file, or whose import fails.
+    """
     for file in files:
         name = f"fgkd_plugin_{hashlib.sha256(file.encode()).hexdigest()[:12]}"
         if name in sys.modules:
             continue
         spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise StudyError(f"plugin '{file}' is not a Python file: expected a name that ends in .py")
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
@@ -151,79 +169,79 @@ def load_plugins(files: tuple[str, ...]) -> None:
 
 def save(model: nn.Module, file: Path) -> None:
     """Write a model's weights as safetensors, atomically."""
-    write_bytes(
-        file, safetensors.torch.save({k: v.contiguous().cpu() for k, v in model.state_dict().items()})
-    )
+    state = {name: weight.contiguous().cpu() for name, weight in model.state_dict().items()}
+    write_bytes(file, safetensors.torch.save(state))
 
 
 def restore(model: nn.Module, file: Path, *, skip: str = "") -> None:
-    """Load weights that `save` wrote, strictly but for the entries that begin with `skip` (a head of other classes)."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """Load weights that `save` wrote, strictly.
 
+    skip: how the entries begin that keep their values, such as a head of other classes.
+    Raises StudyError for a file that cannot be read or does not fit.
+    """
     try:
-        state = load_file(file)
+        state = safetensors.torch.load_file(file)
     except (OSError, SafetensorError) as error:
         raise StudyError(
             f"weights '{file}' cannot be read: {error}. Delete the file to train it anew"
         ) from error
     own = model.state_dict()
     if skip:
-        state = {k: v for k, v in state.items() if not k.startswith(skip)} | {
-            k: v for k, v in own.items() if k.startswith(skip)
-        }
-    if wrong := _misfits(state, own):
-        raise StudyError(f"weights '{file}' do not fit the model: {wrong}. Delete the file to train it anew")
+        state = {name: weight for name, weight in state.items() if not name.startswith(skip)}
+        state |= {name: weight for name, weight in own.items() if name.startswith(skip)}
+    if misfits := _describe_misfits(state, own):
+        raise StudyError(
+            f"weights '{file}' do not fit the model: {misfits}. Delete the file to train it anew"
+        )
     model.load_state_dict(state)
 
 
 def head_prefix(model: Classifier) -> str:
-    """How the names of the last layer's weights begin, 'net.head.fc.' for example."""
+    """The beginning of the names of the last layer's weights, 'net.head.fc.' for example."""
     return next(f"{name}." for name, module in model.named_modules() if module is model.head)
 
 
 def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+    """The number of a model's weights."""
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def pretraining(spec: Model) -> str:
-    """What the network was trained on before: none, pretext, or the end of its timm tag, such as in1k (in21k for in22k too, which is the same set), or unknown."""
+    """The set that the network was pretrained on: by the study, else none, pretext or unknown.
+
+    timm's tag of a network ends with it, such as in1k; in22k is the same set as in21k.
+    """
     if spec.pretraining or spec.weights in ("none", "pretext"):
         return spec.pretraining or spec.weights
     config = timm.get_pretrained_cfg(spec.model)
-    return (
-        "unknown"
-        if config is None or config.tag in ("", "untrained")
-        else config.tag.rsplit("_")[-1].replace("22k", "21k")
-    )
+    if config is None or not config.tag or config.tag == "untrained":
+        return "unknown"
+    return config.tag.rsplit("_")[-1].replace("22k", "21k")
 
 
 def norm(model: nn.Module) -> str:
-    """The kind of normalisation that most of the network's layers have: BatchNorm, GroupNorm, LayerNorm, RmsNorm, or none."""
-    kinds = Counter(
-        kind
-        for module in model.modules()
-        for kind in ("BatchNorm", "GroupNorm", "LayerNorm", "RmsNorm")
-        if kind in type(module).__name__
-    )
-    return kinds.most_common(1)[0][0] if kinds else "none"
+    """The kind of most normalisation layers: BatchNorm, GroupNorm, LayerNorm, RmsNorm, or none."""
+    layers: Counter[str] = Counter()
+    for module in model.modules():
+        for kind in ("BatchNorm", "GroupNorm", "LayerNorm", "RmsNorm"):
+            if kind in type(module).__name__:
+                layers[kind] += 1
+    return layers.most_common(1)[0][0] if layers else "none"
 
 
-def _in_fp32(forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """What a layer's `forward` makes of its features without autocast, which would round both."""
+def _compute_in_fp32(forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """Call a layer's `forward` without autocast, which would round its inputs and outputs."""
     with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
         return forward(features.float())
 
 
-def _create(spec: Model, classes: int, crop: int) -> nn.Module:
+def _create(spec: Model, classes: int | None, crop: int) -> Any:
+    """Create timm's network for views of `crop` pixels, with its weights and their own head."""
     options = dict(spec.options)
-    config = (
-        timm.get_pretrained_cfg(spec.model, allow_unregistered=False)
-        if timm.models.is_model_pretrained(spec.model)
-        else None
-    )
-    if config is not None and config.fixed_input_size and config.input_size[-1] != crop:
-        options.setdefault("img_size", crop)
+    if timm.models.is_model_pretrained(spec.model):
+        config = timm.get_pretrained_cfg(spec.model, allow_unregistered=False)
+        if config and config.fixed_input_size and config.input_size[-1] != crop:
+            options.setdefault("img_size", crop)
     try:
         if spec.weights in ("none", "pretext"):
             return timm.create_model(spec.model, num_classes=classes, **options)
@@ -233,27 +251,28 @@ def _create(spec: Model, classes: int, crop: int) -> nn.Module:
     except StudyError:
         raise
     except Exception as error:  # a hub's and a builder's errors are of many types
-        source = {
+        failures = {
             "none": "could not be built",
             "pretext": "could not be built",
             "timm": "could not be loaded from timm's hub",
         }
-        what = source.get(spec.weights, f"could not load weights '{spec.weights}'")
-        raise StudyError(f"model '{spec.model}' {what}: {' '.join(str(error).split())[:400]}") from error
+        failure = failures.get(spec.weights, f"could not load weights '{spec.weights}'")
+        raise StudyError(f"model '{spec.model}' {failure}: {_shorten(error)}") from error
 
 
 def _from_file(spec: Model, options: dict) -> nn.Module:
-    """The network with the file's own number of classes, loaded strictly through timm's own key conversion."""
+    """Load a network with its file's number of classes, strictly, by timm's own conversion."""
     try:
         state = load_state_dict(spec.weights, use_ema=False, device="cpu", weights_only=True)
     except Exception as error:
         raise StudyError(
-            f"weights '{spec.weights}' cannot be read: {error}. Expected a safetensors file or a PyTorch state dict"
+            f"weights '{spec.weights}' cannot be read: {error}. "
+            "Expected a safetensors file or a PyTorch state dict"
         ) from error
-    head = timm.create_model(spec.model, **options).pretrained_cfg["classifier"]
-    names = [head] if isinstance(head, str) else list(head)
-    weight = next((state[f"{n}.weight"] for n in names if f"{n}.weight" in state), None)
-    classes = 0 if weight is None else weight.shape[0]
+    network: Any = timm.create_model(spec.model, **options)
+    head = network.pretrained_cfg["classifier"]
+    weights = [f"{name}.weight" for name in ([head] if isinstance(head, str) else head)]
+    classes = next((state[name].shape[0] for name in weights if name in state), 0)
     try:
         return timm.create_model(
             spec.model,
@@ -264,21 +283,30 @@ def _from_file(spec: Model, options: dict) -> nn.Module:
         )
     except RuntimeError as error:
         raise StudyError(
-            f"weights '{spec.weights}' do not fit model '{spec.model}': {' '.join(str(error).split())[:400]}. "
+            f"weights '{spec.weights}' do not fit model '{spec.model}': {_shorten(error)}. "
             "Name the model that they were saved from"
         ) from None
 
 
-def _misfits(state: dict, own: dict) -> str:
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    parts = [
-        f"{what} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
-        for what, names in (("missing", missing), ("unexpected", extra), ("shape of", shapes))
-        if names
-    ]
+def _shorten(error: Exception) -> str:
+    """The first 400 characters of an error's message, in one line."""
+    return " ".join(str(error).split())[:400]
+
+
+def _describe_misfits(state: dict, own: dict) -> str:
+    """The first entry of each kind in which two state dicts differ, and the number of others."""
+    misfits = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "shape of": [],
+    }
+    for name, weight in own.items():
+        if name in state and state[name].shape != weight.shape:
+            shape, expected = tuple(state[name].shape), tuple(weight.shape)
+            misfits["shape of"].append(f"{name} is {shape}, expected {expected}")
+    parts = []
+    for kind, names in misfits.items():
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            parts.append(f"{kind} {names[0]}{more}")
     return "; ".join(parts)

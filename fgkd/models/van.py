@@ -1,17 +1,23 @@
-"""VAN, a convolutional network whose large kernels gate its features; timm does not have it, so it is registered here.
+"""VAN, a convolutional network whose large kernels gate its features, registered with timm.
 
-With u = gelu(proj_1(x)), attention is  x + proj_2(u * conv1(conv_spatial(conv0(u)))):  a depthwise 5 x 5, a depthwise 7 x 7 that
-looks at every third pixel and a 1 x 1 convolution stand for one of 21 x 21.  A block adds this and a feed-forward net, each
-behind BatchNorm and scaled by a learnt vector; a stage shrinks the map, runs its blocks and ends with LayerNorm.
+With u = gelu(proj_1(x)), attention is
 
-Guo, Lu, Liu, Cheng, Hu: Visual Attention Network, arXiv 2202.09741.  Their checkpoints load as they are: name the file as a
-model's `weights`.  VAN-B3 is the VAN-Large of github.com/Visual-Attention-Network/VAN-Classification, VAN-B0 its VAN-Tiny.
+    x + proj_2(u * conv1(conv_spatial(conv0(u))))
+
+where a depthwise 5 x 5, a depthwise 7 x 7 that looks at every third pixel and a 1 x 1 convolution stand for
+one of 21 x 21.  A block adds this and a feed-forward net, each behind BatchNorm and scaled by a learnt
+vector; a stage shrinks the map, runs its blocks and ends with LayerNorm.
+
+Guo, Lu, Liu, Cheng, Hu: Visual Attention Network, arXiv 2202.09741.  Their checkpoints load as they are: name
+the file as a model's `weights`.  VAN-B3 is the VAN-Large of
+github.com/Visual-Attention-Network/VAN-Classification, VAN-B0 its VAN-Tiny.
 """
 
 from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from typing import Any
 
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d, calculate_drop_path_rates, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -78,7 +84,12 @@ class Block(nn.Module):
 
 
 class VAN(nn.Module):
-    """Four stages and a linear head, with the methods and attributes that timm's models have: (N, 3, H, W) -> (N, num_classes)."""
+    """Four stages and a linear head: (N, 3, H, W) -> (N, num_classes).
+
+    It has the methods and attributes that timm's models have.
+    """
+
+    global_pool: str
 
     def __init__(
         self,
@@ -91,18 +102,13 @@ class VAN(nn.Module):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        drops = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        self.stages = nn.Sequential(
-            *(
-                _stage(before, dim, dim * ratio, drop, first=i == 0)
-                for i, (before, dim, ratio, drop) in enumerate(
-                    zip((in_chans, *dims), dims, mlp_ratios, drops)
-                )
-            )
-        )
-        self.feature_info = [
-            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
-        ]
+        drops: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        widths = (in_chans, *dims)
+        self.stages = nn.Sequential()
+        self.feature_info = []
+        for i, dim in enumerate(dims):
+            self.stages.append(_stage(widths[i], dim, dim * mlp_ratios[i], drops[i], first=i == 0))
+            self.feature_info.append({"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"})
         self.num_features = self.head_hidden_size = dims[-1]
         self.reset_classifier(num_classes, global_pool)
         self.apply(_initialize)
@@ -126,7 +132,10 @@ class VAN(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of some stages, as timm's models give them; `norm` changes nothing: every stage ends with its own."""
+        """The outputs of some stages, as timm's models return them.
+
+        `norm` changes nothing: every stage ends with its own.
+        """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is '{output_fmt}': expected NCHW")
         take, last = feature_take_indices(len(self.stages), indices)
@@ -149,22 +158,21 @@ class VAN(nn.Module):
 
 
 def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The weights of one of the authors' checkpoints by the names that they have here; names of here stay as they are."""
+    """Rename the weights of an authors' checkpoint; names of this module stay as they are."""
     parts = {"patch_embed": "downsample", "block": "blocks", "norm": "norm"}
 
+    def stage_part(match: re.Match) -> str:
+        return f"stages.{int(match[2]) - 1}.{parts[match[1]]}"
+
     def rename(name: str) -> str:
-        name = re.sub(
-            r"^(patch_embed|block|norm)(\d)",
-            lambda found: f"stages.{int(found[2]) - 1}.{parts[found[1]]}",
-            name,
-        )
+        name = re.sub(r"^(patch_embed|block|norm)(\d)", stage_part, name)
         return re.sub(r"(layer_scale_\d)$", r"\1.gamma", name).replace("dwconv.dwconv", "dwconv")
 
     return {rename(name): value for name, value in state.items()}
 
 
-# Mean and std are not ImageNet's: the authors' code leaves them to timm 0.4.12, whose default for a model configured like a ViT was 0.5;
-# OpenMMLab's configurations of VAN have the same.
+# Mean and std are not ImageNet's: the authors' code leaves them to timm 0.4.12, whose default for a model
+# configured like a ViT was 0.5; OpenMMLab's configurations of VAN have the same.
 default_cfgs = generate_default_cfgs(
     {
         name: {
@@ -186,11 +194,13 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def van_b0(pretrained: bool = False, **options) -> VAN:
+    """The authors' VAN-Tiny."""
     return _create("van_b0", pretrained, dims=(32, 64, 160, 256), depths=(3, 3, 5, 2), **options)
 
 
 @register_model
 def van_b3(pretrained: bool = False, **options) -> VAN:
+    """The authors' VAN-Large."""
     return _create("van_b3", pretrained, dims=(64, 128, 320, 512), depths=(3, 5, 27, 3), **options)
 
 
@@ -199,7 +209,10 @@ def _create(name: str, pretrained: bool, **options) -> VAN:
 
 
 def _stage(before: int, dim: int, hidden: int, drops: list[float], *, first: bool) -> nn.Sequential:
-    """Overlapping patches, blocks and a norm: (N, before, H, W) -> (N, dim, H/4, W/4) if first, else (N, dim, H/2, W/2)."""
+    """Overlapping patches, blocks and a norm: (N, before, H, W) -> (N, dim, H/2, W/2).
+
+    first: (N, dim, H/4, W/4) instead.
+    """
     size, stride = (7, 4) if first else (3, 2)
     return nn.Sequential(
         OrderedDict(
@@ -213,10 +226,12 @@ def _stage(before: int, dim: int, hidden: int, drops: list[float], *, first: boo
 
 
 def _initialize(layer: nn.Module) -> None:
+    """Draw a layer's weights as the authors do."""
     if isinstance(layer, nn.Conv2d):
         outputs = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
         nn.init.normal_(layer.weight, std=(2 / outputs) ** 0.5)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     elif isinstance(layer, nn.Linear):
         trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)

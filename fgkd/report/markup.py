@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jinja2
 from bleach.sanitizer import Cleaner
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, NavigableString
 from latex2mathml.converter import convert
 from markupsafe import Markup
 
@@ -66,7 +66,7 @@ def clean_text(markup: str) -> str:
 
 
 def clean_output(markup: str) -> str:
-    """Clean the HTML of an output; elements that are not allowed are removed, scripts with their content."""
+    """Clean the HTML of an output: what is not allowed is removed, scripts with their content."""
     soup = BeautifulSoup(markup, "html.parser")
     for tag in soup(DROPPED):
         tag.decompose()
@@ -95,7 +95,7 @@ def text(plain: object) -> Markup:
 
 
 def make_tables_readable(soup: BeautifulSoup, name: str = "Table") -> None:
-    """Give every table a box to scroll in, its header cells a scope, and its numbers their alignment.
+    """Give every table a box to scroll in, its headers a scope, its numbers their alignment.
 
     name: what a screen reader calls the box.
     """
@@ -104,9 +104,10 @@ def make_tables_readable(soup: BeautifulSoup, name: str = "Table") -> None:
             header["scope"] = "col" if header.find_parent("thead") else "row"
             if not header.get_text(strip=True):
                 header.name = "td"
-            elif header.string and "_" in header.string:  # long names break after an underscore
-                name_parts = html.escape(header.string).replace("_", "_<wbr>")
-                header.string.replace_with(BeautifulSoup(name_parts, "html.parser"))
+            elif isinstance(text := header.string, NavigableString) and "_" in text:
+                # long names break after an underscore
+                name_parts = html.escape(text).replace("_", "_<wbr>")
+                text.replace_with(BeautifulSoup(name_parts, "html.parser"))
         rows = table("tr")
         heads = [row(["th", "td"])[::-1] for row in rows if row.find_parent("thead")]
         body = [row("td")[::-1] for row in rows if not row.find_parent("thead")]

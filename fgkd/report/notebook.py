@@ -144,7 +144,7 @@ def _make_accessible(soup: BeautifulSoup) -> None:
         if tag["id"] in ids:
             del tag["id"]
         else:
-            ids.add(tag["id"])
+            ids.add(str(tag["id"]))
     for block in soup("pre"):
         block["tabindex"] = "0"
     markup.make_tables_readable(soup)

@@ -267,8 +267,8 @@ def _facts(study: Study) -> dict[str, str]:
         "students": ", ".join(student.model for student in study.students.values()),
         "strategies": ", ".join(study.strategies),
     }
-    for name, recipe in study.recipes.items():
-        facts[f"recipe {name}"] = ", ".join(f"{key} {value}" for key, value in vars(recipe).items())
+    for recipe_name, recipe in study.recipes.items():
+        facts[f"recipe {recipe_name}"] = ", ".join(f"{key} {value}" for key, value in vars(recipe).items())
     known: dict[Job, str] = {}
     provenances: list[dict] = []
     for job in study.jobs():

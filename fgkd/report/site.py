@@ -84,7 +84,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Site:
-    """What the index shows, from top to bottom; texts are plain, and `$...$` in them is a formula.
+    """What the index shows, from top to bottom.
+
+    Texts are plain, and `$...$` in them is a formula.
 
     answer: paragraphs, the first one in large type with the table of `standings` next to it.
     missing: runs that are not there.

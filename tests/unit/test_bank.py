@@ -1,4 +1,4 @@
-"""The bank: the metrics of an online pass, whole files or none, and students that learn from it what they would learn online."""
+"""The bank: the metrics of an online pass, complete or absent, and students that learn the same as online."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import torch
 
 from fgkd import cli, stages
 from fgkd.data import views
-from fgkd.data.folders import Split
+from fgkd.data.datasets import Split
 from fgkd.distillation import bank, training
 from fgkd.models import cal, classifier
 from fgkd.study import Job, Model, Views
@@ -67,7 +67,7 @@ def online(teacher, images):
         seen = images.epoch(8, epoch)
         crops = [
             p[t : t + 32, left : left + 32][:, :: -1 if flip else 1]
-            for p, t, left, flip in zip(images.split.images, seen.top, seen.left, seen.flip)
+            for p, t, left, flip in zip(images.split.images, seen.top, seen.left, seen.flip, strict=True)
         ]
         x = torch.from_numpy(np.stack([(c - mean) / std for c in crops])).permute(0, 3, 1, 2)
         with torch.inference_mode():
@@ -221,7 +221,7 @@ def test_a_bank_of_40_views_killed_twice_from_outside_repeats_at_most_a_view_eac
         if pid == 0:
             write(folder, teacher, images, views=40)
             os._exit(0)
-        assert wait_for(lambda: whole_views(folder) >= begun)
+        assert wait_for(lambda number=begun: whole_views(folder) >= number)
         os.kill(pid, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
         assert begun <= whole_views(folder) < 40
@@ -238,7 +238,7 @@ def test_a_studys_bank_that_is_killed_goes_on_and_its_record_is_that_of_one_that
     undisturbed, stored = stages.bank(other, "birds", "resnet", "FT")
     stages.teacher(killed, "birds", "resnet", "FT")
     with monkeypatch.context() as patch:
-        kill_at(patch, bank, "_stored", 4)
+        kill_at(patch, bank, "_to_16_bits", 4)
         assert in_child(lambda: stages.bank(killed, "birds", "resnet", "FT")) == -signal.SIGKILL
     seen = count_views(monkeypatch)
     run, again = stages.bank(killed, "birds", "resnet", "FT")
@@ -310,7 +310,7 @@ def test_a_view_is_read_from_the_disk_once_for_all_batches_of_an_epoch(tmp_path,
 
 
 def test_a_check_sees_other_views_other_numbers_and_another_teacher(tmp_path, cal_teacher, images):
-    shapes = {name: (EPOCHS, N) for name in bank.names(augmented=True, features=True)}
+    shapes = dict.fromkeys(bank.names(augmented=True, features=True), (EPOCHS, N))
     write(tmp_path / "views", cal_teacher, images, augmented=True, features=True)
     found = read(tmp_path / "views", shapes)
     assert bank.check(found, cal_teacher, images, views_seed=8) == dict.fromkeys(found.arrays, 0)
@@ -390,7 +390,7 @@ def test_a_full_disk_names_the_file_and_the_remedy_and_what_is_whole_is_kept(
 
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        with pytest.raises(OSError, match="could not write '.*npy'.*full: free some space and start again"):
+        with pytest.raises(OSError, match=r"could not write '.*npy'.*full: free some space and start again"):
             write(folder, teacher, images, views=8)
 
     assert in_child(fill) == 0
@@ -402,7 +402,10 @@ def test_a_full_disk_names_the_file_and_the_remedy_and_what_is_whole_is_kept(
 
 
 def test_a_student_of_the_bank_has_the_losses_of_one_taught_online(make_study):
-    """The bank rounds logits to fp16, at most 5e-4 of them; over three epochs losses were seen to part by less than 1e-4 of themselves."""
+    """The bank rounds logits to fp16, by at most 5e-4 of them.
+
+    Over three epochs losses were seen to differ by less than 1e-4 of themselves.
+    """
     runs = {}
     for name, changes in {
         "stored": {},
@@ -418,7 +421,7 @@ def test_a_student_of_the_bank_has_the_losses_of_one_taught_online(make_study):
 
 
 def test_tgda_students_and_all_losses_have_the_same_losses_from_the_bank_and_online(make_study):
-    """Seen: the largest deviation of any part in any epoch was 7e-4 of itself, RKD of features; logits are stored in fp16."""
+    """The largest deviation seen of any term in any epoch was 7e-4 of itself, RKD of features, by fp16."""
     losses = {
         "dkd": None,
         "rkd": {"on": "features"},
@@ -454,7 +457,7 @@ def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_bo
     ).eval()
     summary, rows = write(tmp_path / "views", teacher, images, augmented=True, features=True)
     names = bank.names(augmented=True, features=True)
-    found = read(tmp_path / "views", {n: (EPOCHS, N) for n in names})
+    found = read(tmp_path / "views", dict.fromkeys(names, (EPOCHS, N)))
     assert {n: a.shape[2:] for n, a in found.arrays.items()} == {
         "logits": (5,),
         "features": (96,),
@@ -480,7 +483,7 @@ def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_bo
         )
     (tmp_path / "views" / "maps.npy").unlink()
     assert (
-        read(tmp_path / "views", {n: (EPOCHS, N) for n in names}) is None
+        read(tmp_path / "views", dict.fromkeys(names, (EPOCHS, N))) is None
         and read(tmp_path / "views") is not None
     )
 

@@ -1,17 +1,18 @@
-"""The benchmark at a tiny size: every part compares what it says, the peer computes our loss, nothing is left behind."""
+"""The benchmark at a tiny size: parts compare what they say, the peer computes our loss, nothing is left."""
 
 import json
 import os
 
+import measure
 import pytest
 import torch
 
-from fgkd import bench, cli
+from fgkd import cli
 from fgkd.distillation import losses, training
 from fgkd.study import StudyError, Views
 
 CPU = torch.device("cpu")
-TINY = bench.Size(
+TINY = measure.Size(
     images=8,
     classes=4,
     views=Views(36, 32),
@@ -34,12 +35,12 @@ TINY = bench.Size(
 def found():
     """All parts, measured once, and the environment's results folder before and after."""
     before = os.environ["FGKD_RUNS"]
-    return bench.measure(CPU, size=TINY), before, os.environ["FGKD_RUNS"]
+    return measure.measure(CPU, size=TINY), before, os.environ["FGKD_RUNS"]
 
 
 def test_every_part_has_rows_of_positive_numbers_in_order(found):
     rows, numbers = found[0]["rows"], ("taken", "beside", "ratio", "low", "high")
-    assert list(dict.fromkeys(row["part"] for row in rows)) == list(bench.PARTS)
+    assert list(dict.fromkeys(row["part"] for row in rows)) == list(measure.PARTS)
     assert all(row[name] > 0 for row in rows for name in numbers)
     assert all(row["low"] <= row["ratio"] <= row["high"] and row["what"] != row["against"] for row in rows)
 
@@ -60,7 +61,7 @@ def test_the_goals_are_those_of_steps_views_metrics_and_growth(found):
 
 
 def test_the_table_has_a_line_a_row_and_names_machine_and_load(found):
-    lines = bench.table(found[0]).splitlines()
+    lines = measure.table(found[0]).splitlines()
     assert f"torch {torch.__version__}" in lines[0] and "load " in lines[0]
     assert [line.count("|") for line in lines[2:]] == [9] * (2 + len(found[0]["rows"]))
 
@@ -71,8 +72,8 @@ def test_the_user_s_results_folder_is_in_force_again(found):
 
 def test_works_take_turns_and_a_ratio_is_the_median_of_those_of_the_turns(tmp_path):
     told = []
-    with bench.tqdm(disable=True) as bar:
-        place = bench.Bench(CPU, bench.Size(unmeasured=1), tmp_path, bar)
+    with measure.tqdm(disable=True) as bar:
+        place = measure.Bench(CPU, measure.Size(unmeasured=1), tmp_path, bar)
         seconds = place.turns({name: lambda name=name: told.append(name) for name in "ab"}, 2)
     assert told == ["a", "b"] * 3 and all(values.shape == (2,) for values in seconds.values())
     row = place.row(
@@ -82,28 +83,28 @@ def test_works_take_turns_and_a_ratio_is_the_median_of_those_of_the_turns(tmp_pa
 
 
 def test_timm_s_task_minimises_what_our_students_do(tmp_path, monkeypatch):
-    seen = {}
+    sums = []
 
     def fit(model, images, objective, *_, **options):
         index = torch.arange(4)
         x = images.batch(index, images.epoch(1, 0))
-        seen[len(seen)] = sum(objective(model.eval(), x, 0, index)[1].values()).item()
+        sums.append(sum(objective(model.eval(), x, 0, index)[1].values()).item())
 
     monkeypatch.setattr(training, "fit_images", fit)
-    with bench.tqdm(disable=True) as bar:
-        place = bench.Bench(CPU, TINY, tmp_path, bar)
+    with measure.tqdm(disable=True) as bar:
+        place = measure.Bench(CPU, TINY, tmp_path, bar)
         images, teacher = place.pictures(8), place.teacher("test_resnet")
-        bench._peer(place, "test_byobnet", teacher, images)()
-        ours = training.distillation(images.labels, bench._asked(teacher), bench.KD)
+        measure._peer(place, "test_byobnet", teacher, images)()
+        ours = training.distillation(images.labels, measure._asked(teacher), measure.KD)
         place.training(place.network("test_byobnet"), images, ours)()
-    assert seen[0] == pytest.approx(seen[1], rel=1e-5) and losses.kd.__name__ == "kd"
+    assert sums[0] == pytest.approx(sums[1], rel=1e-5) and losses.kd.__name__ == "kd"
 
 
 def test_the_command_prints_json_of_one_part_and_refuses_an_unknown_one(monkeypatch, capsys):
-    monkeypatch.setattr(bench.measure, "__kwdefaults__", bench.measure.__kwdefaults__ | {"size": TINY})
+    monkeypatch.setattr(measure.measure, "__kwdefaults__", measure.measure.__kwdefaults__ | {"size": TINY})
     assert cli.main(["bench", "--device", "cpu", "--only", "bank", "--json"]) == 0
     assert {row["part"] for row in json.loads(capsys.readouterr().out)["rows"]} == {"bank"}
     assert cli.main(["bench", "--device", "cpu", "--only", "speed"]) == 2
     assert "part 'speed' is unknown: expected one of step, student, views" in capsys.readouterr().err
     with pytest.raises(StudyError, match="unknown"):
-        bench.measure(CPU, only="speed")
+        measure.measure(CPU, only="speed")

@@ -1,4 +1,4 @@
-"""CAL's head, loss and views: the released implementation's values, timm's feature maps, and the limits of an attention map."""
+"""CAL: the released implementation's values, timm's feature maps, and the limits of an attention map."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fgkd.data import views
-from fgkd.data.folders import Split
-from fgkd.distillation import losses, training
+from fgkd.data.datasets import Split
+from fgkd.distillation import checkpoint, losses, training
 from fgkd.models import cal, classifier
 from fgkd.study import Distillation, Model, Recipe, Views
 
@@ -157,7 +157,7 @@ def test_every_kind_of_backbone_gives_spatial_maps_in_their_place(name, options)
 
 @pytest.mark.parametrize("name", ["test_vit3", "deit3_small_patch16_224"])
 def test_a_patchs_token_lies_where_the_patch_does(name):
-    """A transformer of no block: each token is its patch's own, so another patch changes its own place of the map and no other."""
+    """In a transformer without blocks each token is its patch's own, and changes one place of the map."""
     net = timm.create_model(name, img_size=64, depth=1, num_classes=5, global_pool="avg").eval()
     net.blocks = nn.Sequential(nn.Identity())
     model, x = cal.CAL(net, 5, 4).eval(), images(1)
@@ -204,7 +204,7 @@ def test_crops_of_whole_boxes_change_nothing_and_equal_slicing_and_resizing_else
     torch.testing.assert_close(views.crop(x, torch.tensor([[0, 0, 64, 64]] * 3)), x, rtol=1e-4, atol=1e-2)
     boxes = torch.tensor([[3, 10, 40, 31], [0, 0, 2, 64], [50, 20, 51, 22]])
     found = views.crop(x, boxes)
-    for image, (top, left, bottom, right), result in zip(x, boxes.tolist(), found):
+    for image, (top, left, bottom, right), result in zip(x, boxes.tolist(), found, strict=True):
         expected = F.interpolate(
             image[None, :, top:bottom, left:right], size=(64, 64), mode="bilinear", align_corners=True
         )[0]
@@ -323,14 +323,14 @@ def test_a_cal_teacher_learns_and_goes_on_from_a_checkpoint_to_the_same_weights(
     assert set(history[0]) == {"epoch", "ce", "views", "effects", "centres", "train_accuracy"} and all(
         map(math.isfinite, history[-1].values())
     )
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
-    save = training._save
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
+    write = checkpoint.write_bytes
 
     def killed(*given):
-        save(*given)
+        write(*given)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save", killed)
+    monkeypatch.setattr(checkpoint, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
         train("broken")
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What holds on a GPU; `python -m pytest tests/unit/test_gpu.py` on a machine that has one, skipped elsewhere."""
+"""Training, banks and losses on a GPU: `python -m pytest tests/unit/test_gpu.py` where there is one."""
 
 import contextlib
 
@@ -10,8 +10,8 @@ import trainings
 from torch import nn
 
 from fgkd import stages
-from fgkd.data.folders import Split
-from fgkd.distillation import losses, training
+from fgkd.data.datasets import Split
+from fgkd.distillation import checkpoint, losses, training
 from fgkd.models import classifier
 from fgkd.study import Model, Recipe, Views
 
@@ -87,9 +87,9 @@ def test_logits_are_not_rounded_to_bf16_and_are_those_of_the_last_layer_on_the_f
 
 @pytest.mark.parametrize("first, then", [("cpu", "cuda"), ("cuda", "cpu")])
 def test_a_training_goes_on_on_another_device_than_it_began_on(tmp_path, monkeypatch, first, then):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
     pixels = np.random.default_rng(2).integers(0, 256, (24, 36, 36, 3), dtype=np.uint8)
-    split, save, saved = Split(pixels, np.arange(24) % 4, ("",) * 24), training._save, []
+    split, write, files = Split(pixels, np.arange(24) % 4, ("",) * 24), checkpoint.write_bytes, []
 
     def train(on):
         model = classifier.build(Model("x", "test_byobnet"), 4, crop=32, seed=0).to(on)
@@ -99,17 +99,17 @@ def test_a_training_goes_on_on_another_device_than_it_began_on(tmp_path, monkeyp
         return training.fit_images(model, images, objective, recipe, views_seed=1, **options)
 
     def killed(*given):
-        save(*given)
-        saved.append(given)
-        if len(saved) == 2:
+        write(*given)
+        files.append(given)
+        if len(files) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save", killed)
+    monkeypatch.setattr(checkpoint, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
         train(first)
     begun = torch.load(tmp_path / "c", weights_only=True)["begun"]
     assert len(begun["random"]) == (1 if first == "cpu" else 2)
-    monkeypatch.setattr(training, "_save", save)
+    monkeypatch.setattr(checkpoint, "write_bytes", write)
     history = train(then)
     assert [row["epoch"] for row in history] == [0, 1, 2] and all(np.isfinite(row["ce"]) for row in history)
 
@@ -135,11 +135,12 @@ def test_waiting_for_the_gpu_is_seen(no_waiting):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("kind", (*trainings.KINDS, *trainings.FURTHER))
+@pytest.mark.parametrize("kind", (*trainings.KINDS, *trainings.AUXILIARY))
 def test_no_step_waits_for_the_gpu(tmp_path, monkeypatch, no_waiting, kind, optimizer):
     watched = trainings.Steps(no_waiting, monkeypatch)
-    how = Recipe(epochs=2, batch_size=4, lr=1e-4, optimizer=optimizer)
-    history = trainings.train(kind, trainings.network(kind).cuda(), tmp_path / "c", on="cuda", how=how)
+    recipe = Recipe(epochs=2, batch_size=4, lr=1e-4, optimizer=optimizer)
+    net = trainings.network(kind).cuda()
+    history = trainings.train(kind, net, tmp_path / "c", device="cuda", with_recipe=recipe)
     assert watched.number == 9 and len(history) == 2
 
 
@@ -150,7 +151,7 @@ def test_views_cut_on_a_gpu_are_those_cut_on_a_cpu():
     assert {t.device.type for t in (seen.top, seen.left, seen.flip)} == {"cuda"}
     assert torch.equal(gpu.batch(index, seen).cpu(), expected)
     assert torch.equal(gpu.batch(index.cuda(), seen).cpu(), expected)
-    gpu.resident, gpu.indices = None, index.device
+    gpu.resident, gpu.index_device = None, index.device
     assert torch.equal(gpu.batch(index, seen).cpu(), expected)
 
 
@@ -158,7 +159,8 @@ def test_images_that_do_not_fit_its_memory_train_on_a_gpu(tmp_path, monkeypatch)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda on: (1000, 1000))
     seen = trainings.images("cuda")
     assert seen.resident is None
-    history = trainings.train("CE", trainings.network("CE").cuda(), tmp_path / "c", on="cuda", seen=seen)
+    net = trainings.network("CE").cuda()
+    history = trainings.train("CE", net, tmp_path / "c", device="cuda", source=seen)
     assert len(history) == 3 and all(np.isfinite(row["ce"]) for row in history)
 
 
@@ -169,20 +171,20 @@ def test_a_gpus_one_kernel_for_all_weights_moves_them_as_a_cpu_does(tmp_path, op
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).to(on)
         x, labels = torch.randn(24, 6).to(on), (torch.arange(24) % 3).to(on)
-        fused = {group["fused"] for group in training._optimizer(net, recipe).param_groups}
+        fused = {group["fused"] for group in training.make_optimizer(net, recipe).param_groups}
         options, objective = {"seed": 1, "checkpoint": tmp_path / "c"}, training.cross_entropy(labels)
-        training.fit(net, lambda epoch, index: x[index], labels, objective, recipe, **options)
+        training.fit(net, lambda epoch, index, x=x: x[index], labels, objective, recipe, **options)
         found.append((fused, [weight.detach().cpu() for weight in net.parameters()]))
     assert [fused for fused, _ in found] == [{None}, {True}]
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-4)
 
 
 def test_a_cpus_checkpoint_is_continued_in_one_kernel(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
     recipe, net = trainings.recipe("KD"), trainings.network("KD")
-    trainings.train("KD", net, tmp_path / "c", how=recipe)
-    optimizer = training._optimizer(net.cuda(), recipe)
-    history, begun = training._resume(tmp_path / "c", net, optimizer)
-    assert len(history) == 3 and begun is None
+    trainings.train("KD", net, tmp_path / "c", with_recipe=recipe)
+    optimizer = training.make_optimizer(net.cuda(), recipe)
+    history, epoch_state = checkpoint.Checkpoint(tmp_path / "c", net, optimizer).load()
+    assert len(history) == 3 and epoch_state is None
     assert {group["fused"] for group in optimizer.param_groups} == {True}
     assert all(state["step"].is_cuda and state["step"] == 12 for state in optimizer.state.values())

@@ -1,8 +1,9 @@
-"""Distillation losses: the released implementation's values, timm's task, torchdistill, cases by hand, and their limits."""
+"""Distillation losses: the released implementation, timm's task, torchdistill, cases by hand, and limits."""
 
 import json
 import math
 import re
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from fgkd.distillation import losses
+from fgkd.study import Loss
 
 
 class Fixed(nn.Module):
     """A model whose logits are its parameter, with what timm's task asks of a model."""
 
     num_classes, in_chans = 9, 3
-    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    pretrained_cfg = MappingProxyType({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
 
     def __init__(self, logits):
         super().__init__()
@@ -70,7 +72,8 @@ def test_losses_equal_the_released_implementation(reference, key):
     student, teacher, labels = (
         torch.from_numpy(given[f"losses/{name}"]) for name in (f"student_{kind}", f"teacher_{kind}", "labels")
     )
-    # fp32 rounds PKT by some 1e-9, as much as the order of the features' columns changes it: 1e-4 of the value for features
+    # fp32 rounds PKT by some 1e-9, as much as the order of the features' columns changes it: 1e-4 of the
+    # value for features
     assert GOLDEN[key](student, teacher, labels).item() == pytest.approx(golden, rel=1e-5, abs=2e-9)
 
 
@@ -179,7 +182,7 @@ def test_dkd_of_logits_that_are_sure_is_finite_where_probabilities_are_0():
 
 
 def test_rkd_by_hand():
-    # a triangle of sides 3, 4, 5, whose cosines are 0, 3/5 and 4/5, and one of equal sides, whose cosines are 1/2
+    # a triangle of sides 3, 4, 5, whose cosines are 0, 3/5 and 4/5, and one of equal sides, with cosines 1/2
     student = torch.tensor([[0.0, 0, 7], [3, 0, 7], [0, 4, 7]])
     teacher = torch.eye(3, 4)
     distance = 2 * 2 * 0.25**2 / 2 / 9
@@ -319,6 +322,49 @@ def test_dkd_refuses_labels_that_do_not_fit_and_a_single_class(labels, classes):
             8,
             4,
         )
+
+
+AUXILIARY = {"dkd": {"temperature": 4.0}, "rkd": {}, "pkt": {}, "hint": {}, "crd": {"negatives": 20}}
+
+
+def test_the_losses_that_a_study_may_name_are_these_and_the_decorated_ones():
+    assert set(AUXILIARY) <= set(losses.AUXILIARY)
+    assert losses.AUXILIARY["dkd"] is losses.dkd and losses.AUXILIARY["crd"] is losses.CRD
+
+
+@pytest.mark.parametrize("name", AUXILIARY)
+def test_an_auxiliary_loss_is_its_function_or_module_times_its_weight(name):
+    student, teacher, index = logits(seed=1), logits(seed=2), torch.arange(12)
+    spec = Loss(name, loss=name, weight=0.5, options=AUXILIARY[name])
+    torch.manual_seed(0)
+    auxiliary = losses.AuxiliaryLoss(spec, 9, 9, torch.arange(40) % 4)
+    found = auxiliary(student, teacher, index % 4, index)
+    expected = {
+        "dkd": lambda: losses.dkd(student, teacher, index % 4, 1.0, 0.5, 4.0),
+        "crd": lambda: crd(student, teacher),
+    }.get(name, lambda: getattr(losses, name)(student, teacher))()
+    assert found.item() == pytest.approx(0.5 * expected.item())
+    assert len(list(auxiliary.parameters())) == (4 if name == "crd" else 0)
+
+
+def test_a_hint_of_two_widths_is_projected_to_the_teachers():
+    auxiliary = losses.AuxiliaryLoss(Loss("hint", loss="hint"), 9, 5, torch.arange(40) % 4)
+    student, teacher = logits(seed=1), logits(c=5, seed=2)
+    weight, bias = auxiliary.parameters()
+    found = auxiliary(student, teacher, torch.arange(12) % 4, torch.arange(12))
+    assert found.item() == pytest.approx(F.mse_loss(student @ weight.T + bias, teacher).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "hint"])
+def test_a_loss_whose_name_is_taken_is_refused(name):
+    def mine(student, teacher):
+        return (student - teacher).abs().mean()
+
+    mine.__name__ = name
+    before = dict(losses.AUXILIARY)
+    with pytest.raises(ValueError, match=f"loss '{name}' is taken: give the one in .* another name"):
+        losses.loss(mine)
+    assert before == losses.AUXILIARY
 
 
 def test_crd_by_hand_against_all_images_of_other_classes():

@@ -1,4 +1,4 @@
-"""The paper's eight data sets: a tiny archive of each in its official layout, read, refused, fetched, prepared, and learnt from."""
+"""The paper's eight datasets: a tiny archive of each, read, refused, fetched, prepared, and learnt from."""
 
 import dataclasses
 import hashlib
@@ -19,12 +19,12 @@ from scipy.io import savemat
 from torchvision.datasets import FGVCAircraft, Flowers102, OxfordIIITPet
 
 from fgkd import cli, stages
-from fgkd.data import folders, official
-from fgkd.data.folders import DataError
+from fgkd.data import datasets, fetching, official
+from fgkd.data.images import DataError, decode
 from fgkd.study import OFFICIAL, DataSpec, StudyError
 
-# Each archive has 18 images of 3 classes, image i of class i % 3; the first 12 are for training. A writer fills the set's folder and
-# returns its class names in the order of the official ids, and each image's path in that folder.
+# Each archive has 18 images of 3 classes, image i of class i % 3; the first 12 are for training. A writer
+# fills the set's folder and returns its class names in the order of the official ids, and each image's path.
 
 
 def picture(path, seed, mode="RGB"):
@@ -131,7 +131,7 @@ def cub(base):
 
 
 def nabirds(base):
-    """Ids with gaps, of which 9 < 100 < 817 though '100' < '817' < '9', and inner classes of the tree, which have no images."""
+    """Ids with gaps, 9 < 100 < 817 though '100' < '817' < '9', and inner classes, which have no images."""
     names = [
         "Common Eider (Adult male)",
         "Oak Titmouse",
@@ -218,7 +218,7 @@ def usual(name):
 
 @pytest.fixture
 def tiny_counts(monkeypatch):
-    """The counts of the tiny archives as if they were the official ones; torchvision takes the tiny lists of Flowers without their checksums."""
+    """The tiny archives' counts as the official ones; torchvision takes Flowers' lists without checksums."""
     for kind, facts in official.SETS.items():
         monkeypatch.setitem(official.SETS, kind, dataclasses.replace(facts, classes=3, train=12, test=6))
     monkeypatch.setattr(
@@ -243,8 +243,13 @@ def spec(kind, root=None, **options):
     return DataSpec(key=kind, kind=kind, root=root and str(root), resize=8, **options)
 
 
+def listed(kind, root):
+    """The listing of a set, wherever it lies."""
+    return dataclasses.replace(official.listing(kind, root), root=None)
+
+
 def load(kind, root, cache, **options):
-    return folders.load(spec(kind, root, **options), cache, progress=False)
+    return datasets.load(spec(kind, root, **options), cache, progress=False)
 
 
 # reading
@@ -276,8 +281,7 @@ def test_each_image_has_its_label_in_the_cache(name, archive, tmp_path):
     for split in (data.train, data.test):
         assert [labels[path] for path in split.names] == split.labels.tolist()
         assert all(
-            (pixels == folders.decode(root / path, 8)).all()
-            for path, pixels in zip(split.names, split.images)
+            (pixels == decode(root / path, 8)).all() for path, pixels in zip(split.names, split.images)
         )
 
 
@@ -331,7 +335,7 @@ def test_a_class_id_without_a_name_is_refused(archive):
             "19 1",
             "1 images are in only one of images.txt and train_test_split.txt .* the first is '19'",
         ),
-        ("classes.txt", "x Bird", "cannot be followed .ValueError: .*'x'.*; fetch them anew"),
+        ("classes.txt", "x Bird", "cannot be parsed .ValueError: .*'x'.*; fetch them anew"),
     ],
 )
 def test_lists_that_contradict_each_other_are_refused_with_the_place(file, row, message, archive):
@@ -353,7 +357,7 @@ def test_a_missing_file_or_folder_is_named_with_its_place(name, need, archive):
     (root / usual(name) / need).rename(root / "elsewhere")
     with pytest.raises(
         DataError,
-        match=f"{kind}: '{need}' missing in '.*{usual(name)}': expected .*; put it back, or remove the folder",
+        match=f"{kind}: '{need}' missing in '.*{usual(name)}': expected .*; put it back, or remove the",
     ):
         official.listing(kind, root)
 
@@ -371,7 +375,7 @@ def test_a_spoilt_split_file_is_a_clear_error(name, file, content, archive):
     kind, root, *_ = archive(name)
     (root / usual(name) / file).write_bytes(content)
     with pytest.raises(
-        DataError, match=f"{kind}: (the files in .* cannot be followed|no test image is listed in) .*anew"
+        DataError, match=f"{kind}: (the files in .* cannot be parsed|no test image is listed in) .*anew"
     ):
         official.listing(kind, root)
 
@@ -379,9 +383,7 @@ def test_a_spoilt_split_file_is_a_clear_error(name, file, content, archive):
 def test_flowers_lists_other_than_the_official_ones_are_refused(archive, monkeypatch):
     kind, root, *_ = archive("flowers")
     monkeypatch.undo()
-    with pytest.raises(
-        DataError, match="flowers: the files in .*flowers-102' cannot be followed .*corrupted"
-    ):
+    with pytest.raises(DataError, match="flowers: the files in .*flowers-102' cannot be parsed .*corrupted"):
         official.listing(kind, root)
 
 
@@ -449,11 +451,12 @@ def test_the_root_is_the_studys_or_else_the_kind_in_fgkd_data(archive, monkeypat
     assert len(stages.data(study, "mine").train) == len(stages.data(study, "other").train) == 12
     with pytest.raises(
         DataError,
-        match="cub: CUB-200-2011 is not in '.*nowhere': expected CUB_200_2011/ with images, .*'fgkd data cub' fetches it",
+        match="cub: CUB-200-2011 is not in '.*nowhere': expected CUB_200_2011/ with images, .*"
+        "'fgkd data cub' fetches it",
     ):
         stages.data(study, "gone")
     monkeypatch.delenv("FGKD_DATA")
-    stages._loaded.cache_clear()
+    stages._load_dataset.cache_clear()
     with pytest.raises(
         DataError, match="cub: neither a root is given nor FGKD_DATA set: .*the folder that holds cub/"
     ):
@@ -476,7 +479,7 @@ def test_keys_that_mean_nothing_for_a_set_are_refused(change, message, make_stud
 def test_all_studies_share_one_cache_beside_the_images(archive, tmp_path, monkeypatch):
     kind, root, *_ = archive("cub")
     load(kind, root, tmp_path / "a")
-    monkeypatch.delattr(folders, "decode")
+    monkeypatch.delattr(datasets, "decode")
     assert len(load(kind, root, tmp_path / "b").train) == 12
     assert (
         not (tmp_path / "a").exists()
@@ -487,7 +490,7 @@ def test_all_studies_share_one_cache_beside_the_images(archive, tmp_path, monkey
 
 def test_a_read_only_root_is_cached_in_the_study(archive, tmp_path, monkeypatch):
     kind, root, *_ = archive("cub")
-    monkeypatch.setattr(folders.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(datasets.os, "access", lambda path, mode: False)
     assert len(load(kind, root, tmp_path / "cache").train) == 12
     assert (tmp_path / "cache" / "index.json").exists() and not (root / "cache-8").exists()
 
@@ -505,7 +508,7 @@ def test_changed_inputs_rebuild_the_shared_cache(change, archive, tmp_path):
     second = load(kind, root, tmp_path)
     assert second.fingerprint != first.fingerprint
     assert all(
-        (pixels == folders.decode(root / name, 8)).all()
+        (pixels == decode(root / name, 8)).all()
         for name, pixels in zip(second.train.names, second.train.images)
     )
 
@@ -514,7 +517,7 @@ def test_changed_inputs_rebuild_the_shared_cache(change, archive, tmp_path):
 
 
 def prepare(kind, root):
-    return official.prepare(kind, root, resize=8, progress=False)
+    return fetching.prepare(kind, root, resize=8, progress=False)
 
 
 def test_a_whole_set_is_prepared_and_every_check_is_ok(archive):
@@ -626,9 +629,17 @@ def test_the_sizes_of_a_plan_are_known_before_the_data_are(make_study):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`, whole or from the byte that is asked for; `ranges` it may ignore; it may break off, or be stopped, after `cut` bytes."""
+    """Serves `files`, or what follows a byte where it knows `ranges`; breaks off after `cut` bytes.
 
-    files, ranges, cut, interrupts, asked = {}, True, None, False, ()
+    interrupts: whether it stops this process, too.
+    asked: the ranges that were asked for.
+    """
+
+    files = {}
+    ranges = True
+    cut = None
+    interrupts = False
+    asked = ()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -636,10 +647,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content, asked = self.server.files.get(self.path.lstrip("/")), self.headers["Range"]
         self.server.asked += (asked,)
         if content is None:
-            return self.send_error(404)
+            self.send_error(404)
+            return
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.ranges else 0
         if start >= len(content):
-            return self.send_error(416)
+            self.send_error(416)
+            return
         self.send_response(206 if asked and self.server.ranges else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
@@ -669,7 +682,7 @@ MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 
 def fetch(server, file, checksum=MD5):
     server.files = server.files or {"a.bin": CONTENT}
-    official.fetch(f"{server.url}/a.bin", file, checksum, progress=False)
+    fetching.fetch(f"{server.url}/a.bin", file, checksum, progress=False)
     return file.read_bytes() == CONTENT and os.listdir(file.parent) == [file.name]
 
 
@@ -685,7 +698,8 @@ def test_a_broken_connection_keeps_the_part_and_the_next_call_asks_for_the_rest(
     for received in (1_000_000, 2_000_000):
         with pytest.raises(
             DataError,
-            match=f"cannot be fetched: the connection ended after {received:,} of 3,000,000 bytes. The same command continues",
+            match=f"cannot be fetched: the connection ended after {received:,} of 3,000,000 bytes. "
+            "The same command continues",
         ):
             fetch(server, tmp_path / "a.bin")
         assert os.listdir(tmp_path) == ["a.bin.part"] and (tmp_path / "a.bin.part").stat().st_size == received
@@ -729,7 +743,7 @@ def test_an_address_that_is_gone_is_said_with_a_way_out(server, tmp_path):
 
 
 def packed(file, folder, names, below=""):
-    """These files and folders of `folder`, below `below`, in an archive of the kind that `file` is named for."""
+    """These files and folders of `folder`, below `below`, in an archive of the kind that `file` ends in."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w" if file.endswith(".tar") else "w:gz") as tar:
         for name in names:
@@ -749,7 +763,7 @@ ORIGINALS = {
 
 @pytest.fixture
 def served(archive, server, monkeypatch):
-    """(kind) -> the listing of a tiny set whose files are on the server, packed as its owner's are, under the official names."""
+    """(kind) -> the listing of a tiny set; the server has its files, packed and named as its owner's are."""
 
     def serve(kind):
         _, root, *_ = archive(kind)
@@ -769,7 +783,7 @@ def served(archive, server, monkeypatch):
                 )
             )
         monkeypatch.setitem(official.SETS, kind, dataclasses.replace(official.SETS[kind], files=tuple(files)))
-        return official.listing(kind, root)
+        return listed(kind, root)
 
     return serve
 
@@ -780,7 +794,7 @@ def test_a_set_is_fetched_unpacked_and_read_as_it_was_packed(kind, served, serve
     root = tmp_path / "fetched"
     assert prepare(kind, root).verdict.tolist() == ["ok"] * 6
     assert (
-        official.listing(kind, root) == expected
+        listed(kind, root) == expected
         and not list(root.rglob("*.part"))
         and not (root / ".unpacking").exists()
     )
@@ -810,13 +824,13 @@ def test_an_interrupted_unpacking_is_not_taken_for_a_whole_set(entry, served, tm
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(official.os, "replace", interrupted)
+        patch.setattr(fetching.os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(kind, root)
     (root / ".unpacking" / "left by a killed process").mkdir(parents=True)
     with pytest.raises(DataError, match="missing|is not in"):
         official.listing(kind, root)
-    assert prepare(kind, root).verdict.tolist() == ["ok"] * 6 and official.listing(kind, root) == expected
+    assert prepare(kind, root).verdict.tolist() == ["ok"] * 6 and listed(kind, root) == expected
 
 
 @pytest.mark.fault("an archive cut short")
@@ -842,9 +856,8 @@ def test_an_archive_fetched_by_hand_is_checked_and_unpacked(archive, monkeypatch
         prepare(kind, root)
     file = dataclasses.replace(file, checksum=f"md5:{hashlib.md5(content).hexdigest()}")
     monkeypatch.setitem(official.SETS, kind, dataclasses.replace(official.SETS[kind], files=(file,)))
-    assert prepare(kind, root).verdict.tolist() == ["ok"] * 6 and official.listing(
-        kind, root
-    ) == official.listing(kind, source)
+    assert prepare(kind, root).verdict.tolist() == ["ok"] * 6
+    assert listed(kind, root) == listed(kind, source)
 
 
 def test_an_interrupted_command_continues(served, server, tmp_path, capsys):

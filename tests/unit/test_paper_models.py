@@ -1,4 +1,4 @@
-"""The paper's eight teachers and three students are the published networks, and give what the package asks of a model.
+"""The paper's eight teachers and three students are the published networks, and fit the package.
 
 Most are built on the meta device: names, shapes and counts without weights in memory.
 """
@@ -13,9 +13,10 @@ from torch import nn
 from fgkd.models import cal, classifier
 from fgkd.study import PROJECT, Model
 
-# Millions of weights with 1000 classes, the last feature map at 224 px, the pooled features, and the normalisation.  Counts are those of timm's
-# results-imagenet.csv, but for VAN (arXiv 2202.09741), LCNet (arXiv 2109.15099) and LeViT, which has 7.78 there: the second head that it loses
-# here is a norm and a linear layer on 384 features, 0.386 million weights.
+# Millions of weights with 1000 classes, the last feature map at 224 px, the pooled features, and the
+# normalisation.  Counts are those of timm's results-imagenet.csv, except VAN (arXiv 2202.09741), LCNet (arXiv
+# 2109.15099) and LeViT, which has 7.78 there: the second head that it loses here is a norm and a linear layer
+# on 384 features, 0.386 million weights.
 PAPER = {
     "vgg19_bn.tv_in1k": ("143.68", (512, 7, 7), 4096, "imagenet"),
     "resnet101.a1h_in1k": ("44.55", (2048, 7, 7), 2048, "imagenet"),

@@ -1,4 +1,4 @@
-"""Stages: computed once, the same numbers anywhere, and whole again after files are lost or a run is killed."""
+"""Stages: computed once, the same numbers anywhere, and restored after lost files or a killed run."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fgkd import metrics, records, stages
-from fgkd.distillation import training
+from fgkd.distillation import checkpoint, search, training
 from fgkd.metrics import transfer
 from fgkd.study import PRETEXT, Job, StudyError
 
@@ -23,6 +23,26 @@ from timm.models import register_model
 @register_model
 def fgkd_student_net(pretrained=False, **options):
     return timm.create_model("test_byobnet", **options)
+"""
+LOSS_PLUGIN = """
+import torch
+from fgkd.distillation.losses import loss
+
+@loss
+def fgkd_cubic(student, teacher, labels, *, power=3.0):
+    assert labels.shape == student.shape[:1] and student.shape == teacher.shape
+    return (student - teacher).abs().pow(power).mean()
+
+@loss
+class FGKD_Scaled(torch.nn.Module):
+    def __init__(self, student_width, teacher_width, labels, *, scale=1.0):
+        super().__init__()
+        self.projection = torch.nn.Linear(student_width, teacher_width)
+        self.scale = scale * len(labels)
+
+    def forward(self, student, teacher, index):
+        assert self.projection(student).shape == teacher.shape and index.shape == student.shape[:1]
+        return 0 * self.projection(student).sum() + self.scale
 """
 
 
@@ -163,7 +183,7 @@ def test_a_teachers_spoilt_weights_are_an_error_that_names_the_file_and_the_reme
     file = finished.path(Job("teacher", "birds", "resnet", "FT")) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(
-        StudyError, match="model.safetensors' cannot be read.*Delete the file to train it anew"
+        StudyError, match=r"model.safetensors' cannot be read.*Delete the file to train it anew"
     ):
         stages.load_teacher(finished, "birds", "resnet", "FT")
     file.unlink()
@@ -206,7 +226,7 @@ def test_a_changed_value_is_computed_anew_and_its_neighbours_are_not(finished, m
 def test_a_killed_teacher_goes_on_from_its_checkpoint_to_the_same_weights(make_study, monkeypatch):
     whole, broken = (make_study({"name": name, "recipes.FT.epochs": 4}) for name in ("whole", "broken"))
     stages.teacher(whole, "birds", "resnet", "FT")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
     drawn, epoch = [], training.Images.epoch
 
     def killed(self, seed, number):
@@ -321,7 +341,7 @@ def test_held_out_images_have_no_part_in_a_candidates_training(make_study, monke
     def spoil(study, dataset):
         found = load(study, dataset)
         held, images = (
-            training.hold_out(torch.from_numpy(found.train.labels), study.seed_for("search", "birds"))[1],
+            search.hold_out(torch.from_numpy(found.train.labels), study.seed_for("search", "birds"))[1],
             np.array(found.train.images),
         )
         images[held] = 255 - images[held]
@@ -338,7 +358,7 @@ def test_held_out_images_have_no_part_in_a_candidates_training(make_study, monke
 def test_a_killed_search_goes_on_with_the_candidate_it_was_at(make_study, monkeypatch):
     whole, broken = (make_study({"recipes.FT.lr": [0.1, 0.02]}, name) for name in ("whole", "broken"))
     expected = searched(whole, "FT")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
     drawn, epoch = [], training.Images.epoch
 
     def killed(self, seed, number):
@@ -361,7 +381,7 @@ def test_a_rate_that_diverges_is_not_chosen_and_all_that_do_are_an_error(make_st
     assert table.validation_accuracy.isna().to_list() == [True, False] and row.lr == 0.01
     with pytest.raises(
         FloatingPointError,
-        match="teacher/birds/FT/resnet: every learning rate of .* diverged: add lower ones",
+        match=r"teacher/birds/FT/resnet: every learning rate of .* diverged: add lower ones",
     ):
         stages.teacher(
             make_study({"recipes.FT.lr": [1e30, 1e31], "recipes.FT.clip": 1e30}), "birds", "resnet", "FT"
@@ -372,10 +392,10 @@ def test_a_students_rate_is_searched_for_with_each_of_its_losses(make_study):
     values = {"losses": {"crd": {"options": {"negatives": 4, "width": 8}}}, "datasets.birds.train": 8}
     run = stages.distill(make_study(values | {"recipes.student.lr": [1e-9, 0.003]}), "birds", "resnet", "FT")
     table, found = run.table("search"), {loss: weights(run, loss) for loss in ("kd", "crd")}
-    assert list(zip(table.student, table.loss, table.lr)) == [
+    assert list(zip(table.student, table.loss, table.lr, strict=True)) == [
         ("small", loss, lr) for loss in ("kd", "crd") for lr in (1e-9, 0.003)
     ]
-    for row, (_, candidates) in zip(run.rows.itertuples(), table.groupby("loss", sort=False)):
+    for row, (_, candidates) in zip(run.rows.itertuples(), table.groupby("loss", sort=False), strict=True):
         assert (
             row.lr
             == candidates[candidates.validation_accuracy == candidates.validation_accuracy.max()].lr.min()
@@ -385,7 +405,7 @@ def test_a_students_rate_is_searched_for_with_each_of_its_losses(make_study):
 
 
 def test_a_checkpoint_of_other_values_is_not_continued(make_study, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
     monkeypatch.setattr(training, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         stages.teacher(make_study(), "birds", "resnet", "FT")
@@ -444,10 +464,34 @@ def test_a_plugins_model_can_be_a_student_without_a_teacher(make_study, tmp_path
     assert stages.distill(study, "birds", "none", "CE").rows.model.item() == "fgkd_student_net"
 
 
+@pytest.mark.parametrize("online", [False, True])
+def test_a_plugin_adds_a_network_and_a_loss_that_a_student_is_trained_with(make_study, tmp_path, online):
+    """One loss is a function of logits, the other a module of features, that returns its option."""
+    cubic, scaled, network = (f"fgkd_{name}_{int(online)}" for name in ("cubic", "scaled", "net"))
+    source = (PLUGIN + LOSS_PLUGIN).replace("fgkd_student_net", network)
+    (tmp_path / "own.py").write_text(source.replace("fgkd_cubic", cubic).replace("FGKD_Scaled", scaled))
+    changes = {
+        "plugins": ["own.py"],
+        "students": {"mine": {"model": network}},
+        "losses": {cubic: {"weight": 0.5, "options": {"power": 1.0}}, scaled: {"on": "features"}},
+        "recipes.student": {"epochs": 1, "batch_size": 24, "lr": 1e-12},
+        "online": online,
+    }
+    study = make_study(changes)
+    history = stages.distill(study, "birds", "resnet", "FT").table("history").set_index("loss")
+    assert history.further.isna().to_dict() == {"kd": True, cubic: False, scaled: False}
+    assert history.further[scaled] == 1.0 * 24
+    twice = make_study(changes | {f"losses.{cubic}.weight": 1.0}, "twice")
+    again = stages.distill(twice, "birds", "resnet", "FT").table("history").set_index("loss")
+    assert again.further[cubic] == pytest.approx(2 * history.further[cubic], rel=1e-6)
+
+
 def test_the_conclusion_writes_every_table_and_its_own_record(finished):
     frames = records.collect(finished)
     run = stages.write_study_tables(finished, "report", frames)
-    assert dict(zip(run.rows.table, run.rows.rows)) == {name: len(frame) for name, frame in frames.items()}
+    assert dict(zip(run.rows.table, run.rows.rows, strict=True)) == {
+        name: len(frame) for name, frame in frames.items()
+    }
     for name, frame in frames.items():
         assert len(pd.read_csv(finished.folder / "tables" / f"{name}.csv")) == len(frame)
 
@@ -498,7 +542,7 @@ def test_metrics_on_test_images_are_those_of_the_stored_logits(finished):
 def test_a_killed_distillation_does_not_repeat_its_finished_students(make_study, monkeypatch):
     study = make_study({"students.other": {"model": "test_resnet"}, "strategies": ["FT"]})
     stages.bank(study, "birds", "resnet", "FT")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1)
     measure, measured = training.accuracy, []
 
     def killed(*given):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fgkd import cli, records, stages
 from fgkd import study as studies
-from fgkd.data import folders
+from fgkd.data import datasets
 from fgkd.distillation import training
 from fgkd.engine import states
 from fgkd.study import Job, StudyError
@@ -30,7 +30,7 @@ DISTILL = Job("distill", "birds", "resnet", "FT")
 @pytest.fixture(autouse=True)
 def look_anew():
     """A process looks at photos once; here they change within one."""
-    stages._loaded.cache_clear()
+    stages._load_dataset.cache_clear()
 
 
 def photograph(folder):
@@ -57,7 +57,7 @@ def finish(study):
 def anew(study):
     """The study as another process reads it, and what is left of it."""
     study = studies.load(study.file)
-    folders.look(study)
+    datasets.look(study)
     return {c.id: reason for c, reason in states.left(study).items()}
 
 
@@ -120,7 +120,7 @@ def test_a_study_without_its_photos_is_done_by_its_records(garden, tmp_path):
 
 
 def test_the_photos_are_read_once(garden, monkeypatch):
-    monkeypatch.setattr(folders, "_digest", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(datasets, "_digest", lambda path: pytest.fail(f"{path} is read again"))
     assert anew(garden) == {}
 
 
@@ -193,8 +193,8 @@ def test_a_weights_file_with_another_time_is_the_same(make_study, tmp_path):
 
 
 def test_data_are_loaded_once_a_process(tiny, monkeypatch):
-    loads, load = [], folders.load
-    monkeypatch.setattr(folders, "load", lambda *given: (loads.append(given), load(*given))[1])
+    loads, load = [], datasets.load
+    monkeypatch.setattr(datasets, "load", lambda *given: (loads.append(given), load(*given))[1])
     stages.bank(tiny, "birds", "resnet", "FT")
     stages.distill(tiny, "birds", "resnet", "FT")
     assert len(loads) == 1

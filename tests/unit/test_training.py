@@ -1,4 +1,4 @@
-"""The training loop: resumable bit for bit, a rate as planned, loud when it diverges; and the passes over images around it."""
+"""The training loop: resumable bit for bit, its rate as planned, loud when it diverges; image passes."""
 
 import math
 
@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fgkd.data import views
-from fgkd.data.folders import Split
-from fgkd.distillation import training
+from fgkd.data.datasets import Split
+from fgkd.distillation import checkpoint as checkpoints
+from fgkd.distillation import search, training
 from fgkd.models import cal, classifier
+from fgkd.records import write_bytes
 from fgkd.study import Distillation, Model, Recipe, StudyError, Views
 
 CPU = torch.device("cpu")
@@ -59,7 +61,7 @@ def fit(model, x, labels, checkpoint, *, inputs=None, **values):
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
     """Where a training saves its state, here after every step."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1)
     return tmp_path / "checkpoint.pt"
 
 
@@ -125,25 +127,32 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_training_begins_anew(
 def test_a_training_equals_a_plain_loop_whether_or_not_it_is_killed(checkpoint, tmp_path, monkeypatch, kind):
     """To the last bit: where indices, views, labels and answers lie changes nothing."""
     whole, resumed, plain = (trainings.network(kind) for _ in range(3))
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 30)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 30)
     history = trainings.train(kind, whole, tmp_path / "other.pt")
     assert history == plainly(kind, plain)
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
-    save, saved = training._save, []
-
-    def killed(*given):
-        save(*given)
-        saved.append(given[4:])
-        if len(saved) == 6:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "_save", killed)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1)
+    kill_at_write(monkeypatch, 6)
     with pytest.raises(KeyboardInterrupt):
         trainings.train(kind, trainings.network(kind), checkpoint)
-    assert saved[-1][0]["steps"] == 2  # of the four of the second epoch
+    monkeypatch.setattr(checkpoints, "write_bytes", write_bytes)
+    # of the four of the second epoch
+    assert torch.load(checkpoint, weights_only=True)["begun"]["steps"] == 2
     assert trainings.train(kind, resumed, checkpoint) == history
     for other in (resumed, plain):
         assert all(map(torch.equal, whole.state_dict().values(), other.state_dict().values()))
+
+
+def kill_at_write(monkeypatch, number):
+    """Interrupt a training when it has written that many checkpoints."""
+    files = []
+
+    def write(file, content):
+        write_bytes(file, content)
+        files.append(file)
+        if len(files) == number:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "write_bytes", write)
 
 
 def plainly(kind, net):
@@ -244,19 +253,20 @@ class Host(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("kind", (*trainings.KINDS, *trainings.FURTHER))
+@pytest.mark.parametrize("kind", (*trainings.KINDS, *trainings.AUXILIARY))
 def test_no_step_touches_the_memory_of_the_cpu(tmp_path, monkeypatch, kind):
     """On PyTorch's device without memory: what lies there is on no CPU, and cannot be asked for its values.
 
     A training ends there with its first epoch, whose losses are asked for.
     """
-    host, how, autocast = Host(), Recipe(epochs=3, batch_size=5), torch.autocast
+    host, recipe, autocast = Host(), Recipe(epochs=3, batch_size=5), torch.autocast
     watched = trainings.Steps(host, monkeypatch)
     # That device has no autocast, and a check of the head that looks at values.
     monkeypatch.setattr(torch, "autocast", lambda kind, *dtype, enabled: autocast("cuda", enabled=False))
     monkeypatch.setattr(training, "check_head", lambda model, images: None)
-    with pytest.raises((RuntimeError, NotImplementedError), match="item.*meta|meta.*item"):
-        trainings.train(kind, trainings.network(kind).to("meta"), tmp_path / "c", on="meta", how=how)
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"item.*meta|meta.*item"):
+        net = trainings.network(kind).to("meta")
+        trainings.train(kind, net, tmp_path / "c", device="meta", with_recipe=recipe)
     assert host.seen == [] and watched.number == 3 and host.operations > 20
 
 
@@ -270,11 +280,12 @@ def on_disk(on):
 def test_images_on_the_disk_are_found_by_indices_on_the_cpu(tmp_path, monkeypatch):
     """And the rest of the step by those on the device."""
     seen, huge = trainings.images("meta"), on_disk("meta")
-    assert huge.resident is None and (huge.indices, seen.indices) == (CPU, torch.device("meta"))
+    assert huge.resident is None and (huge.index_device, seen.index_device) == (CPU, torch.device("meta"))
     host = Host()
     trainings.Steps(host, monkeypatch)
-    with pytest.raises((RuntimeError, NotImplementedError), match="item.*meta|meta.*item"):
-        trainings.train("CE", trainings.network("CE").to("meta"), tmp_path / "c", on="meta", seen=huge)
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"item.*meta|meta.*item"):
+        net = trainings.network("CE").to("meta")
+        trainings.train("CE", net, tmp_path / "c", device="meta", source=huge)
     copied = [name for name in host.seen if "_to_copy" in name]
     assert len(copied) == 2 * 2  # of the two steps watched: the pixels, and where their views are
 
@@ -283,7 +294,8 @@ def test_images_on_the_disk_train_as_those_in_memory_do(tmp_path):
     nets, sources = [trainings.network("CE") for _ in range(2)], (trainings.images("cpu"), on_disk("cpu"))
     assert [seen.resident is None for seen in sources] == [False, True]
     histories = [
-        trainings.train("CE", net, tmp_path / "c", seen=seen) for net, seen in zip(nets, sources, strict=True)
+        trainings.train("CE", net, tmp_path / "c", source=source)
+        for net, source in zip(nets, sources, strict=True)
     ]
     assert histories[0] == histories[1]
     assert all(map(torch.equal, nets[0].state_dict().values(), nets[1].state_dict().values()))
@@ -293,15 +305,15 @@ def test_images_on_the_disk_train_as_those_in_memory_do(tmp_path):
 def test_a_gpus_checkpoint_leaves_its_kind_of_optimizer_behind(checkpoint, optimizer):
     """On a GPU one kernel updates all weights; what it wrote says so, and must not hold on a CPU."""
     x, labels = points()
-    net, how = network(), Recipe(optimizer=optimizer)
+    net, recipe = network(), Recipe(optimizer=optimizer)
     fit(net, x, labels, checkpoint, optimizer=optimizer)
     state = torch.load(checkpoint, weights_only=True)
     for group in state["optimizer"]["param_groups"]:
         group["fused"] = True
     torch.save(state, checkpoint)
-    found = training._optimizer(net, how)
-    training._resume(checkpoint, net, found)
-    assert {group["fused"] for group in found.param_groups} == {None}
+    resumed = training.make_optimizer(net, recipe)
+    checkpoints.Checkpoint(checkpoint, net, resumed).load()
+    assert {group["fused"] for group in resumed.param_groups} == {None}
 
 
 def test_a_killed_training_goes_on_in_the_middle_of_an_epoch(checkpoint, tmp_path):
@@ -348,7 +360,7 @@ def test_a_training_goes_on_elsewhere_than_it_began(checkpoint):
     torch.save(state, checkpoint)
     assert fit(network(), x, labels, checkpoint) == expected
     own = torch.get_rng_state()
-    training._set_random([own], torch.device("cuda"))
+    checkpoints.set_random_state([own], torch.device("cuda"))
     assert torch.equal(torch.get_rng_state(), own)
 
 
@@ -368,15 +380,12 @@ def test_no_checkpoint_is_written_before_its_time(tmp_path):
 
 def test_another_seed_gives_another_training(tmp_path):
     x, labels = points()
-    run = lambda seed: training.fit(
-        network(),
-        lambda e, i: x[i],
-        labels,
-        training.cross_entropy(labels),
-        Recipe(epochs=1),
-        seed=seed,
-        checkpoint=tmp_path / "c",
-    )  # noqa: E731
+    objective = training.cross_entropy(labels)
+
+    def run(seed):
+        options = {"seed": seed, "checkpoint": tmp_path / "c"}
+        return training.fit(network(), lambda e, i: x[i], labels, objective, Recipe(epochs=1), **options)
+
     assert run(1) == run(1) != run(2)
 
 
@@ -475,13 +484,13 @@ def test_every_sample_is_used_once_an_epoch_in_batches_of_two_or_more(tmp_path, 
         batch_size=batch,
     )
     assert sorted(torch.cat(seen).tolist()) == list(range(n))
-    assert 2 <= min(map(len, seen)) and max(map(len, seen)) <= batch
+    assert min(map(len, seen)) >= 2 and max(map(len, seen)) <= batch
 
 
 def test_only_the_samples_that_are_named_are_trained_on(tmp_path):
     x, labels = points()
-    seen, only = [], torch.arange(3, 48, 2)
-    expected = fit(network(), x[only], labels[only], tmp_path / "c", epochs=2)
+    seen, subset = [], torch.arange(3, 48, 2)
+    expected = fit(network(), x[subset], labels[subset], tmp_path / "c", epochs=2)
     recipe = Recipe(epochs=2, batch_size=10, lr=0.05, warmup_steps=3)
     found = training.fit(
         network(),
@@ -491,15 +500,15 @@ def test_only_the_samples_that_are_named_are_trained_on(tmp_path):
         recipe,
         seed=11,
         checkpoint=tmp_path / "c",
-        only=only,
+        subset=subset,
     )
-    assert found == expected and sorted(torch.cat(seen).tolist()) == sorted(2 * only.tolist())
+    assert found == expected and sorted(torch.cat(seen).tolist()) == sorted(2 * subset.tolist())
 
 
 @pytest.mark.parametrize("counts", [[10, 5, 30], [1, 2, 3, 7, 8], [3]])
 def test_a_search_holds_out_a_fifth_of_each_class(counts):
     labels = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts)))
-    used, held = training.hold_out(labels, 5)
+    used, held = search.hold_out(labels, 5)
     assert (
         sorted([*used.tolist(), *held.tolist()]) == list(range(len(labels)))
         and used.diff().gt(0).all()
@@ -510,14 +519,14 @@ def test_a_search_holds_out_a_fifth_of_each_class(counts):
 
 def test_what_a_search_holds_out_is_a_function_of_labels_and_seed():
     labels = torch.arange(200) % 4
-    held = [training.hold_out(labels, seed)[1].tolist() for seed in (1, 1, 2)]
+    held = [search.hold_out(labels, seed)[1].tolist() for seed in (1, 1, 2)]
     assert held[0] == held[1] != held[2]
-    assert training.hold_out(labels, 1)[1].ne(training.hold_out(labels.sort().values, 1)[1]).any()
+    assert search.hold_out(labels, 1)[1].ne(search.hold_out(labels.sort().values, 1)[1]).any()
 
 
 def test_classes_too_small_to_hold_any_image_out_are_refused():
-    with pytest.raises(StudyError, match="no class has more than 2 training images.*give a single lr"):
-        training.hold_out(torch.tensor([0, 1, 1]), 0)
+    with pytest.raises(StudyError, match=r"no class has more than 2 training images.*give a single lr"):
+        search.hold_out(torch.tensor([0, 1, 1]), 0)
 
 
 def test_the_order_of_samples_changes_from_epoch_to_epoch(tmp_path):
@@ -573,7 +582,7 @@ def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(image
         type(net), "features_and_logits", lambda self, x: (parts(self, x)[0], parts(self, x)[1] + 1)
     )
     with pytest.raises(
-        StudyError, match="more than its last layer.*neither recipe FZ nor a loss on features"
+        StudyError, match=r"more than its last layer.*neither recipe FZ nor a loss on features"
     ):
         training.fit_head(net, images, [], Recipe(epochs=1), seed=2, checkpoint=tmp_path / "c", title="FZ")
 
@@ -618,7 +627,7 @@ def test_norms_biases_and_what_a_network_exempts_do_not_decay(tmp_path, optimize
         return logits, {"still": 0 * logits.sum()}
 
     x, labels = torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.long)
-    options = {"seed": 0, "checkpoint": tmp_path / "c", "extra": extra}
+    options = {"seed": 0, "checkpoint": tmp_path / "c", "auxiliary_loss": extra}
     training.fit(net, lambda epoch, index: x[index], labels, still, recipe, **options)
     after = dict(nn.ModuleList([net, extra]).named_parameters())
     used = {k for k, v in after.items() if v.grad is not None}
@@ -631,7 +640,7 @@ def test_norms_biases_and_what_a_network_exempts_do_not_decay(tmp_path, optimize
 
 
 def test_of_the_smallest_students_93_weights_60_do_not_decay():
-    optimizer = training._optimizer(model("lcnet_035"), Recipe(optimizer="adamw", weight_decay=0.05))
+    optimizer = training.make_optimizer(model("lcnet_035"), Recipe(optimizer="adamw", weight_decay=0.05))
     weights = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
     assert {decay: len(found) for decay, found in weights.items()} == {0: 60, 0.05: 33}
     assert {weight.ndim for weight in weights[0]} == {1}
@@ -711,7 +720,7 @@ def test_accuracy_is_that_of_the_logits_it_gives(images):
 def test_a_gpu_that_is_absent_is_an_error_and_auto_takes_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert training.device("auto") == training.device("cpu") == CPU
-    with pytest.raises(StudyError, match="device is 'cuda'.*no GPU.*'device: cpu'"):
+    with pytest.raises(StudyError, match=r"device is 'cuda'.*no GPU.*'device: cpu'"):
         training.device("cuda")
 
 

@@ -1,4 +1,4 @@
-"""VAN: the network is its paper's equations, its authors' checkpoints load strictly, and it behaves as timm's own models do."""
+"""VAN: its paper's equations, its authors' checkpoints, loaded strictly, and timm's own behaviour."""
 
 import re
 
@@ -51,7 +51,7 @@ def build(file, model="van_b0", classes=7):
 
 
 def by_equations(w, x):
-    """Logits of the paper's equations on the authors' names of weights; BatchNorm with its running statistics."""
+    """Logits by the paper's equations from weights by the authors' names; BatchNorm by running statistics."""
 
     def conv(x, name, **options):
         return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], **options)
@@ -101,7 +101,9 @@ def test_names_map_to_the_authors_and_back_one_to_one(net):
     renamed = theirs(state)
     assert len(renamed) == len(state) and renamed.keys() & state.keys() == {"head.weight", "head.bias"}
     back = van.checkpoint_filter_fn(renamed, net)
-    assert list(back) == list(state) and all(back[k] is renamed[n] for k, n in zip(back, renamed))
+    assert list(back) == list(state) and all(
+        back[k] is renamed[n] for k, n in zip(back, renamed, strict=True)
+    )
     assert list(van.checkpoint_filter_fn(state, net)) == list(state)
 
 
@@ -146,7 +148,7 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_remedy(tmp_path):
     save_file(timm.create_model("test_resnet").state_dict(), file := tmp_path / "resnet.safetensors")
     with pytest.raises(
         StudyError,
-        match="resnet.safetensors' do not fit model 'van_b0': .*Name the model that they were saved from",
+        match=r"resnet.safetensors' do not fit model 'van_b0': .*Name the model that they were saved from",
     ):
         build(file)
 

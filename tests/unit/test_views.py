@@ -74,7 +74,7 @@ def test_cutting_equals_slicing_each_image(images):
 
 def test_a_gpu_s_way_of_cutting_gives_the_same_pixels(images):
     seen = draw(40)
-    assert torch.equal(views._picked(images, seen, 32), views.crop_batch(images, seen, 32))
+    assert torch.equal(views._gather_crops(images, seen, 32), views.crop_batch(images, seen, 32))
 
 
 def test_the_order_of_a_batch_does_not_change_an_images_view(images):

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import torch
 
-from fgkd.data.folders import Split
-from fgkd.distillation import bank, training
+from fgkd.data.datasets import Split
+from fgkd.distillation import bank, losses, training
 from fgkd.models import cal, classifier
 from fgkd.study import Distillation, Loss, Model, Recipe, Views
 
 KINDS = ("CE", "KD", "TGDA", "CAL", "FZ")
-FURTHER = ("dkd", "rkd", "pkt", "hint", "crd")
+AUXILIARY = ("dkd", "rkd", "pkt", "hint", "crd")
 SIZES = Views(resize=72, crop=64)  # the network maps it to 2 x 2 places, for CAL to choose from
 N, CLASSES, STORED, KEPT = 20, 4, 2, 2  # images, classes, views of the bank, views of FZ
 RECIPE = Recipe(epochs=3, batch_size=5, lr=0.02, weight_decay=0.1, warmup_steps=2)
@@ -51,41 +51,45 @@ def recipe(kind):
     return dataclasses.replace(RECIPE, optimizer="adamw")
 
 
-def train(kind, model, checkpoint, *, on="cpu", seen=None, how=None):
-    """Train `model`, which lies on the device `on`, as `kind` says; returns the history.
+def train(kind, model, checkpoint, *, device="cpu", source=None, with_recipe=None):
+    """Train `model`, which lies on the device, as `kind` says; returns the history.
 
-    kind: one of KINDS, or one of FURTHER, a loss on logits beside KD; seen: the images, all in memory unless
-    given; how: the recipe, that of the kind unless given.
+    kind: one of KINDS, or one of AUXILIARY, a loss on logits added to KD; source: the images, all in memory
+    unless given; with_recipe: that of the kind unless given.
     """
-    seen, how = images(on) if seen is None else seen, how or recipe(kind)
+    source = images(device) if source is None else source
+    with_recipe = with_recipe or recipe(kind)
     options = {"seed": SEED, "checkpoint": checkpoint}
     if kind == "FZ":
-        features = training.features(model, seen, Recipe(epochs=KEPT), views_seed=VIEWS_SEED, title="FZ")
-        return training.fit_head(model, seen, features, how, **options)
+        features = training.features(model, source, Recipe(epochs=KEPT), views_seed=VIEWS_SEED, title="FZ")
+        return training.fit_head(model, source, features, with_recipe, **options)
     match kind:
         case "CE":
-            objective = training.cross_entropy(seen.labels)
+            objective = training.cross_entropy(source.labels)
         case "CAL":
-            objective = training.attention(seen.labels, SEED)
+            objective = training.attention(source.labels, SEED)
         case _:
-            objective, options["extra"] = _student(kind, seen.labels)
-    return training.fit_images(model, seen, objective, how, views_seed=VIEWS_SEED, **options)
+            objective, options["auxiliary_loss"] = _student(kind, source.labels)
+    return training.fit_images(model, source, objective, with_recipe, views_seed=VIEWS_SEED, **options)
 
 
 def _student(kind, labels):
-    """The objective of a student of the stored bank, and the module of its further loss, if any."""
-    teacher, further = bank.Bank(stored(), labels.device), None
-    if kind in FURTHER:
+    """The objective of a student of the stored bank, and its auxiliary loss, if any."""
+    teacher = bank.Bank(stored(), labels.device)
+    auxiliary_loss = None
+    if kind in AUXILIARY:
         spec = Loss(kind, loss=kind, options={"dkd": {"alpha": 1, "beta": 8, "temperature": 4}}.get(kind, {}))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            further = training.Further(spec, CLASSES, CLASSES, torch.arange(N) % CLASSES).to(labels.device)
+            auxiliary_loss = losses.AuxiliaryLoss(spec, CLASSES, CLASSES, torch.arange(N) % CLASSES)
+        auxiliary_loss.to(labels.device)
 
-    def said(x, epoch, index):
+    def outputs(x, epoch, index):
         return teacher.outputs(epoch, index)
 
-    how = Distillation(temperature=2, beta=10)
-    return training.distillation(labels, said, how, augmented=kind == "TGDA", further=further), further
+    options = {"augmented": kind == "TGDA", "auxiliary_loss": auxiliary_loss}
+    kd = Distillation(temperature=2, beta=10)
+    return training.distillation(labels, outputs, kd, **options), auxiliary_loss
 
 
 class Steps:
@@ -96,14 +100,14 @@ class Steps:
     """
 
     def __init__(self, context, monkeypatch):
-        self.context, self.number, plain = context, 0, training._set_rate
+        self.context, self.number, plain = context, 0, training.set_learning_rate
 
-        def begin(optimizer, how, *, step, steps):
+        def begin(optimizer, recipe, *, step, steps):
             if step == 1:
                 context.__enter__()
-            if step == steps // how.epochs - 1:
+            if step == steps // recipe.epochs - 1:
                 context.__exit__(None, None, None)
             self.number = max(self.number, step)
-            plain(optimizer, how, step=step, steps=steps)
+            plain(optimizer, recipe, step=step, steps=steps)
 
-        monkeypatch.setattr(training, "_set_rate", begin)
+        monkeypatch.setattr(training, "set_learning_rate", begin)

@@ -9,28 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgkd.data import birds, folders
-from fgkd.data.folders import DataError, check, decode, load
+from fgkd.data import birds, datasets
+from fgkd.data.datasets import check, load
+from fgkd.data.images import DataError, decode
 from fgkd.study import DataSpec
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def spec(root=None, **changes):
-    common = dict(
-        key="set",
-        kind="folder",
-        root=root and str(root),
-        classes=(),
-        test_fraction=0.2,
-        species=4,
-        family_size=2,
-        train=3,
-        test=2,
-        seed=0,
-        resize=8,
-    )
-    return DataSpec(**{**common, **changes})
+    small = {"species": 4, "family_size": 2, "train": 3, "test": 2, "resize": 8}
+    return DataSpec(**{"key": "set", "kind": "folder", "root": root and str(root), **small, **changes})
 
 
 def picture(path, seed=0, size=(12, 10)):
@@ -86,7 +75,8 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
     value, ending, expected = MODES[mode]
     path = tmp_path / f"x.{ending}"
     Image.new(mode, (6, 4), value).save(path)
-    assert Image.open(path).mode == mode
+    with Image.open(path) as image:
+        assert image.mode == mode
     pixels = decode(path, 8)
     assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - expected).max() <= 1
@@ -381,7 +371,7 @@ def test_a_full_disk_is_said_with_the_bytes_needed_and_leaves_nothing(tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     root = split_folder(tmp_path / "root")
-    monkeypatch.setattr(folders.os, "fsync", full)
+    monkeypatch.setattr(datasets.os, "fsync", full)
     fails(
         ["no space left", str(tmp_path / "cache"), f"{8 * 8 * 8 * 3:,} bytes"], spec(root), tmp_path / "cache"
     )
@@ -398,7 +388,7 @@ def stamps(cache):
 def test_a_second_load_decodes_nothing(tmp_path, monkeypatch):
     root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
     first, before = load(spec(root), cache, progress=False), stamps(cache)
-    monkeypatch.delattr(folders, "decode")
+    monkeypatch.delattr(datasets, "decode")
     second = load(spec(root), cache, progress=False)
     assert stamps(cache) == before and set(before) == {"train.npy", "test.npy", "index.json"}
     assert second.fingerprint == first.fingerprint and second.train.names == first.train.names
@@ -463,9 +453,9 @@ def test_an_interrupted_build_leaves_no_cache_and_the_next_one_succeeds(tmp_path
         raise KeyboardInterrupt
 
     root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
-    folders.content(spec(root), cache)
+    datasets.content(spec(root), cache)
     with monkeypatch.context() as patch:
-        patch.setattr(folders.os, "replace", interrupt)
+        patch.setattr(datasets.os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             load(spec(root), cache, progress=False)
     assert os.listdir(cache) == [".lock"]
@@ -475,7 +465,7 @@ def test_an_interrupted_build_leaves_no_cache_and_the_next_one_succeeds(tmp_path
 
 
 def slow_load(root, cache, builds):
-    build = folders._build
+    build = datasets._build
 
     def slow(*args):
         with builds.get_lock():
@@ -483,7 +473,7 @@ def slow_load(root, cache, builds):
         time.sleep(0.3)
         build(*args)
 
-    folders._build = slow
+    datasets._build = slow
     assert len(load(spec(root), cache, progress=False).train) == 5
 
 
@@ -528,7 +518,7 @@ def test_other_birds_have_another_fingerprint(change, tmp_path):
 
 def test_a_changed_renderer_rebuilds(tmp_path, monkeypatch):
     first = load(spec(kind="birds", resize=24), tmp_path, progress=False)
-    monkeypatch.setattr(folders.inspect, "getsource", lambda module: "another renderer")
+    monkeypatch.setattr(datasets.inspect, "getsource", lambda module: "another renderer")
     assert load(spec(kind="birds", resize=24), tmp_path, progress=False).fingerprint != first.fingerprint
 
 

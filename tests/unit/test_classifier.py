@@ -1,4 +1,4 @@
-"""Models: names, weights that fit or are refused, and a head that is the network's own last layer."""
+"""Classifiers: names, weights that fit or are refused, and a head that is the network's own last layer."""
 
 import copy
 
@@ -108,7 +108,7 @@ def test_networks_of_a_fixed_size_are_built_for_the_crop(name, crop, options):
 
 
 def test_an_option_that_a_network_does_not_have_is_refused():
-    with pytest.raises(StudyError, match="model 'test_resnet' could not be built: .*no_such_option"):
+    with pytest.raises(StudyError, match=r"model 'test_resnet' could not be built: .*no_such_option"):
         build(options={"no_such_option": 1})
 
 
@@ -142,8 +142,8 @@ def test_the_heads_prefix_names_the_last_layers_weights_and_no_others(name):
 
 
 def test_a_network_of_two_heads_is_refused_with_the_option():
-    with pytest.raises(StudyError, match="2 heads.*distilled: false"):
-        build("levit_128s", crop=64).head
+    with pytest.raises(StudyError, match=r"2 heads.*distilled: false"):
+        _ = build("levit_128s", crop=64).head
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -201,14 +201,14 @@ def test_weights_with_a_missing_extra_or_misshapen_entry_are_refused(trained, tm
 
 @pytest.mark.fault("absent weights")
 def test_absent_weights_are_refused_before_anything_is_built(tmp_path):
-    with pytest.raises(StudyError, match="weights '.*absent.pth' of '.*' do not exist: check the path"):
+    with pytest.raises(StudyError, match=r"weights '.*absent.pth' of '.*' do not exist: check the path"):
         build(weights=str(tmp_path / "absent.pth"))
 
 
 def test_weights_of_another_architecture_are_refused(trained):
     with pytest.raises(
         StudyError,
-        match="seven.safetensors' do not fit model 'test_efficientnet'.*Name the model that they were saved from",
+        match=r"seven.safetensors' do not fit model 'test_efficientnet'.*Name the model that they were saved",
     ):
         build("test_efficientnet", weights=str(trained[1]))
 
@@ -278,7 +278,7 @@ def test_restoring_is_strict(tmp_path, spoil, message):
 def test_restoring_a_file_that_is_cut_short_names_it_and_the_remedy(tmp_path):
     classifier.save(build(), file := tmp_path / "m.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(StudyError, match="m.safetensors' cannot be read.*Delete the file"):
+    with pytest.raises(StudyError, match=r"m.safetensors' cannot be read.*Delete the file"):
         classifier.restore(build(), file)
 
 

@@ -1,0 +1,435 @@
+"""Datasets, decoded once: every image as uint8 in a memory map (N, R, R, 3) that later calls read.
+
+An image is squashed to a square of `resize` pixels (bicubic, as the paper's "resize 300 x 300"). Cropping,
+flipping and normalising happen later, on the device. `birds`, `folders` and `official` say which images a
+dataset has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from tqdm import tqdm
+
+from fgkd.data import birds, folders, official
+from fgkd.data.images import SHOWN, SPLITS, DataError, Listing, UnreadableImages, decode
+from fgkd.records import write_json
+from fgkd.study import OFFICIAL, PRETEXT, DataSpec, Job, Study, contents
+
+FORMAT = 1  # raise it when decode() or the cache files change, so that old caches are rebuilt
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a dataset.
+
+    images: (N, R, R, 3) uint8; labels: (N,) int64.
+    names: N relative paths, or 'species 3, picture 7'.
+    boxes: (N, 4) int64 or None.
+    digests: N SHA-1 sums of the decoded pixels, equal for copies of an image.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    boxes: np.ndarray | None = None
+    digests: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a dataset consists of before anything is decoded.
+
+    digest: of its classes and of each photo's path, label and bytes.
+    photos: a short digest of each photo's path, label and bytes, in the order of the splits.
+    counts: images per split.
+    """
+
+    digest: str
+    photos: tuple[str, ...]
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Both splits of a dataset.
+
+    families: the family of each class (birds) or None.
+    fingerprint: digest of what the images were decoded from.
+    notes: sentences that a reader of the results should see.
+    content: of the photos, None for birds.
+    """
+
+    key: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    families: tuple[str, ...] | None
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+    content: Content | None = None
+
+
+def content(spec: DataSpec, cache: Path) -> Content:
+    """Digest the photos of a dataset; each is read once, digests are kept next to the cache.
+
+    Raises DataError for folders or classes that cannot be used.
+    """
+    listing = _list_images(spec)
+    return _digest_photos(listing, _cache_folder(listing, cache))
+
+
+def look(study: Study) -> dict[str, DataError]:
+    """Note the content of each dataset in `study.photos`; return the errors of those that fail.
+
+    Without its photos a study keeps what its records say of them.
+    """
+    errors = {}
+    for key in (*study.datasets, *([PRETEXT] if study.pretext else [])):
+        if study.data(key).kind == "birds":
+            continue
+        try:
+            study.photos[key] = content(study.data(key), study.path(Job("data", key)) / "cache")
+        except DataError as error:
+            errors[key] = error
+    return errors
+
+
+def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
+    """Return the dataset of `spec`, its images memory-mapped read-only from the folder `cache`.
+
+    The cache is built first where it is absent, unfinished, damaged or made from other inputs: the options,
+    and each photo's path, label and content. A second process that wants it meanwhile waits, then reads.
+    One of the paper's eight has its cache next to its images, for all studies; the folder `cache` serves it
+    only where its root is read-only and holds none.
+
+    Raises DataError for folders, classes or images that cannot be used, and for a full disk.
+    """
+    source = _draw_source(spec) if spec.kind == "birds" else _photo_source(spec, cache)
+    if source.listing and source.listing.shared_cache:
+        if dataset := _read(source, source.listing.shared_cache):
+            return dataset
+        cache = _cache_folder(source.listing, cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / ".lock"):
+        dataset = _read(source, cache)
+        if dataset is None:
+            _build(source, cache, progress)
+            dataset = _read(source, cache)
+    if dataset is None:
+        raise DataError(
+            f"{str(cache)!r}: the cache just written does not read back; check its disk, then run again"
+        )
+    return dataset
+
+
+def check(dataset: Dataset) -> pd.DataFrame:
+    """Count images, classes and images in both splits, one row per split.
+
+    unreadable is 0, since `load` refuses unreadable images; smallest_class is 0 where a class is absent.
+    """
+    rows = []
+    for name, split, other in (("train", dataset.train, dataset.test), ("test", dataset.test, dataset.train)):
+        counts = np.bincount(split.labels, minlength=len(dataset.classes))
+        rows.append(
+            {
+                "split": name,
+                "images": len(split),
+                "classes": int((counts > 0).sum()),
+                "smallest_class": int(counts.min()),
+                "largest_class": int(counts.max()),
+                "unreadable": 0,
+                "in_both_splits": int(np.isin(split.digests, other.digests).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a cache is built from; listing: None for birds."""
+
+    spec: DataSpec
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+    fingerprint: str
+    families: tuple[str, ...] | None = None
+    listing: Listing | None = None
+    content: Content | None = None
+
+
+def _list_images(spec: DataSpec) -> Listing:
+    readers = {"folder": folders.list_images} | dict.fromkeys(OFFICIAL, official.list_images)
+    return readers[spec.kind](spec)
+
+
+def _cache_folder(listing: Listing, cache: Path) -> Path:
+    """Return the cache's folder: next to an official set's images, if that can be written."""
+    shared = listing.shared_cache
+    return shared if shared and os.access(listing.root, os.W_OK) else cache
+
+
+def _photo_source(spec: DataSpec, cache: Path) -> _Source:
+    listing = _list_images(spec)
+    photos = _digest_photos(listing, _cache_folder(listing, cache))
+    return _Source(
+        spec=spec,
+        classes=listing.classes,
+        counts=photos.counts,
+        fingerprint=_fingerprint(spec.resize, photos.digest),
+        listing=listing,
+        content=photos,
+    )
+
+
+def _draw_source(spec: DataSpec) -> _Source:
+    species = birds.species(spec.species, seed=spec.seed, family_size=spec.family_size)
+    options = [spec.species, spec.family_size, spec.train, spec.test, spec.seed, spec.resize, spec.size]
+    return _Source(
+        spec=spec,
+        classes=tuple(bird.name for bird in species),
+        counts={"train": spec.species * spec.train, "test": spec.species * spec.test},
+        fingerprint=_fingerprint("birds", options, inspect.getsource(birds)),
+        families=tuple(bird.family for bird in species),
+    )
+
+
+def _fingerprint(*inputs: object) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, *inputs]).encode()).hexdigest()
+
+
+def _digest_photos(listing: Listing, cache: Path) -> Content:
+    """Digest the photos; 'photos.json' next to the cache keeps the digests."""
+    file = cache.parent / "photos.json"
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    paths = sorted({path for split in SPLITS for path, _ in listing.files[split]})
+    stats = {path: _stat(listing.root / path) for path in paths}
+    changed = {path for path in paths if known.get(path, [])[:2] != stats[path]}
+    entries = {path: known[path] for path in paths if path not in changed}
+    entries |= _digest_changed(listing.root, {path: stats[path] for path in paths if path in changed})
+    if entries != known:
+        with contextlib.suppress(OSError):  # another's folder, a full disk: they are read again
+            write_json(file, entries)
+    listed = {}
+    for split in SPLITS:
+        listed[split] = [(path, label, entries[path][2]) for path, label in listing.files[split]]
+    marks = []
+    for split in SPLITS:
+        marks += [contents.of_text(json.dumps([split, *entry]))[:10] for entry in listed[split]]
+    return Content(
+        digest=contents.of_text(json.dumps([listing.classes, listed])),
+        photos=tuple(marks),
+        classes=listing.classes,
+        counts={split: len(listing.files[split]) for split in SPLITS},
+    )
+
+
+def _digest_changed(root: Path, stats: dict[str, list[int]]) -> dict[str, list]:
+    """Return size, time and digest of each of these photos."""
+    entries = {}
+    bar = tqdm(total=len(stats), desc="reading photos", unit="image", delay=2, disable=None)
+    with ThreadPoolExecutor(4) as pool, bar:
+        digests = pool.map(lambda path: _digest(root / path), stats)
+        for path, digest in zip(stats, digests, strict=True):
+            entries[path] = [*stats[path], digest]
+            bar.update()
+    return entries
+
+
+def _stat(path: Path) -> list[int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a broken link: decoding it reports it together with all other bad files
+        return [-1, -1]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[: contents.LENGTH]
+    except OSError:  # decoding reports it together with all other bad files
+        return "unreadable"
+
+
+def _read(source: _Source, cache: Path) -> Dataset | None:
+    """Read the cache; None where it is absent, damaged or made from another source."""
+    try:
+        index = json.loads((cache / "index.json").read_text())
+        if index["fingerprint"] != source.fingerprint:
+            return None
+        train, test = (_read_split(source, cache, split, index[split]) for split in SPLITS)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+    notes = source.listing.notes if source.listing else ()
+    return Dataset(
+        key=source.spec.key,
+        classes=source.classes,
+        train=train,
+        test=test,
+        families=source.families,
+        fingerprint=source.fingerprint,
+        notes=notes + _note_copies(train, test),
+        content=source.content,
+    )
+
+
+def _read_split(source: _Source, cache: Path, split: str, entry: dict) -> Split:
+    """Read a split; raises ValueError where its arrays have other shapes than the source's."""
+    images = np.load(cache / f"{split}.npy", mmap_mode="r")
+    labels = np.array(entry["labels"], dtype=np.int64)
+    counts = {len(images), len(labels), len(entry["names"]), len(entry["digests"])}
+    if images.shape != _shape(source, split) or images.dtype != np.uint8 or len(counts) > 1:
+        raise ValueError(f"{split}.npy is not what the index says")
+    boxes = None if entry["boxes"] is None else np.array(entry["boxes"], dtype=np.int64).reshape(-1, 4)
+    return Split(images, labels, tuple(entry["names"]), boxes, tuple(entry["digests"]))
+
+
+def _shape(source: _Source, split: str) -> tuple[int, ...]:
+    return (source.counts[split], source.spec.resize, source.spec.resize, 3)
+
+
+def _note_copies(train: Split, test: Split) -> tuple[str, ...]:
+    """Note the test images that are also in train, with the first three pairs."""
+    known = dict(zip(train.digests, train.names, strict=True))
+    pairs = []
+    for digest, name in zip(test.digests, test.names, strict=True):
+        if digest in known:
+            pairs.append(f"{known[digest]!r} = {name!r}")
+    if not pairs:
+        return ()
+    count = f"{len(pairs)} of {len(test)} test images are also in train"
+    return (f"{count}, which flatters accuracy: {'; '.join(pairs[:3])}",)
+
+
+def _build(source: _Source, cache: Path, progress: bool) -> None:
+    """Write the cache under temporary names, then move it into place, index.json last."""
+    key = source.spec.key
+    total = sum(source.counts.values())
+    files = [f"{split}.npy" for split in SPLITS] + ["index.json"]
+    try:
+        failures = _write_parts(source, cache, progress)
+        if failures:
+            more = f"\n  and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
+            raise UnreadableImages(
+                f"{key}: {len(failures)} of {total} images cannot be decoded; "
+                "replace or remove them:\n  " + "\n  ".join(failures[:SHOWN]) + more,
+                failures,
+            )
+        (cache / "index.json").unlink(missing_ok=True)
+        for name in files:
+            os.replace(cache / f"{name}.part", cache / name)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        needed = total * source.spec.resize**2 * 3
+        raise DataError(
+            f"{key}: no space left for the cache {str(cache)!r}, which takes {needed:,} bytes; "
+            "free some, choose another folder or a smaller resize"
+        ) from error
+    finally:
+        for name in files:
+            (cache / f"{name}.part").unlink(missing_ok=True)
+
+
+def _write_parts(source: _Source, cache: Path, progress: bool) -> list[str]:
+    """Write both splits and the index; returns why images cannot be decoded."""
+    failures: list[str] = []
+    index: dict[str, Any] = {
+        "fingerprint": source.fingerprint,
+        "classes": source.classes,
+        "families": source.families,
+        "counts": source.counts,
+    }
+    for split in SPLITS:
+        images: Iterable[np.ndarray]
+        if source.listing is None:
+            images, index[split] = _draw_birds(source.spec, split)
+        else:
+            paths = [path for path, _ in source.listing.files[split]]
+            labels = [label for _, label in source.listing.files[split]]
+            images = _decode_all(source, paths, failures, progress)
+            index[split] = {"labels": labels, "names": paths, "boxes": None}
+        index[split]["digests"] = _write_array(cache / f"{split}.npy.part", images, _shape(source, split))
+    (cache / "index.json.part").write_text(json.dumps(index))
+    return failures
+
+
+def _write_array(path: Path, images: Iterable[np.ndarray], shape: tuple[int, ...]) -> list[str]:
+    """Write images, each (R, R, 3) uint8, as one .npy file of `shape`; returns their SHA-1 sums.
+
+    Plain writes, because a full disk under a writable memory map kills the process instead of raising.
+    """
+    digests = []
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for image in images:
+            data = image.tobytes()
+            digests.append(hashlib.sha1(data).hexdigest())
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return digests
+
+
+def _draw_birds(spec: DataSpec, split: str) -> tuple[np.ndarray, dict]:
+    """Draw the birds of a split, (N, R, R, 3), with their part of the index."""
+    per_species = {"train": spec.train, "test": spec.test}[split]
+    flock = birds.draw(
+        spec.species,
+        per_species,
+        pixels=spec.resize,
+        seed=spec.seed,
+        split=split,
+        family_size=spec.family_size,
+        size=spec.size,
+    )
+    labels = flock.labels.tolist()
+    names = [f"species {label}, picture {i % per_species}" for i, label in enumerate(labels)]
+    return flock.images, {"labels": labels, "names": names, "boxes": flock.boxes.tolist()}
+
+
+def _decode_all(
+    source: _Source, paths: list[str], failures: list[str], progress: bool
+) -> Iterator[np.ndarray]:
+    """Decode images in order; those that fail are left out and described in `failures`."""
+    assert source.listing
+    root = source.listing.root
+
+    def attempt(path: str) -> np.ndarray | DataError:
+        try:
+            return decode(root / path, source.spec.resize)
+        except DataError as error:
+            return error
+
+    cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    silent = None if progress else True
+    bar = tqdm(total=len(paths), desc=f"decoding {source.spec.key}", unit="image", delay=2, disable=silent)
+    with ThreadPoolExecutor(cores) as pool, bar:
+        for start in range(0, len(paths), 256):  # in batches, so that a slow disk does not fill the memory
+            for image in pool.map(attempt, paths[start : start + 256]):
+                bar.update()
+                if isinstance(image, DataError):
+                    failures.append(str(image))
+                else:
+                    yield image
