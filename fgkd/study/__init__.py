@@ -14,6 +14,7 @@ from fgkd.study.config import (
     Distillation,
     Loss,
     Model,
+    Official,
     Recipe,
     Resources,
     Views,
