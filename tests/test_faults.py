@@ -1,4 +1,7 @@
-"""The real engine under faults: whatever kills a run, the same command goes on to the tables of an undisturbed one.  A minute and a half."""
+"""The real engine under faults: the same command goes on to the tables of an undisturbed run.
+
+A minute and a half.
+"""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What a study takes: passes are those that happen, hours those that went by, and throughputs that make no sense are named."""
+"""Cost estimates: passes are those that happen, hours those that went by; absurd throughputs are named."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Warm kernels: papermill runs notebooks in them, sees when they die, and takes them along when it is killed."""
+"""Warm kernels: papermill runs notebooks in them, sees when they die, and takes them along when killed."""
 
 import contextlib
 import fcntl
@@ -33,7 +33,12 @@ PAPERMILL = [
     "in.ipynb",
     "out.ipynb",
 ]
-SLEEP = "import os, time\nopen('pids.part', 'w').write(f'{os.getpid()} {os.getppid()}')\nos.rename('pids.part', 'pids')\ntime.sleep(600)"
+SLEEP = """
+import os, time
+open('pids.part', 'w').write(f'{os.getpid()} {os.getppid()}')
+os.rename('pids.part', 'pids')
+time.sleep(600)
+"""
 DRIVER = f"""
 import fcntl, os, subprocess, time
 from fgkd.engine import kernels
@@ -258,7 +263,7 @@ def test_a_kernel_that_is_a_new_python_ends_with_papermill_too(tmp_path, wait_fo
 
 def test_a_mistyped_fgkd_warm_is_refused():
     with (
-        pytest.raises(ValueError, match="FGKD_WARM is 'no': expected 1, .* or 0"),
+        pytest.raises(ValueError, match=r"FGKD_WARM is 'no': expected 1, .* or 0"),
         kernels.warm(os.environ | {"FGKD_WARM": "no"}),
     ):
         pass
