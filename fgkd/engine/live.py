@@ -135,7 +135,8 @@ class RunView:
                 continue
             values = self.progress.get(job)
             if values is None:
-                table.add_row(job.id)
+                spent = duration((time.time() - self.begun[job]) / 3600)
+                table.add_row(Text.assemble(job.id, (f"  for {spent}", "dim")))
                 continue
             part = f" ({values['part']} of {values['parts']})" if values["parts"] > 1 else ""
             seconds = values["seconds_per_epoch"]

@@ -108,6 +108,7 @@ def show_plan(study: Study, counts: dict, estimate: dict, left: dict[Job, str]) 
     show(done + ("; left to run:" if left else ""), *([reasons] if left else []))
     if bare := [key for key, model in study.teachers.items() if model.weights == "none"]:
         show(f"teachers that start from random weights, having no 'weights:': {', '.join(bare)}")
+    show(f"results in {study.folder}")
 
 
 def show_status(study: Study, rows: dict[Job, dict]) -> None:
