@@ -19,7 +19,7 @@ from fgkd.engine import kernels, states
 from fgkd.study import PROJECT, Job, Study, StudyError
 
 POLL_SECONDS = 0.5
-MEANINGLESS = 0.01  # share of views in which R12 means nothing, above which it is flagged
+UNDEFINED = 0.01  # share of views in which R12 means nothing, above which it is flagged
 TRAINED = ("teacher", "bank", "distill")  # stages whose jobs run networks
 
 
@@ -247,10 +247,9 @@ def summary(study: Study, job: Job) -> str:
         if "tac" in row:
             texts.append(f"TAC {row['tac']:.1%}")
         if "ratio12" in row:
-            texts.append(f"R12 {row['ratio12']:.3f}")
             share = row.get("ratio12_nonpositive", 0)
-            if share > MEANINGLESS:
-                texts.append(f"(means nothing in {share:.1%} of views, whose second logit is not positive)")
+            warning = f", second logit <= 0 in {share:.0%} of views" if share > UNDEFINED else ""
+            texts.append(f"R12 {row['ratio12']:.3f}{warning}")
         if "accuracy" in row:
             several = len(study.losses_of(row["student"], job.strategy)) > 1
             loss = f" {row['loss']}" if several else ""

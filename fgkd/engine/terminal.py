@@ -6,6 +6,7 @@ Where the output is no terminal, they have no colours and are as wide as what th
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # loaded by the commands that need it alone
     import pandas as pd
 
 UNLIMITED = 10_000  # columns, where no terminal limits them
+GAP = 2  # between the columns of a table
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "stale": "yellow"}
 LOG_LINES = 3  # the last ones that a failed notebook printed
 NOTES = 3  # of a study that has more
@@ -56,17 +58,27 @@ def show_json(value: dict) -> None:
 
 def table_of(*names: str, right: tuple[str, ...] = ()) -> Table:
     """An empty table with these columns; right: those whose values stand to the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for name in names:
         table.add_column(name, justify="right" if name in right else "left")
     return table
 
 
-def frame_table(frame: pd.DataFrame, digits: int = 4) -> Table:
-    """A table of a DataFrame; digits: of its floats, of which NaN are left empty."""
-    table = table_of(*frame.columns)
-    for row in frame.astype(object).where(frame.notna(), "").itertuples(index=False):
-        table.add_row(*(f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row))
+def frame_table(frame: pd.DataFrame, digits: int = 4, width: int = UNLIMITED) -> Table:
+    """A table of a DataFrame's leading columns.
+
+    digits: of its floats, of which NaN are left empty.
+    width: of the table at most; without it all columns are there, and wrapped where they do not fit.
+    """
+    texts = frame.map(lambda value: _text(value, digits))
+    table = table_of()
+    end = 0
+    for name in texts:
+        end += max(len(name), texts[name].str.len().max()) + GAP
+        if end - GAP <= width:
+            table.add_column(name)
+    for row in texts.iloc[:, : len(table.columns)].itertuples(index=False):
+        table.add_row(*row)
     return table
 
 
@@ -155,16 +167,19 @@ def show_results(study: Study, index: Path) -> None:
     from fgkd.analysis import correlation, findings
     from fgkd.report import pages
 
+    width = console_for(sys.stdout).width
     frames = records.collect(study)
     points = records.points(frames) if "headline" in frames else pd.DataFrame()
     if len(points):
         students, data = frames["students"], frames["data"]
         standings = correlation.standings(points, students, data)
-        said = correlation.said(standings, correlation.selection_summary(points, students))
-        paid = findings.paid(findings.pay(points, students, data))
-        show("", frame_table(standings), "", Text(f"{said} {paid}"))
+        answer = correlation.said(standings, correlation.selection_summary(points, students))
+        gains = findings.paid(findings.pay(points, students, data))
+        show("", frame_table(standings, 4, width), "", Text(f"{answer} {gains}"))
     lacks = correlation.lacking(frames.get("correlations", pd.DataFrame()))
-    show("", lacks or frame_table(frames["headline"], digits=3))
+    show("", lacks or frame_table(frames["headline"], 3, width))
+    if width < UNLIMITED and not lacks:
+        show(f"all columns: {study.folder / 'tables'}")
     notes = pages.notes(study)
     show(*(Text(f"note: {note}") for note in notes[:NOTES]))
     if notes[NOTES:]:
@@ -217,6 +232,12 @@ def duration(hours: float | None) -> str:
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
+
+
+def _text(value, digits: int) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.{digits}f}"
+    return "" if value is None else str(value)
 
 
 def _last_lines(log: Path) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 from traces import ERROR, notebook, result
@@ -269,3 +270,11 @@ def test_tables_wrap_in_a_terminal_and_nowhere_else(monkeypatch, capsys, tiny):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["state", "seconds", "job", "notebook"] and log not in "".join(lines)
     assert max(map(len, lines[:-1])) <= 60 and "ValueError: no bank" in "\n".join(lines)
+
+
+def test_a_table_of_numbers_has_the_leading_columns_that_fit_and_a_table_of_texts_wraps():
+    frame = pd.DataFrame({"metric": ["ratio12", "tac"], "rho": [0.12345, float("nan")], "groups": [3, 12]})
+    table = terminal.frame_table(frame, digits=2, width=len("ratio12  0.12"))
+    assert [column.header for column in table.columns] == ["metric", "rho"]
+    assert list(table.columns[1].cells) == ["0.12", ""]
+    assert len(terminal.frame_table(frame).columns) == 3
