@@ -40,7 +40,7 @@ def main(words: list[str] | None = None) -> int:
         return 130
 
 
-def plan(options) -> int:
+def plan(options: argparse.Namespace) -> int:
     """Print what the study consists of, what it takes, and what is left to run and why."""
     from fgkd.engine import cost, run, states, terminal
     from fgkd.study import load
@@ -62,7 +62,7 @@ def plan(options) -> int:
     return 0
 
 
-def run(options) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run what is left through Snakemake and papermill, then build the report and print its main tables."""
     from fgkd.engine import live, run, states, terminal
     from fgkd.study import load
@@ -87,7 +87,7 @@ def run(options) -> int:
     return int(status != 0)
 
 
-def status(options) -> int:
+def status(options: argparse.Namespace) -> int:
     """Print each job's state, seconds and log."""
     from fgkd.engine import live, run, states, terminal
     from fgkd.study import load
@@ -110,7 +110,7 @@ def status(options) -> int:
     return int(any(row["state"] == "failed" for row in rows.values()))
 
 
-def report(options) -> int:
+def report(options: argparse.Namespace) -> int:
     """Build the report from the records there are; print its path and its main tables."""
     from fgkd.engine import run, terminal
     from fgkd.study import load
@@ -120,7 +120,7 @@ def report(options) -> int:
     return 0
 
 
-def data(options) -> int:
+def data(options: argparse.Namespace) -> int:
     """Fetch, check and cache one of the paper's eight datasets, or list them."""
     from fgkd.data import official
     from fgkd.engine import terminal
@@ -139,7 +139,7 @@ def data(options) -> int:
     return int("wrong" in set(table.verdict))
 
 
-def bank(options) -> int:
+def bank(options: argparse.Namespace) -> int:
     """Compare random views of each bank that lies on disk with its teacher's outputs now."""
     from fgkd import stages
     from fgkd.study import load
@@ -157,7 +157,7 @@ def bank(options) -> int:
     return int("DIFFERS" in verdicts)
 
 
-def bench(options) -> int:
+def bench(options: argparse.Namespace) -> int:
     """Measure what a student's step, views, metrics, banks and notebooks cost next to alternatives."""
     from fgkd import bench
     from fgkd.distillation import training

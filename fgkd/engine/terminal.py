@@ -112,7 +112,7 @@ def show_plan(study: Study, counts: dict, estimate: dict, left: dict[Job, str]) 
         text = f"{value / 1e6:,.1f} MB" if name.endswith("bytes") else f"{value:,}"
         numbers.add_row(name.replace("_", " "), text)
     show(numbers, "no more banks lie on disk at once than runs go on at once\n")
-    show(*_estimate_items(**estimate))
+    show(*_estimate_items(estimate))
     reasons = Table.grid(padding=(0, 1))
     for (notebook, reason), number in group_reasons(left).items():
         reasons.add_row(f"{number:6} x {notebook:22}", reason)
@@ -135,7 +135,8 @@ def show_status(study: Study, rows: dict[Job, dict]) -> None:
         details = [row["error"], *_last_lines(Path(row["log"]))] if row["error"] else []
         if is_terminal:
             state = Text(row["state"], COLOURS.get(row["state"], ""))
-            table.add_row(state, seconds, "\n".join([job.id, *details]), row["log"] and f"{job.notebook}")
+            log = [row["log"]] if details else []
+            table.add_row(state, seconds, "\n".join([job.id, *details, *log]), row["log"] and job.notebook)
         else:
             print(f"{row['state']:12}{seconds:>10}  {job.id:44}{row['log'] or ''}".rstrip())
             for line in details:
@@ -187,19 +188,11 @@ def show_results(study: Study, index: Path) -> None:
     show("", f"report: {index}")
 
 
-def _estimate_items(
-    *,
-    device: str | None,
-    hours: float,
-    hours_left: float,
-    without_throughput: list[str],
-    not_counted: list[str],
-    networks: list[dict],
-) -> list[RenderableType]:
-    """Images through each network, its throughput and time; arguments: those that `cost.estimate` returns."""
+def _estimate_items(estimate: dict) -> list[RenderableType]:
+    """Images through each network, its throughput and time; estimate: as returned by `cost.estimate`."""
     names = ("images through", "forward+backward", "forward", "images a second", "time", "left")
     table = table_of(*names, right=names[1:])
-    for row in networks:
+    for row in estimate["networks"]:
         rates = (row["train_per_second"], row["forward_per_second"])
         table.add_row(
             row["model"],
@@ -209,19 +202,21 @@ def _estimate_items(
             duration(row["hours"]),
             duration(row["hours_left"]),
         )
+    device = estimate["device"]
+    unknown = ", ".join(estimate["without_throughput"])
     sentences = []
     if device:
-        least = "at least " if without_throughput else ""
+        least = "at least " if unknown else ""
+        left = duration(estimate["hours_left"])
         sentences.append(
-            f"time of {device}: {least}{duration(hours)}, of which {duration(hours_left)} is left; "
+            f"time of {device}: {least}{duration(estimate['hours'])}, of which {left} is left; "
             "passes through networks only: decoding, metrics and the start of notebooks come on top"
         )
-    if without_throughput:
-        unknown = ", ".join(without_throughput) if device else "these"
+    if unknown:
         advice = "run some of their jobs, or give --images-per-second"
-        sentences.append(f"no throughput is known of {unknown}: {advice}")
-    if not_counted:
-        sentences.append(f"not counted: {', '.join(not_counted)}, whose photos are not there")
+        sentences.append(f"no throughput is known of {unknown if device else 'these'}: {advice}")
+    if estimate["not_counted"]:
+        sentences.append(f"not counted: {', '.join(estimate['not_counted'])}, whose photos are not there")
     return [table, *map(Text, sentences)]
 
 

@@ -268,7 +268,7 @@ def test_tables_wrap_in_a_terminal_and_nowhere_else(monkeypatch, capsys, tiny):
     )
     terminal.show_status(tiny, rows)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["state", "seconds", "job", "notebook"] and log not in "".join(lines)
+    assert lines[0].split() == ["state", "seconds", "job", "notebook"] and len(lines) < 40
     assert max(map(len, lines[:-1])) <= 60 and "ValueError: no bank" in "\n".join(lines)
 
 
