@@ -102,8 +102,11 @@ def status(options: argparse.Namespace) -> int:
                 show(event)
     known: dict = {}
     rows = {job: states.state(study, job, known) for job in study.jobs()}
-    if options.json:
-        terminal.show_json(terminal.status_json(study, rows) | {"lacking": missing})
+    value = terminal.status_json(study, rows) | {"lacking": missing}
+    if options.json and options.watch:
+        live.print_json("status", **value)
+    elif options.json:
+        terminal.show_json(value)
     else:
         terminal.show_status(study, rows)
         terminal.show_missing(missing)

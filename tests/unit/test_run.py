@@ -278,3 +278,18 @@ def test_a_table_of_numbers_has_the_leading_columns_that_fit_and_a_table_of_text
     assert [column.header for column in table.columns] == ["metric", "rho"]
     assert list(table.columns[1].cells) == ["0.12", ""]
     assert len(terminal.frame_table(frame).columns) == 3
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_to_watch_a_study_is_to_see_what_a_run_does_until_it_ends(tiny, monkeypatch, capsys, words):
+    driven = iter([True, True, True])
+    monkeypatch.setattr(states, "is_driven", lambda study: next(driven, False))
+    notebook(tiny, TEACHER, ERROR, end_time="now", exception=True)
+    assert cli.main(["status", "--watch", tiny.file, *words]) == 1
+    shown = capsys.readouterr()
+    if words:
+        failed, status = map(json.loads, shown.out.splitlines()[1:])
+        assert failed["event"] == "failed" and failed["job"] == TEACHER.id
+        assert status["event"] == "status" and status["counts"] == {"waiting": 24, "failed": 1}
+    else:
+        assert f"FAILED:  {TEACHER.id}" in shown.err and shown.out.count("ValueError: no bank") == 1
