@@ -170,8 +170,8 @@ def test_a_notebook_that_raised_is_failed_with_its_error(tiny):
 @pytest.mark.fault("a notebook without result or error")
 def test_a_notebook_that_ended_without_result_or_error_lost_its_kernel(tiny):
     notebook(tiny, CELL, duration=3.0, end_time="2026-01-01T00:00:03", exception=None)
-    found = states.state(tiny, CELL)
-    assert found["state"] == "failed" and "killed, or ran out of memory" in found["error"]
+    row = states.state(tiny, CELL)
+    assert row["state"] == "failed" and "killed, or ran out of memory" in row["error"]
 
 
 @pytest.mark.fault("a notebook without an end")
@@ -271,9 +271,9 @@ def test_how_a_kernel_ended_stands_beside_the_error_and_what_it_printed(tiny, ca
         end_time="now",
     )
     records.write_json(tiny.path(CELL) / "exit.json", {"exit_status": -9, "peak_memory_mb": 2048})
-    found = states.state(tiny, CELL)
+    row = states.state(tiny, CELL)
     message = "its kernel ended without an error message: it was killed, or ran out of memory"
-    assert found["error"] == f"{message} (signal 9, peak memory 2,048 MB)"
+    assert row["error"] == f"{message} (signal 9, peak memory 2,048 MB)"
     assert cli.main(["status", tiny.file]) == 1
     assert (
         "peak memory 2,048 MB)\n" + "".join(" " * 24 + f"{line}\n" for line in ("two", "50%", "three"))

@@ -73,9 +73,9 @@ def garden(make_study, tmp_path):
 def test_photos_that_changed_make_their_cells_stale_and_are_counted(garden, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "train" / "rose" / "0.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "train" / "rose" / "new.png")
-    found = anew(garden)
-    assert found.pop("data/garden") == "of 13 photos 2 are new, moved or changed, and 1 of before are gone"
-    assert set(found.values()) == {"an input is recomputed"} and len(found) == len(garden.jobs()) - 1
+    reasons = anew(garden)
+    assert reasons.pop("data/garden") == "of 13 photos 2 are new, moved or changed, and 1 of before are gone"
+    assert set(reasons.values()) == {"an input is recomputed"} and len(reasons) == len(garden.jobs()) - 1
 
 
 def test_photos_that_swapped_their_classes_make_their_cells_stale(garden, tmp_path):
