@@ -165,7 +165,7 @@ def show_results(study: Study, index: Path) -> None:
     """Print the tables that matter, what a reader should know of them, and where the report is."""
     import pandas as pd
 
-    from fgkd.analysis import correlation, findings
+    from fgkd.analysis import findings, groups, selection
     from fgkd.report import pages
 
     width = console_for(sys.stdout).width
@@ -173,11 +173,11 @@ def show_results(study: Study, index: Path) -> None:
     points = records.points(frames) if "headline" in frames else pd.DataFrame()
     if len(points):
         students, data = frames["students"], frames["data"]
-        standings = correlation.standings(points, students, data)
-        answer = correlation.said(standings, correlation.selection_summary(points, students))
-        gains = findings.paid(findings.pay(points, students, data))
+        standings = selection.standings(points, students, data)
+        answer = selection.describe_standings(standings, selection.selection_summary(points, students))
+        gains = findings.describe_gains(findings.distillation_gains(points, students, data))
         show("", frame_table(standings, 4, width), "", Text(f"{answer} {gains}"))
-    lacks = correlation.lacking(frames.get("correlations", pd.DataFrame()))
+    lacks = groups.explain_missing_rho(frames.get("correlations", pd.DataFrame()))
     show("", lacks or frame_table(frames["headline"], 3, width))
     if width < UNLIMITED and not lacks:
         show(f"all columns: {study.folder / 'tables'}")
