@@ -125,7 +125,7 @@ def report(options: argparse.Namespace) -> int:
 
 def data(options: argparse.Namespace) -> int:
     """Fetch, check and cache one of the paper's eight datasets, or list them."""
-    from fgkd.data import official
+    from fgkd.data import fetching, official
     from fgkd.engine import terminal
 
     if options.list or options.key is None:
@@ -135,7 +135,7 @@ def data(options: argparse.Namespace) -> int:
         raise ValueError(f"--resize is {options.resize}: expected 1 or more")
     root = official.root_of(options.key, options.root)
     try:
-        table = official.prepare(options.key, root, resize=options.resize)
+        table = fetching.prepare(options.key, root, resize=options.resize)
     except KeyboardInterrupt:
         raise ValueError("interrupted: what was fetched is kept, the same command continues") from None
     terminal.show(terminal.frame_table(table))
@@ -162,15 +162,18 @@ def bank(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """Measure what a student's step, views, metrics, banks and notebooks cost next to alternatives."""
-    from fgkd import bench
     from fgkd.distillation import training
     from fgkd.engine import terminal
+    from fgkd.study import PROJECT
 
-    results = bench.measure(training.device(options.device), only=options.only)
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    import measure  # outside the package, as the notebooks are
+
+    results = measure.measure(training.device(options.device), only=options.only)
     if options.json:
         terminal.show_json(results)
     else:
-        print(bench.table(results))
+        print(measure.table(results))
     return 0
 
 
