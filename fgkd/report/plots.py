@@ -156,6 +156,8 @@ def curves(history: pd.DataFrame, *, title: str, teachers: Iterable[str] = ()) -
     seaborn.lineplot(table, x="epoch", y="percent", ax=right, **look)
     left.set(ylabel="training loss", title=title)
     right.set(ylabel="accuracy on training views, %", ylim=(0, 100))
+    for axis in (left, right):
+        axis.locator_params(axis="x", integer=True)
     seaborn.move_legend(right, **OUTSIDE)
     return figure
 
@@ -221,6 +223,7 @@ def stability(epochs: pd.DataFrame, metric: str, teachers: Iterable[str]) -> Fig
             look = {"label": teacher, "marker": markers[teacher], "markersize": 3}
             axis.plot(views, mean, color=palette[teacher], **look)
             axis.fill_between(views, mean - error, mean + error, color=palette[teacher], alpha=0.15)
+        axis.locator_params(axis="x", integer=True)
         axis.set(xlabel="views of each image", ylabel=f"{METRICS[metric].label}, mean so far", title=recipe)
     axes[-1].legend(**OUTSIDE)
     return figure
@@ -416,6 +419,7 @@ def rho_heatmap(correlations: pd.DataFrame, metrics: Sequence[str] = ("ratio12",
         seaborn.heatmap(values, ax=axis, cbar=axis is axes[-1], **look)
         axis.set(xlabel="", ylabel="", title=label)
         axis.tick_params(axis="y", rotation=0)
+        axis.tick_params(axis="x", rotation=0 if label else 30)
     return figure
 
 
