@@ -8,7 +8,6 @@ choice that a stage makes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fgkd import metrics, records
@@ -456,12 +456,14 @@ def _load_dataset(spec: datasets.DataSpec, cache: Path) -> datasets.Dataset:
 
 @contextlib.contextmanager
 def _locked(folder: Path):
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that works in {folder.name}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    """Keep other processes out of the job's folder; waits for one that is in it."""
+    lock = FileLock(folder / ".lock")
+    try:
+        locked = lock.acquire(blocking=False)
+    except Timeout:
+        print(f"waiting for another process that works in {folder.name}")
+        locked = lock.acquire()
+    with locked:
         yield
 
 

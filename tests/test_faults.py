@@ -1,4 +1,7 @@
-"""The real engine under faults: whatever kills a run, the same command goes on to the tables of an undisturbed one.  A minute and a half."""
+"""The real engine under faults: the same command goes on to the tables of an undisturbed run.
+
+A minute and a half.
+"""
 
 import contextlib
 import os
@@ -42,7 +45,7 @@ def results(folder):
 
 def processes(folder):
     """The driver and all that it started, which have its FGKD_RUNS."""
-    found = set()
+    matches = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # another user's, or it has ended
             if (
@@ -50,18 +53,18 @@ def processes(folder):
                 and process.status() != psutil.STATUS_ZOMBIE
                 and process.pid != os.getpid()
             ):
-                found.add(process)
-    return found
+                matches.add(process)
+    return matches
 
 
 def kernels(folder):
     """Those forks of the warm process that lead a session of their own."""
-    found = set()
+    matches = set()
     for process in processes(folder):
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             if "fgkd.engine.kernels" in process.cmdline() and os.getsid(process.pid) == process.pid:
-                found.add(process)
-    return found
+                matches.add(process)
+    return matches
 
 
 @pytest.mark.fault("a kernel killed, Ctrl-C and kill -9 in one study")

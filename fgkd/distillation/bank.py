@@ -30,6 +30,7 @@ from fgkd.data.views import crop, draw_attention, drop
 from fgkd.distillation.training import EVAL_BATCH, Images, TeacherOutputs, batches
 from fgkd.models import cal
 from fgkd.models.classifier import Classifier
+from fgkd.progress import Progress
 
 MANIFEST = "manifest.json"
 EXACT = ("boxes", "maps")  # what students need as it is stored
@@ -140,6 +141,7 @@ def write(
     complete, sizes = _resume(partial, given)
     stored = views if keep is None else min(keep, views)
     bar = tqdm(range(complete, views), desc="bank", unit="view", initial=complete, total=views, disable=None)
+    progress = Progress(folder.parent, "views", views)
     try:
         for view in bar:
             inputs = _inputs(images, views_seed, view)
@@ -149,9 +151,11 @@ def write(
             for name, values in outputs.items() if view < stored else ():
                 sizes[name] = append(partial / f"{name}.npy", _to_16_bits(values), stored, view)
             records.write_json(partial / MANIFEST, {"given": given, "whole": view + 1, "bytes": sizes})
+            progress.update(view + 1)
     except ValueError:
         shutil.rmtree(partial)
         raise
+    progress.close()
     summaries = _summaries(partial, [name for name in sizes if name.startswith("samples/")])
     shutil.rmtree(partial / "samples")
     for file in (partial / MANIFEST, *partial.glob(".*")):  # and what a kill left while writing it

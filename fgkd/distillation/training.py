@@ -27,6 +27,7 @@ from fgkd.distillation import losses
 from fgkd.distillation.checkpoint import Checkpoint, EpochProgress
 from fgkd.models import cal
 from fgkd.models.classifier import Classifier, Head
+from fgkd.progress import Progress
 from fgkd.study import Distillation, Recipe, StudyError, Views
 
 EVAL_BATCH = 256
@@ -124,6 +125,7 @@ def fit(
     train_index = torch.arange(len(labels)) if subset is None else subset
     steps = math.ceil(len(train_index) / recipe.batch_size)
     devices = (index_device or labels.device, labels.device)
+    progress_file = Progress(checkpoint.parent, title, recipe.epochs)
     for epoch in tqdm(range(len(history), recipe.epochs), desc=title, unit="epoch", disable=None):
         trained.train()
         torch.manual_seed(seed + epoch)  # for dropout and counterfactual attention
@@ -139,13 +141,17 @@ def fit(
             nn.utils.clip_grad_norm_(weights, recipe.clip)
             optimizer.step()
             progress.add(terms, logits, labels[index])
+            progress_file.update(epoch + (step + 1) / steps)
             if step + 1 < steps:
                 state.save_if_due(history, progress)
         row = {"epoch": epoch} | progress.means(len(train_index))
         if not all(math.isfinite(value) for value in row.values()):
+            progress_file.close()
             raise divergence(title, row, recipe)
         history.append(row)
+        progress_file.update(epoch + 1, loss=sum(row[name] for name in terms))
         state.save_if_due(history)  # after the last epoch too: a job trains several students
+    progress_file.close()
     return history
 
 

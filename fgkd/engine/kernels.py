@@ -1,8 +1,9 @@
-"""Warm kernels: notebooks of a batch start from a process that has torch, timm and the figures imported already.
+"""Warm kernels: notebooks of a batch start from a process that has torch, timm and the figures imported.
 
-A batch of small runs would spend most of its time on imports (about 5 CPU seconds a notebook).  `fgkd run` therefore starts one
-*warm* process, which imports once and forks a kernel for each notebook.  It stands in for the kernelspec `python3` through
-JUPYTER_PATH alone: papermill's command line, the notebooks and their results are the same with and without it.
+A batch of small runs would spend most of its time on imports (about 5 CPU seconds a notebook).  `fgkd run`
+therefore starts one *warm* process, which imports once and forks a kernel for each notebook.  It stands in
+for the kernelspec `python3` through JUPYTER_PATH alone: papermill's command line, the notebooks and their
+results are the same with and without it.
 
 The kernelspec runs this file as a light process that passes its arguments to the warm one, forwards signals,
 and ends with the kernel's exit status; when it is killed, so is its kernel.  How a kernel ended and its peak
@@ -13,9 +14,10 @@ is the default on macOS, where libraries that torch uses may not survive a fork,
 imports; FGKD_WARM=1 forks there too.  Locks, signals and peak memory are those of Linux and macOS; Windows
 has none of them.
 
-Nothing outlives `fgkd run`, even when that is killed.  The warm process watches a pipe whose other end `fgkd run` alone holds, a
-kernel one that its parent alone holds, and the system closes a pipe with its holder.  The warm process then kills its process
-group, to which the engine and papermill belong; a kernel, which leads a session of its own, ends itself.
+Nothing outlives `fgkd run`, even when that is killed.  The warm process watches a pipe whose other end
+`fgkd run` alone holds, a kernel one that its parent alone holds, and the system closes a pipe with its
+holder.  The warm process then kills its process group, to which the engine and papermill belong; a kernel,
+which leads a session of its own, ends itself.
 """
 
 import array
@@ -37,53 +39,57 @@ from pathlib import Path
 
 SOCKET_PATH = 103  # characters of a socket's path that Linux (107) and macOS (103) both take
 BELOW = 2 * len("/fgkd-abcdefgh") + len("/kernel-ipc-5")  # what `warm`, `execute` and ZeroMQ add to it
+START_SECONDS = 0.01  # between two looks whether the warm process listens
+SLOT_SECONDS = 0.2  # between two looks for a free GPU slot
 
 
 @contextlib.contextmanager
-def warm(environment: dict[str, str], held: tuple[int, ...] = ()):
-    """Run a warm process; yields the environment in which papermill's `python3` kernels come from it, and its process group.
+def warm(environment: dict[str, str], lock_fds: tuple[int, ...] = ()):
+    """Run a warm process; yields the environment of papermill, and the process group.
 
-    Who joins the group is killed at the end, or when this process ends.  held: descriptors that stay open in the last kernel, such as a lock's.
+    In that environment papermill's `python3` kernels come from the warm process.  Who joins the group is
+    killed at the end, or when this process ends.
+    lock_fds: descriptors that stay open until the last kernel ends, such as a lock's.
     Raises ValueError where FGKD_WARM in the environment is neither 0 nor 1.
     """
     _forks(environment)
     with tempfile.TemporaryDirectory(prefix="fgkd-", dir=_sockets_folder()) as folder:
-        address, spec = f"{folder}/socket", Path(folder) / "kernels" / "python3"
-        spec.mkdir(parents=True)
-        (spec / "kernel.json").write_text(
-            json.dumps(
-                {
-                    "argv": [sys.executable, "-I", "-S", __file__, address, "-f", "{connection_file}"],
-                    "display_name": "Python 3",
-                    "language": "python",
-                }
-            )
-        )
+        address = f"{folder}/socket"
+        _write_kernelspec(Path(folder), address)
         server = subprocess.Popen(
             [sys.executable, "-m", "fgkd.engine.kernels", address],
             stdin=subprocess.PIPE,
             env=environment,
             process_group=0,
-            pass_fds=held,
+            pass_fds=lock_fds,
         )
         while not os.path.exists(address):
             if server.poll() is not None:
                 raise OSError(
-                    f"the process that notebooks start from ended at once (exit status {server.returncode}): see its message above"
+                    "the process that notebooks start from ended at once "
+                    f"(exit status {server.returncode}): see its message above"
                 )
-            time.sleep(0.01)
+            time.sleep(START_SECONDS)
+        paths = [folder, environment.get("JUPYTER_PATH")]
+        own = {"FGKD_SOCKETS": folder, "JUPYTER_PATH": os.pathsep.join(filter(None, paths))}
         try:
-            yield (
-                environment
-                | {
-                    "FGKD_SOCKETS": folder,
-                    "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, environment.get("JUPYTER_PATH")])),
-                },
-                server.pid,
-            )
+            yield environment | own, server.pid
         finally:
-            server.stdin.close()
+            if server.stdin:
+                server.stdin.close()
             server.wait()
+
+
+def _write_kernelspec(folder: Path, address: str) -> None:
+    """A kernelspec `python3` that asks the warm process at `address` for its kernel."""
+    spec = folder / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    value = {
+        "argv": [sys.executable, "-I", "-S", __file__, address, "-f", "{connection_file}"],
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    (spec / "kernel.json").write_text(json.dumps(value))
 
 
 def _forks(environment: dict[str, str]) -> bool:
@@ -103,7 +109,10 @@ def _sockets_folder() -> str:
 
 
 def serve(address: str) -> None:
-    """Import what notebooks import, then fork a kernel for each connection; when stdin closes, kill the process group."""
+    """Import what notebooks import, then fork a kernel for each connection.
+
+    Kills the process group when stdin closes.
+    """
     # Since Python 3.12 a fork beside threads warns: the one of `_when_closed` reads a pipe and holds no lock.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     _when_closed(sys.stdin.fileno(), _kill_group)
@@ -136,11 +145,11 @@ def _handle(connection: socket.socket, forks: bool) -> None:
     if (received := _receive(connection)) is None:
         os._exit(1)
     request, descriptors = received
-    watched, held = os.pipe()
+    watched, own_end = os.pipe()  # its own end stays open until this process ends
     kernel = os.fork()
     if kernel == 0:
         connection.close()
-        os.close(held)
+        os.close(own_end)
         _become_kernel(request, descriptors, watched, forks)
     # Ends at once: Python's own end takes seconds with torch imported.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -153,13 +162,11 @@ def _handle(connection: socket.socket, forks: bool) -> None:
             os.kill(kernel, signal.SIGKILL)
 
     threading.Thread(target=forward, daemon=True).start()
-    _, ended, used = os.wait4(kernel, 0)
-    status = os.waitstatus_to_exitcode(ended)
-    if file := request["environment"].get(
-        "FGKD_EXIT"
-    ):  # how it ended is worth knowing, and not worth failing for
-        peak = used.ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
-        with contextlib.suppress(OSError):
+    _, wait_status, usage = os.wait4(kernel, 0)
+    status = os.waitstatus_to_exitcode(wait_status)
+    if file := request["environment"].get("FGKD_EXIT"):
+        peak = usage.ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
+        with contextlib.suppress(OSError):  # how it ended is worth knowing, and not worth failing for
             Path(file).write_text(json.dumps({"exit_status": status, "peak_memory_mb": peak}))
     with contextlib.suppress(OSError):
         connection.sendall(bytes([status if status >= 0 else 128 - status]))
@@ -177,10 +184,8 @@ def _become_kernel(request: dict, descriptors: list[int], watched: int, forks: b
     os.environ.pop("JPY_PARENT_PID", None)  # the kernel's parent is not papermill; `forward` ends it instead
     if not forks:
         os.set_inheritable(watched, True)
-        os.execv(
-            sys.executable,
-            [sys.executable, "-m", "fgkd.engine.kernels", "--kernel", str(watched), *request["arguments"]],
-        )
+        module = ["-m", "fgkd.engine.kernels", "--kernel", str(watched)]
+        os.execv(sys.executable, [sys.executable, *module, *request["arguments"]])
     sys.path.insert(0, "")
     _run_kernel(watched, request["arguments"])
 
@@ -199,29 +204,40 @@ def _run_kernel(watched: int, arguments: list[str]) -> None:
     from ipykernel.iostream import IOPubThread
     from ipykernel.kernelapp import IPKernelApp
 
-    IOPubThread._setup_pipe_in = lambda thread: setattr(
-        thread, "_pipe_flag", False
-    )  # it listens on a TCP port for what forks of the kernel print
+    # It would listen on a TCP port for what forks of the kernel print.
+    setattr(IOPubThread, "_setup_pipe_in", _setup_no_pipe)  # noqa: B010  mypy refuses to assign to a method
     IPKernelApp.launch_instance()
     sys.stdout.flush()
     os._exit(0)
 
 
+def _setup_no_pipe(thread) -> None:
+    thread._pipe_flag = False
+
+
 def take_gpu(slots: list[str], folder: Path) -> str:
-    """The GPU of a slot that no other process holds, which this one holds until it ends; waits for one.  slots: a GPU's name for each run that it takes."""
+    """Lock a free GPU slot until this process ends; returns the GPU's name, waits where none is free.
+
+    slots: a GPU's name for each run that it takes; folder: where the slots' locks lie.
+    """
     while True:
         for number, gpu in enumerate(slots):
-            held = os.open(folder / f".gpu-{number}", os.O_CREAT | os.O_RDWR)
+            lock_fd = os.open(folder / f".gpu-{number}", os.O_CREAT | os.O_RDWR)
             with contextlib.suppress(BlockingIOError):
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return gpu
-            os.close(held)
-        time.sleep(0.2)
+            os.close(lock_fd)
+        time.sleep(SLOT_SECONDS)
 
 
 def _when_closed(pipe: int, act: Callable[[], None]) -> None:
     """Call `act` in a thread when no process holds the pipe's other end any more."""
-    threading.Thread(target=lambda: (os.read(pipe, 1), act()), daemon=True).start()
+
+    def watch():
+        os.read(pipe, 1)
+        act()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _kill_group() -> None:
@@ -229,7 +245,7 @@ def _kill_group() -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[dict, list[int]] | None:
-    """What `connect` asks for, and its standard streams; None where it closed before it had asked."""
+    """The request of `connect` and its standard streams; None where it closed before it had asked."""
     message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     while not message.endswith(b"\n"):
         if not (more := connection.recv(1 << 20)):
@@ -239,7 +255,7 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]] | None:
 
 
 def connect(address: str, *arguments: str) -> int:
-    """What the kernelspec runs: ask the warm process for a kernel and live as long as it does."""
+    """Ask the warm process for a kernel and live as long as it does: the kernelspec's command."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}

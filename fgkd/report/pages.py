@@ -155,11 +155,11 @@ def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame
         "ranks": "The teachers ranked by each metric, and by their students: "
         "level lines are a metric that ranks them right.",
         "accuracies": "Accuracy of every student, one column per strategy and auxiliary loss, one mark per "
-        "teacher; dashed: the student without a teacher.",
+        "teacher, with its range over seeds; dashed: the student without a teacher.",
         "picks": "What choosing by each metric gains: mean accuracy of the student whose teacher it picks; "
         "in another colour the rules that see students first.",
         "regret": "What each rule's pick loses against the best teacher of a group: "
-        "one dot per group, the line their mean.",
+        "one dot per group, in black their mean, with its 95 % interval where there are six datasets.",
         "heat": "Spearman's rho in the claimed direction: blue agrees with the claim, red contradicts it. "
         "A pilot sees a tenth of each student's epochs (rounded up), agreement the whole student.",
         "strengths": "Share of groups by strength of |rho|, which forgives a wrong sign; "

@@ -1,51 +1,20 @@
 """The command line: counts, states from files alone, one driver, and mistakes in one line."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from traces import ERROR, notebook, result
 
 from fgkd import cli, records
 from fgkd import study as studies
-from fgkd.engine import states
+from fgkd.engine import cost, run, states
 from fgkd.study import Job
 
 CELL = Job("teacher", "birds", "resnet", "FT")
-ERROR = {
-    "cell_type": "code",
-    "outputs": [
-        {"output_type": "stream", "text": "..."},
-        {"output_type": "error", "ename": "ValueError", "evalue": "no bank"},
-    ],
-}
-
-
-def notebook(study, job, *jobs, **meta):
-    """The notebook that papermill left behind."""
-    file = study.path(job) / f"{job.notebook}.ipynb"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"cells": list(jobs), "metadata": {"papermill": meta}}))
-    return str(file)
-
-
-def result(study, job):
-    """What a notebook that ended left: its result, and a record where a test's study computed none."""
-    for part in records.record_jobs(study, job):
-        if records.record(study, part) is None:
-            record = {
-                "cell": part.id,
-                "fingerprint": study.fingerprint(part),
-                "rows": [{}],
-                "contents": study.contents(part),
-            }
-            records.write_json(
-                study.path(part) / "record.json", record | {"provenance": {"parameters": study.values(part)}}
-            )
-    records.write_json(
-        study.path(job) / "result.json", {"cell": job.id, "fingerprint": study.fingerprint(job), "rows": 1}
-    )
 
 
 def test_the_counts_of_smoke(tmp_path, monkeypatch, capsys):
@@ -76,7 +45,7 @@ def test_a_group_is_a_data_set_a_student_and_a_strategy_of_all_seeds(make_study,
             "students": {f"s{i}": {"model": "test_resnet"} for i in range(4)},
         }
     )
-    counts = cli.counted(study)
+    counts = cost.counts(study)
     repeats = len(study.seeds)
     assert (
         counts["teacher_trainings"],
@@ -88,7 +57,7 @@ def test_a_group_is_a_data_set_a_student_and_a_strategy_of_all_seeds(make_study,
 
 def test_the_bytes_of_a_bank_are_those_on_disk(finished):
     sizes = [f.stat().st_size for f in finished.folder.rglob("logits.npy")]
-    counts = cli.counted(finished)
+    counts = cost.counts(finished)
     assert len(sizes) == counts["banks"] and 0 < sum(sizes) - counts["bank_bytes"] <= 128 * len(sizes)
 
 
@@ -201,15 +170,15 @@ def test_a_notebook_that_raised_is_failed_with_its_error(tiny):
 @pytest.mark.fault("a notebook without result or error")
 def test_a_notebook_that_ended_without_result_or_error_lost_its_kernel(tiny):
     notebook(tiny, CELL, duration=3.0, end_time="2026-01-01T00:00:03", exception=None)
-    found = states.state(tiny, CELL)
-    assert found["state"] == "failed" and "killed, or ran out of memory" in found["error"]
+    row = states.state(tiny, CELL)
+    assert row["state"] == "failed" and "killed, or ran out of memory" in row["error"]
 
 
 @pytest.mark.fault("a notebook without an end")
 def test_a_notebook_without_an_end_is_running_under_a_driver_and_interrupted_without(tiny):
     notebook(tiny, CELL, duration=None, end_time=None, exception=None)
     assert states.state(tiny, CELL)["state"] == "interrupted"
-    with cli._only_driver(tiny):
+    with run.driver_lock(tiny):
         assert states.state(tiny, CELL)["state"] == "running"
     assert states.state(tiny, CELL)["state"] == "interrupted"
 
@@ -252,54 +221,21 @@ def test_status_shows_failures_with_their_log_and_ends_with_status_1(tiny, capsy
     assert {"1 done", "1 failed", "23 waiting"} == set(lines[-1].partition(";")[0].split(", "))
 
 
-@pytest.mark.fault("two drivers at once")
-def test_a_second_driver_is_refused_and_the_lock_ends_with_the_first(tiny, capsys):
-    with cli._only_driver(tiny):
-        assert cli.main(["run", tiny.file]) == 2
-        error = capsys.readouterr().err
-        assert "study 'tiny' is being run already: wait for it" in error and len(error.splitlines()) == 1
-    with cli._only_driver(tiny):
-        pass
-
-
-@pytest.mark.fault("an orphan that still writes")
-def test_a_driver_waits_for_the_processes_that_a_killed_one_left(tiny, capsys):
-    with cli._only_driver(tiny) as lock:
-        orphan = subprocess.Popen(["sleep", "1"], pass_fds=[lock])
-    assert capsys.readouterr().err == ""
-    with cli._only_driver(tiny):
-        assert orphan.wait(timeout=0.5) == 0
-    assert capsys.readouterr().err == "waiting for the processes of a run that was killed to end\n"
-
-
-def test_the_driver_of_another_study_is_no_hindrance(tiny, make_study):
-    with cli._only_driver(tiny), cli._only_driver(make_study(name="other")):
-        pass
-
-
-def test_asking_for_the_state_does_not_keep_a_driver_out(tiny):
-    notebook(tiny, CELL, duration=None, end_time=None, exception=None)
-    for _ in range(3):
-        states.state(tiny, CELL)
-        with cli._only_driver(tiny):
-            pass
-
-
 def reasons(study, after):
-    """Why each job that is not done in `after` is to run, where all jobs of `study` are done: id -> reason."""
+    """id -> why each job that is not done in `after` will run, where all jobs of `study` are done."""
     for job in study.jobs():
         result(study, job)
     return {c.id: reason for c, reason in states.left(after).items()}
 
 
 def test_a_plan_says_which_setting_changed_and_what_follows_from_it(finished, make_study):
-    found = reasons(finished, make_study({"teachers.resnet.recipe": {"lr": 0.5}}))
-    assert found.pop("teacher/birds/FT/resnet") == "recipe.lr 0.01 -> 0.5"
-    assert found.pop("teacher/birds/FZ/resnet") == "recipe.lr 0.1 -> 0.5"
-    assert set(found) == {
+    changes = reasons(finished, make_study({"teachers.resnet.recipe": {"lr": 0.5}}))
+    assert changes.pop("teacher/birds/FT/resnet") == "recipe.lr 0.01 -> 0.5"
+    assert changes.pop("teacher/birds/FZ/resnet") == "recipe.lr 0.1 -> 0.5"
+    assert set(changes) == {
         f"{stage}/birds/{r}/resnet" for stage in ("bank", "distill") for r in ("FZ", "FT")
     } | {"study/correlation", "study/report"}
-    assert set(found.values()) == {"what it reads is made anew"}
+    assert set(changes.values()) == {"an input is recomputed"}
 
 
 def test_a_comment_in_the_study_file_runs_nothing(finished, make_study):
@@ -335,11 +271,9 @@ def test_how_a_kernel_ended_stands_beside_the_error_and_what_it_printed(tiny, ca
         end_time="now",
     )
     records.write_json(tiny.path(CELL) / "exit.json", {"exit_status": -9, "peak_memory_mb": 2048})
-    found = states.state(tiny, CELL)
-    assert (
-        found["error"]
-        == "its kernel ended without an error message: it was killed, or ran out of memory (signal 9, peak memory 2,048 MB)"
-    )
+    row = states.state(tiny, CELL)
+    message = "its kernel ended without an error message: it was killed, or ran out of memory"
+    assert row["error"] == f"{message} (signal 9, peak memory 2,048 MB)"
     assert cli.main(["status", tiny.file]) == 1
     assert (
         "peak memory 2,048 MB)\n" + "".join(" " * 24 + f"{line}\n" for line in ("two", "50%", "three"))
@@ -352,18 +286,6 @@ def test_where_nothing_has_failed_there_is_nothing_to_retry(tiny, capsys):
     assert "nothing has failed" in capsys.readouterr().out and not list(tiny.folder.rglob("result.json"))
 
 
-@pytest.mark.parametrize(
-    "visible, slots", [(None, ["0", "0", "1", "1"]), ("3,GPU-7", ["3", "3", "GPU-7", "GPU-7"])]
-)
-def test_every_gpu_has_as_many_slots_as_runs_may_share_it(make_study, monkeypatch, visible, slots):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert cli._gpu_slots(make_study({"device": "auto", "runs_per_gpu": 2})) == slots
-    assert cli._gpu_slots(make_study({"device": "cpu", "runs_per_gpu": 2})) == []
-
-
 def test_a_profile_that_is_none_is_refused(tiny, capsys):
     with pytest.raises(SystemExit):
         cli.main(["run", tiny.file, "--profile", "profiles"])
@@ -372,7 +294,60 @@ def test_a_profile_that_is_none_is_refused(tiny, capsys):
     )
 
 
+def imported(program):
+    """The modules that a program has imported in the end."""
+    program += "; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
 def test_the_command_line_and_the_engine_s_states_load_without_torch():
-    loaded = "import sys; import fgkd.cli, fgkd.engine.states; print('torch' in sys.modules, 'timm' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["False", "False"]
+    assert not {"torch", "timm"} & imported("import fgkd.cli, fgkd.engine.states, fgkd.engine.terminal")
+
+
+def test_the_help_loads_no_other_module_of_the_package_and_no_library():
+    modules = imported("import fgkd.cli; fgkd.cli._parser().format_help()")
+    assert {name for name in modules if name.startswith("fgkd")} == {"fgkd", "fgkd.cli"}
+    assert not {"numpy", "pandas", "yaml", "pydantic", "rich"} & modules
+
+
+def test_a_status_waits_for_no_torch(tiny):
+    modules = imported(f"import fgkd.cli; fgkd.cli.main(['status', {tiny.file!r}])")
+    assert not {"torch", "timm"} & modules
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "status", "report", "data", "bank", "bench"])
+def test_every_command_has_a_help_of_whole_sentences(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0 and re.search(r"\n\n[A-Z][^.]+\.\n", capsys.readouterr().out)
+
+
+def test_a_dataset_that_is_none_of_the_papers_is_refused_with_their_names(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["data", "cubs"])
+    assert (
+        end.value.code == 2 and "'cubs' is unknown: expected one of aircraft, cars" in capsys.readouterr().err
+    )
+
+
+def test_a_status_as_json_has_all_that_the_lines_have(tiny, capsys):
+    log = notebook(tiny, CELL, ERROR, duration=3.0, end_time="2026-01-01T00:00:03", exception=True)
+    assert cli.main(["status", "--json", tiny.file]) == 1
+    value = json.loads(capsys.readouterr().out)
+    assert value["counts"] == {"waiting": 24, "failed": 1} and value["folder"] == str(tiny.folder)
+    assert value["study"] == "tiny" and value["lacking"] == []
+    (row,) = [row for row in value["jobs"] if row["job"] == CELL.id]
+    assert row == {
+        "job": CELL.id,
+        "state": "failed",
+        "seconds": 3.0,
+        "log": log,
+        "error": "ValueError: no bank",
+        "progress": None,
+    }
+
+
+def test_to_watch_a_study_that_is_not_run_is_to_see_its_states(tiny, capsys):
+    assert cli.main(["status", "--watch", tiny.file]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("25 waiting; results in ")

@@ -1,4 +1,4 @@
-"""What a study takes: passes are those that happen, hours those that went by, and throughputs that make no sense are named."""
+"""Cost estimates: passes are those that happen, hours those that went by; absurd throughputs are named."""
 
 import json
 from collections import Counter
@@ -21,14 +21,12 @@ ALL = {
 
 @pytest.mark.parametrize("change", [{}, {"online": True}], ids=["bank", "online"])
 def test_every_image_that_passes_through_a_network_is_counted(make_study, monkeypatch, change):
-    study, seen, normalize = (
-        make_study(ALL | {"students.small.model": "test_resnet"} | change),
-        Counter(),
-        classifier.Classifier.normalize,
-    )
+    study = make_study(ALL | {"students.small.model": "test_resnet"} | change)
+    passed = Counter()
+    normalize = classifier.Classifier.normalize
 
     def count(model, images):  # a network normalises each batch that it is fed, once
-        seen[
+        passed[
             {"ByobNet": "test_byobnet.r160_in1k", "ResNet": "test_resnet"}[type(model.net).__name__],
             "train" if torch.is_grad_enabled() else "forward",
         ] += len(images)
@@ -40,14 +38,14 @@ def test_every_image_that_passes_through_a_network_is_counted(make_study, monkey
     stages.study_tables(study)
     expected = sum((cost.passes(study, job) for job in study.jobs()), Counter())
     assert {k: n for k, n in expected.items() if k[1] == "train"} == {
-        k: n for k, n in seen.items() if k[1] == "train"
+        k: n for k, n in passed.items() if k[1] == "train"
     }
     checks = {
         "test_byobnet.r160_in1k": 4 + (6 if study.online else 0),
         "test_resnet": 2,
     }  # FZ looks at two images twice, a further loss at two for its widths
     assert {k: n + checks[k[0]] for k, n in expected.items() if k[1] == "forward"} == {
-        k: n for k, n in seen.items() if k[1] == "forward"
+        k: n for k, n in passed.items() if k[1] == "forward"
     }
 
 
@@ -96,9 +94,9 @@ def test_a_finished_study_took_the_hours_that_went_by(finished):
         if c.stage in records.STAGE_TABLES.values()
         for r in records.records(finished, c)
     )
-    found = cost.estimate(finished, [])
-    assert found["hours"] == pytest.approx(seconds / 3600) and found["hours_left"] == 0
-    assert found["device"] == "cpu" and found["without_throughput"] == []
+    estimate = cost.estimate(finished, [])
+    assert estimate["hours"] == pytest.approx(seconds / 3600) and estimate["hours_left"] == 0
+    assert estimate["device"] == "cpu" and estimate["without_throughput"] == []
 
 
 def test_hours_are_passes_over_throughputs_and_unknown_where_one_is_missing(make_study, tmp_path):
@@ -195,9 +193,9 @@ def test_a_card_s_file_names_all_of_the_paper_s_networks_but_van_and_is_the_publ
 
 
 def test_a_search_at_a_fifth_of_the_epochs_takes_a_fifth_of_its_passes(make_study):
-    how = {"epochs": 10, "lr": [0.1, 0.01], "batch_size": 8}
-    whole = make_study({"recipes.FT": how})
-    fifth = make_study({"recipes.FT": how | {"search_epochs": 2}})
+    recipe = {"epochs": 10, "lr": [0.1, 0.01], "batch_size": 8}
+    whole = make_study({"recipes.FT": recipe})
+    fifth = make_study({"recipes.FT": recipe | {"search_epochs": 2}})
     images = [
         cost.passes(s, Job("teacher", "birds", "resnet", "FT"))["test_resnet", "train"]
         for s in (whole, fifth)

@@ -21,6 +21,7 @@ from torchvision.datasets import FGVCAircraft, Flowers102, OxfordIIITPet
 from fgkd import cli, stages
 from fgkd.data import datasets, fetching, official
 from fgkd.data.images import DataError, decode
+from fgkd.engine import cost
 from fgkd.study import OFFICIAL, DataSpec, StudyError
 
 # Each archive has 18 images of 3 classes, image i of class i % 3; the first 12 are for training. A writer
@@ -621,7 +622,7 @@ def test_what_has_to_be_fetched_by_hand_is_said_with_its_source_and_place(kind, 
 
 
 def test_the_sizes_of_a_plan_are_known_before_the_data_are(make_study):
-    counts = cli.counted(make_study({"datasets": {"cub": {"kind": "cub"}}}))
+    counts = cost.counts(make_study({"datasets": {"cub": {"kind": "cub"}}}))
     assert counts["largest_bank_bytes"] == 2 * 5994 * 200 * 2
 
 

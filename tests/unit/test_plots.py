@@ -1,12 +1,16 @@
 """Figures: what is drawn is what the tables say, and names can be read."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgba
 
 from fgkd import metrics
-from fgkd.analysis import correlation, selection
+from fgkd.analysis import blocks, correlation, selection
 from fgkd.report import plots
 
 TEACHERS = [
@@ -58,7 +62,7 @@ def test_names_cover_neither_each_other_nor_a_point_and_stay_inside(seed):
     figure.draw_without_rendering()
     for axis in figure.axes:
         boxes = [t.get_window_extent() for t in axis.texts]
-        spots = [axis.transData.transform(c.get_offsets()[0]) for c in axis.collections]
+        spots = axis.transData.transform(axis.collections[0].get_offsets())
         assert [t.get_text() for t in axis.texts] == TEACHERS
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
         assert not any(box.contains(*spot) for box in boxes for spot in spots)
@@ -71,8 +75,9 @@ def test_a_name_lies_beside_its_own_point_also_at_another_resolution(tmp_path):
     figure.set_dpi(150)
     figure.draw_without_rendering()
     axis = figure.axes[0]
-    for text, spots in zip(axis.texts, axis.collections):
-        spot, box = axis.transData.transform(spots.get_offsets()[0]), text.get_window_extent()
+    spots = axis.transData.transform(axis.collections[0].get_offsets())
+    for text, spot in zip(axis.texts, spots, strict=True):
+        box = text.get_window_extent()
         nearest = np.clip(spot, box.min, box.max)
         assert np.hypot(*(nearest - spot)) < 15 * 150 / 72
 
@@ -139,7 +144,7 @@ def test_progress_has_a_mark_a_teacher_and_data_set_and_the_mean_rho_above():
         }
         for d in ("d0", "d1")
         for r in ("FT", "CAL")
-        for t, v in zip("abc", (1.0, 2.0, 4.0))
+        for t, v in zip("abc", (1.0, 2.0, 4.0), strict=True)
     ]
     figure = plots.progress(pd.DataFrame(rows), list("abc"))
     for axis in figure.axes:
@@ -148,7 +153,7 @@ def test_progress_has_a_mark_a_teacher_and_data_set_and_the_mean_rho_above():
             [20, 2],
             [40, 4],
         ]
-        assert [hollow(c) for c in axis.collections] == [False, False, True] * 2
+        assert hollow(axis) == [False, False, True] * 2
         assert axis.get_title().endswith("mean rho +0.00 (2 data sets)")
     assert [t.get_text() for t in figure.axes[-1].get_legend().get_texts()] == ["a", "b", "c"]
     one = plots.progress(pd.DataFrame(rows).query("dataset == 'd0'"), list("abc")).axes[0]
@@ -164,7 +169,8 @@ def test_a_rule_that_sees_students_says_how_much_of_their_training_it_takes():
     dots = plots.regret(selection.selection_outcomes(table, students), ["R12", "pilot", "random"]).axes[0]
     marked = "pilot, after 10% of all trainings"
     assert [t.get_text() for t in dots.get_yticklabels()] == ["R12", marked, "random"]
-    colours = {t.get_text(): bar.get_facecolor() for t, bar in zip(bars.get_yticklabels(), bars.patches)}
+    rules = [t.get_text() for t in bars.get_yticklabels()]
+    colours = {rule: bar.get_facecolor() for rule, bar in zip(rules, bars.patches, strict=True)}
     assert len({colours[name] for name in ("R12", marked, "random")}) == 3
     assert {"best, after 100% of all trainings", "TAC"} <= set(colours)
 
@@ -188,7 +194,8 @@ def test_the_most_confused_pair_is_on_top_whichever_was_taken_for_the_other():
         pairs=2,
     ).axes[0]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["gull\ntern", "tern\nskua"]
-    assert [np.asarray(c.get_offsets()).tolist() for c in axis.collections] == [
+    marks = [c for c in axis.collections if isinstance(c, PathCollection)]
+    assert [np.asarray(c.get_offsets()).tolist() for c in marks] == [
         [[50, 0], [0, 1]],
         [[50, 0], [25, 1]],
     ]
@@ -236,7 +243,7 @@ def test_numbers_below_an_axis_do_not_touch(ssp):
     low, high = axis.get_xlim()
     boxes = [t.label1.get_window_extent() for t in axis.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
     assert len(boxes) > 1
-    assert all(left.x1 + 4 < right.x0 for left, right in zip(boxes, boxes[1:]))
+    assert all(left.x1 + 4 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("number", [4, 5])
@@ -267,8 +274,9 @@ def test_the_shares_of_strong_groups_say_where_no_order_is_significant(number, w
     assert title == (f"of {number} teachers no order is significant, however strong" if warned else "")
 
 
-def hollow(collection):
-    return not len(collection.get_facecolors())
+def hollow(axis):
+    """Which points of an axis are not filled."""
+    return (axis.collections[0].get_facecolors()[:, 3] == 0).tolist()
 
 
 def test_a_teacher_whose_r12_has_no_meaning_is_hollow_there_and_filled_elsewhere():
@@ -276,18 +284,13 @@ def test_a_teacher_whose_r12_has_no_meaning_is_hollow_there_and_filled_elsewhere
         ratio12_nonpositive=[0, 0.011, 0.01, 0, 0, 0], parameters=[1e6, 2e6, 3e6] * 2
     )
     figure = plots.metric_scatter(table, ["ratio12", "ssp"], ["a", "b", "c"])
-    assert [[hollow(c) for c in axis.collections] for axis in figure.axes] == [[False, True, False]] + [
-        [False] * 3
-    ] * 3
+    assert [hollow(axis) for axis in figure.axes] == [[False, True, False]] + [[False] * 3] * 3
     order = plots.ranks(table, ["ratio12", "ssp"], ["a", "b", "c"])
     assert [[line.get_markerfacecolor() == "white" for line in axis.lines] for axis in order.axes] == [
         [False, True, False]
     ] + [[False] * 3] * 3
     size = plots.capacity(table, "ratio12", ["a", "b", "c"])
-    assert [[hollow(c) for c in axis.collections] for axis in size.axes] == [
-        [False, True, False],
-        [False] * 3,
-    ]
+    assert [hollow(axis) for axis in size.axes] == [[False, True, False], [False] * 3]
     for drawn in (figure, order, size):
         assert "more than 1% of this teacher's samples" in drawn.get_supxlabel()
     assert not plots.metric_scatter(table, ["ssp"], ["a", "b", "c"]).get_supxlabel()
@@ -297,15 +300,57 @@ def test_a_teacher_whose_r12_has_no_meaning_is_hollow_there_and_filled_elsewhere
 @pytest.mark.parametrize("strategies", [("FT",), ("FT", "TGDA")])
 def test_the_marks_of_accuracies_lie_whole_inside_their_axis(number, strategies):
     teachers = [f"{TEACHERS[-1]}_{i}" for i in range(number)]
-    axis = plots.accuracies(points(strategies, teachers=teachers), teachers).axes[0]
+    axis = plots.accuracies(points(strategies, teachers=teachers).assign(seed=0), teachers).axes[0]
     axis.figure.draw_without_rendering()
-    for line in axis.lines:
-        at, reach = (
-            axis.transData.transform(line.get_xydata()[0]),
-            line.get_markersize() / 2 * axis.figure.dpi / 72,
-        )
-        assert axis.bbox.x0 <= at[0] - reach and at[0] + reach <= axis.bbox.x1
+    marks = [line for line in axis.lines if line.get_marker() in plots.SHAPES]
+    spots = axis.transData.transform(np.vstack([line.get_xydata() for line in marks]))
+    radius = marks[0].get_markersize() / 2 * axis.figure.dpi / 72
+    assert (spots[:, 0] - radius >= axis.bbox.x0).all() and (spots[:, 0] + radius <= axis.bbox.x1).all()
+    assert len(spots) == number * len(strategies)
+    assert axis.bbox.width > 0.8 * len(strategies) * axis.figure.dpi
+
+
+def test_an_accuracy_is_a_mean_with_its_range_over_seeds():
+    table = points(("FT",), teachers=["a", "b"]).assign(seed=0, accuracy=[0.2, 0.5])
+    again = table.assign(seed=1, accuracy=[0.4, 0.5])
+    axis = plots.accuracies(pd.concat([table, again]), ["a", "b"]).axes[0]
+    heights = [line.get_ydata() for line in axis.lines if len(line.get_ydata())]
+    assert [list(h) for h in heights if len(h) == 1] == [[pytest.approx(30)], [50]]
+    assert [list(h) for h in heights if len(h) == 2] == [pytest.approx([20, 40]), [50, 50]]
+
+
+def test_a_teacher_has_its_colour_in_every_figure():
+    logits = {"b": np.eye(3) + 1, "student": np.eye(3) + 2}
+    colour = to_rgba(plots.PALETTE[1])
+    labels = np.arange(3)
+    lines = plots.reliability(logits, labels, ["a", "b"]).axes[0].lines
+    assert to_rgba(lines[1].get_color()) == colour and to_rgba(lines[2].get_color()) != colour
+    marks = plots.confused_pairs(logits, labels, "xyz", teachers=["a", "b"]).axes[0].collections[1:]
+    assert tuple(marks[0].get_facecolor()[0]) == colour and tuple(marks[1].get_facecolor()[0]) != colour
+    boxes = plots.ratio_boxplot(logits, ["a", "b"]).axes[0].patches
+    assert boxes[0].get_facecolor() == colour and boxes[1].get_facecolor() != colour
+    history = pd.DataFrame({"run": ["b"], "epoch": 0, "ce": 1.0, "train_accuracy": 0.5})
     assert (
-        len(axis.lines) == number * len(strategies)
-        and axis.bbox.width > 0.8 * len(strategies) * axis.figure.dpi
+        to_rgba(plots.curves(history, title="", teachers=["a", "b"]).axes[0].lines[0].get_color()) == colour
     )
+    table = points(("FT",), teachers=["b"]).assign(seed=0)
+    assert (
+        tuple(plots.metric_scatter(table, ["tac"], ["a", "b"]).axes[0].collections[0].get_facecolor()[0])
+        == colour
+    )
+
+
+def test_a_running_mean_has_its_band():
+    epochs = pd.DataFrame({"epoch": range(3), "ratio12": [1.0, 2.0, 3.0], "teacher": "a", "recipe": "FT"})
+    axis = plots.stability(epochs, "ratio12", ["a"]).axes[0]
+    assert axis.lines[0].get_ydata().tolist() == [1, 1.5, 2]
+    bounds = axis.collections[0].get_paths()[0].vertices
+    at_two = bounds[bounds[:, 0] == 2, 1]
+    assert sorted(set(at_two)) == pytest.approx([0.5, 2.5])  # two views 1 apart: a standard error of 0.5
+
+
+def test_the_mean_regret_has_an_interval_over_six_data_sets():
+    values = {"rule": "R12", "cost": 0.0, "regret": np.arange(6) / 100, "dataset": list("abcdef")}
+    axis = plots.regret(pd.DataFrame(values), ["R12"]).axes[0]
+    expected = blocks.mean_interval(np.arange(6.0), list("abcdef"))
+    assert axis.lines[1].get_xdata() == pytest.approx(expected)

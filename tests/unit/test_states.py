@@ -2,18 +2,17 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fgkd import cli, records, stages
+from fgkd import records, stages
 from fgkd import study as studies
 from fgkd.data import datasets
 from fgkd.distillation import training
-from fgkd.engine import states
+from fgkd.engine import run, states
 from fgkd.study import Job, StudyError
 
 PHOTOS = {
@@ -74,9 +73,9 @@ def garden(make_study, tmp_path):
 def test_photos_that_changed_make_their_cells_stale_and_are_counted(garden, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "train" / "rose" / "0.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "train" / "rose" / "new.png")
-    found = anew(garden)
-    assert found.pop("data/garden") == "of 13 photos 2 are new, moved or changed, and 1 of before are gone"
-    assert set(found.values()) == {"what it reads is made anew"} and len(found) == len(garden.jobs()) - 1
+    reasons = anew(garden)
+    assert reasons.pop("data/garden") == "of 13 photos 2 are new, moved or changed, and 1 of before are gone"
+    assert set(reasons.values()) == {"an input is recomputed"} and len(reasons) == len(garden.jobs()) - 1
 
 
 def test_photos_that_swapped_their_classes_make_their_cells_stale(garden, tmp_path):
@@ -112,11 +111,10 @@ def test_a_study_without_its_photos_is_done_by_its_records(garden, tmp_path):
         "distill/garden/FT/resnet",
     ]
     (garden.path(Job("report")) / "result.json").unlink()
-    with pytest.raises(
-        StudyError,
-        match="garden: root '.*photos' is not a folder.*3 of the 4 notebooks that are left need these photos",
-    ):
-        cli._left_of(studies.load(garden.file))
+    message = r"root '.*photos' is not a folder.*3 of the 4 notebooks that are left need these photos"
+    with pytest.raises(StudyError, match=f"garden: {message}"):
+        study = studies.load(garden.file)
+        run.check_inputs(study, run.jobs_to_run(study))
 
 
 def test_the_photos_are_read_once(garden, monkeypatch):
@@ -145,8 +143,8 @@ def test_a_new_student_or_loss_runs_itself_and_the_banks_that_it_reads(finished,
             k.startswith(("data", "teacher")) for k in left
         )
     before = {f: f.stat().st_mtime_ns for f in finished.folder.rglob("record.json") if "students" in str(f)}
-    run = stages.distill(study, "birds", "resnet", "FT")
-    assert list(run.students) == [("small", "kd"), ("small", "pkt")]
+    result = stages.distill(study, "birds", "resnet", "FT")
+    assert list(result.students) == [("small", "kd"), ("small", "pkt")]
     assert before == {f: f.stat().st_mtime_ns for f in before}
 
 
@@ -178,9 +176,9 @@ def test_names_that_look_alike_share_no_folder(make_study):
             "recipes.student.epochs": 1,
         }
     )
-    run = stages.distill(study, "birds", "resnet", "FT")
-    assert len({r.folder for r in run.students.values()}) == len(run.students) == 4
-    logits = run.logits()
+    result = stages.distill(study, "birds", "resnet", "FT")
+    assert len({r.folder for r in result.students.values()}) == len(result.students) == 4
+    logits = result.logits()
     assert not np.array_equal(logits["s", "a-kd"], logits["s-a", "kd"])
 
 
@@ -213,9 +211,9 @@ def test_stages_that_compute_on_no_device_run_where_the_studys_gpu_is_absent(mak
 
 @pytest.mark.fault("the baseline diverges")
 def test_a_baseline_that_diverges_takes_no_teachers_students_along(finished, monkeypatch, capsys):
-    run = stages.distill(finished, "birds", "none", "CE")
-    assert stages.baseline(finished, "birds").to_dict() == run.rows.set_index("student").accuracy.to_dict()
-    (run.students["small", "ce"].folder / "record.json").unlink()
+    result = stages.distill(finished, "birds", "none", "CE")
+    assert stages.baseline(finished, "birds").to_dict() == result.rows.set_index("student").accuracy.to_dict()
+    (result.students["small", "ce"].folder / "record.json").unlink()
     plain = training.cross_entropy
 
     def spoilt(labels):
@@ -233,8 +231,8 @@ def test_a_baseline_that_diverges_takes_no_teachers_students_along(finished, mon
 def test_an_online_study_has_the_banks_metrics_and_stores_a_few_views(make_study, monkeypatch):
     monkeypatch.setattr(stages, "SHOWN_VIEWS", 1)
     stored, online = make_study({}, "stored"), make_study({"online": True}, "online")
-    (run, bank), (other, few) = (stages.bank(study, "birds", "resnet", "FT") for study in (stored, online))
-    assert run.rows.equals(other.rows) and bank.arrays["logits"].shape[0] == 2
+    (result, bank), (other, few) = (stages.bank(study, "birds", "resnet", "FT") for study in (stored, online))
+    assert result.rows.equals(other.rows) and bank.arrays["logits"].shape[0] == 2
     assert few.arrays["logits"].shape == (1, 24, 4) and np.array_equal(
         few.arrays["logits"][0], bank.arrays["logits"][0]
     )
@@ -255,9 +253,9 @@ def test_students_see_no_more_views_than_they_ask_for_and_share_them(make_study,
         "epoch",
         lambda self, seed, view: (drawn.append((seed, view)), epoch(self, seed, view))[1],
     )
-    run = stages.distill(study, "birds", "resnet", "FT")
+    result = stages.distill(study, "birds", "resnet", "FT")
     seed = study.seed_for("student views", "birds")
-    assert len(run.table("history")) == 5 and {view for s, view in drawn if s == seed} == {0, 1}
+    assert len(result.table("history")) == 5 and {view for s, view in drawn if s == seed} == {0, 1}
     assert [view for s, view in drawn if s == seed][-5:] == [0, 1, 0, 1, 0]
 
 
@@ -293,18 +291,3 @@ def test_a_teacher_whose_weights_are_gone_is_named_before_it_trains_anew(finishe
         "teacher/birds/FT/resnet has its record, but not model.safetensors, needed now: it is computed anew"
         in capsys.readouterr().out
     )
-
-
-def test_two_study_files_of_one_name_do_not_share_a_folder(tiny, tmp_path, capsys):
-    with cli._only_driver(tiny):
-        pass
-    (tmp_path / "other").mkdir()
-    (other := tmp_path / "other" / "tiny.yaml").write_text("# another\n" + Path(tiny.file).read_text())
-    with pytest.raises(
-        StudyError, match=f"'{tiny.folder}' holds the results of '{tiny.file}': give this study another name"
-    ):
-        with cli._only_driver(studies.load(str(other))):
-            pass
-    Path(tiny.file).unlink()
-    with cli._only_driver(studies.load(str(other))):
-        pass

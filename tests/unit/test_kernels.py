@@ -1,4 +1,4 @@
-"""Warm kernels: papermill runs notebooks in them, sees when they die, and takes them along when it is killed."""
+"""Warm kernels: papermill runs notebooks in them, sees when they die, and takes them along when killed."""
 
 import contextlib
 import fcntl
@@ -33,7 +33,12 @@ PAPERMILL = [
     "in.ipynb",
     "out.ipynb",
 ]
-SLEEP = "import os, time\nopen('pids.part', 'w').write(f'{os.getpid()} {os.getppid()}')\nos.rename('pids.part', 'pids')\ntime.sleep(600)"
+SLEEP = """
+import os, time
+open('pids.part', 'w').write(f'{os.getpid()} {os.getppid()}')
+os.rename('pids.part', 'pids')
+time.sleep(600)
+"""
 DRIVER = f"""
 import fcntl, os, subprocess, time
 from fgkd.engine import kernels
@@ -258,7 +263,7 @@ def test_a_kernel_that_is_a_new_python_ends_with_papermill_too(tmp_path, wait_fo
 
 def test_a_mistyped_fgkd_warm_is_refused():
     with (
-        pytest.raises(ValueError, match="FGKD_WARM is 'no': expected 1, .* or 0"),
+        pytest.raises(ValueError, match=r"FGKD_WARM is 'no': expected 1, .* or 0"),
         kernels.warm(os.environ | {"FGKD_WARM": "no"}),
     ):
         pass
@@ -285,23 +290,24 @@ def test_a_notebook_runs_whatever_the_length_of_the_temporary_folders_path(lengt
 
 
 @pytest.mark.parametrize(
-    "gpu, slots, seen", [("0", "5,7", ""), ("1", "5,7", "5"), ("1", "", "3"), ("", "5,7", "3")]
+    "gpu, slots, visible", [("0", "5,7", ""), ("1", "5,7", "5"), ("1", "", "3"), ("", "5,7", "3")]
 )
-def test_a_run_sees_the_gpu_of_its_slot_and_none_where_it_asks_for_none(tmp_path, gpu, slots, seen):
-    asked = {
+def test_a_run_sees_the_gpu_of_its_slot_and_none_where_it_asks_for_none(tmp_path, gpu, slots, visible):
+    variables = {
         "FGKD_GPU": gpu,
         "FGKD_GPUS": slots,
         "CUDA_VISIBLE_DEVICES": "3",
         "FGKD_RUNS": str(tmp_path),
         "FGKD_WARM": "0",
     }
-    done, values = execute(tmp_path, "import os\nos.environ['CUDA_VISIBLE_DEVICES']", variables=asked)
-    assert done.returncode == 0 and values == [repr(seen)]
+    done, values = execute(tmp_path, "import os\nos.environ['CUDA_VISIBLE_DEVICES']", variables=variables)
+    assert done.returncode == 0 and values == [repr(visible)]
 
 
 HELD = """
 import fcntl, os
-held, lock = False, open(os.environ["FGKD_RUNS"] + "/.gpu-0")
+held = False
+lock = open(os.environ["FGKD_RUNS"] + "/.gpu-0")
 try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
@@ -312,21 +318,21 @@ held
 
 def test_a_slot_is_held_until_the_kernel_ends(tmp_path):
     for warm in ("0", "1"):
-        asked = {"FGKD_GPU": "1", "FGKD_GPUS": "5", "FGKD_RUNS": str(tmp_path), "FGKD_WARM": warm}
-        done, values = execute(tmp_path, HELD, variables=asked)
+        variables = {"FGKD_GPU": "1", "FGKD_GPUS": "5", "FGKD_RUNS": str(tmp_path), "FGKD_WARM": warm}
+        done, values = execute(tmp_path, HELD, variables=variables)
         assert done.returncode == 0 and values == ["True"]
 
 
 @needs_proc
 @pytest.mark.fault("a kernel's client closes early")
-@pytest.mark.parametrize("said", [b"", b'{"arguments": ['])
-def test_a_client_that_closes_before_it_has_asked_leaves_no_process(said, wait_for):
+@pytest.mark.parametrize("part", [b"", b'{"arguments": ['])
+def test_a_client_that_closes_before_it_has_asked_leaves_no_process(part, wait_for):
     with kernels.warm(os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0"}) as (environment, server):
         handlers = psutil.Process(server).children
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(f"{environment['FGKD_SOCKETS']}/socket")
             assert wait_for(handlers)
-            client.sendall(said)
+            client.sendall(part)
         assert wait_for(lambda: not handlers())
 
 

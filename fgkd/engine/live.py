@@ -1,0 +1,177 @@
+"""The live view of a run: what runs now, what failed, and when all ends.
+
+Where standard error is no terminal, a run is a line for each job that ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from statistics import mean
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fgkd.engine import states
+from fgkd.engine.run import TRAINED, Event
+from fgkd.engine.terminal import COLOURS, console_for, duration, table_of
+from fgkd.study import Job, Study
+
+REFRESHES = 2  # a second
+
+
+@contextlib.contextmanager
+def reporter(study: Study, jobs: list[Job]) -> Iterator[Callable[[Event], None]]:
+    """Yield what shows the events of a run of these jobs: a live view, or a line for each that ended."""
+    view = RunView(study, jobs, console_for(sys.stderr))
+    if view.console.is_terminal:
+        with Live(view, console=view.console, refresh_per_second=REFRESHES, transient=True):
+            yield view.update
+    else:
+        yield view.update
+
+
+@contextlib.contextmanager
+def json_reporter(study: Study, jobs: list[Job]) -> Iterator[Callable[[Event], None]]:
+    """Yield what prints each event as a line of JSON."""
+    print_json("start", study=study.name, jobs=[job.id for job in jobs])
+    yield lambda event: print_json(event.kind, job=event.job.id, **event.values)
+
+
+def print_json(event: str, **values) -> None:
+    """Print an event as a line of JSON."""
+    print(json.dumps({"event": event} | values), flush=True)
+
+
+class RunView:
+    """The state of a run of `jobs`, drawn by rich; a job that ends is printed above it."""
+
+    def __init__(self, study: Study, jobs: list[Job], console: Console):
+        self.study = study
+        self.jobs = jobs
+        self.console = console
+        self.kinds: dict[Job, str] = {}
+        self.begun: dict[Job, float] = {}
+        self.progress: dict[Job, dict] = {}
+        self.errors: dict[Job, str] = {}
+        self.durations: dict[str, list[float]] = defaultdict(list)  # of the jobs that are done, by stage
+        for job in study.jobs():
+            if job.stage in TRAINED and job not in jobs:
+                self._add_duration(job, states.state(study, job)["seconds"])
+
+    def update(self, event: Event) -> None:
+        """Take in what happened, and print a line where a job ended."""
+        job = event.job
+        if event.kind == "progress":
+            self.progress[job] = event.values
+            return
+        self.kinds[job] = event.kind
+        self.progress.pop(job, None)
+        self.errors.pop(job, None)
+        match event.kind:
+            case "running":
+                self.begun[job] = time.time()
+            case "done":
+                self._add_duration(job, event.values["seconds"])
+                self._print(f"{self._number('done')}/{len(self.jobs)}", job, event.values["result"])
+            case "failed":
+                self.errors[job] = event.values["error"]
+                self._print("FAILED:", job, event.values["error"], "red")
+
+    def seconds_left(self) -> tuple[float, bool]:
+        """Seconds until all jobs have ended, and whether they are a lower bound.
+
+        A job takes what those of its stage took on average, and as many run at a time as run now.
+        """
+        seconds = 0.0
+        is_bound = False
+        for job in self.jobs:
+            if self.kinds.get(job) in ("done", "failed") or job.stage not in TRAINED:
+                continue
+            training = training_seconds_left(self.progress.get(job)) or 0.0
+            if self.durations[job.stage]:
+                spent = time.time() - self.begun.get(job, time.time())
+                seconds += max(mean(self.durations[job.stage]) - spent, training)
+            else:
+                seconds += training
+                is_bound = True
+        return seconds / max(1, self._number("running")), is_bound
+
+    def __rich__(self) -> RenderableType:
+        done = self._number("done")
+        running = self._number("running")
+        counts = Text.assemble(
+            (self.study.name, "bold"),
+            (f"  {done}/{len(self.jobs)} done", COLOURS["done"]),
+            (f"  {running} running", COLOURS["running"]),
+            (f"  {len(self.errors)} failed", COLOURS["failed"] if self.errors else ""),
+            f"  {len(self.jobs) - done - running - len(self.errors)} waiting",
+        )
+        bar = Table.grid(expand=True, padding=(0, 2))
+        bar.add_row(ProgressBar(total=len(self.jobs), completed=done), self._end())
+        parts: list[RenderableType] = [counts, bar]
+        if running:
+            parts.append(self._running_table())
+        for job, error in self.errors.items():
+            text = f"failed: {job.id}  {error}"
+            parts.append(Text(text, COLOURS["failed"], no_wrap=True, overflow="ellipsis"))
+        return Group(*parts)
+
+    def _running_table(self) -> Table:
+        """One row per running job: its training, epoch, loss, seconds an epoch, and when that ends."""
+        names = ("running now", "epoch", "loss", "s/epoch", "ends in")
+        table = table_of(*names, right=names[1:])
+        for column in table.columns[1:]:
+            column.no_wrap = True
+        for job in self.jobs:
+            if self.kinds.get(job) != "running":
+                continue
+            values = self.progress.get(job)
+            if values is None:
+                spent = duration((time.time() - self.begun[job]) / 3600)
+                table.add_row(Text.assemble(job.id, (f"  for {spent}", "dim")))
+                continue
+            part = f" ({values['part']} of {values['parts']})" if values["parts"] > 1 else ""
+            seconds = values["seconds_per_epoch"]
+            left = training_seconds_left(values)
+            table.add_row(
+                Text.assemble(job.id, (f"  {values['what']}{part}", "dim")),
+                f"{min(int(values['epoch']) + 1, values['epochs'])}/{values['epochs']}",
+                "" if values["loss"] is None else f"{values['loss']:.3f}",
+                "" if seconds is None else f"{seconds:,.1f}",
+                "" if left is None else duration(left / 3600),
+            )
+        return table
+
+    def _end(self) -> str:
+        """When all jobs will have ended."""
+        seconds, is_bound = self.seconds_left()
+        if not seconds:
+            return ""
+        at = time.localtime(time.time() + seconds)
+        clock = time.strftime("%H:%M" if seconds < 12 * 3600 else "%a %H:%M", at)
+        return f"ends in {'at least' if is_bound else 'about'} {duration(seconds / 3600)}, at {clock}"
+
+    def _number(self, kind: str) -> int:
+        return list(self.kinds.values()).count(kind)
+
+    def _add_duration(self, job: Job, seconds: float | None) -> None:
+        if seconds is not None:
+            self.durations[job.stage].append(seconds)
+
+    def _print(self, word: str, job: Job, text: str, style: str = "") -> None:
+        self.console.print(Text(f"{word:>9}  {job.id:44} {text}", style), soft_wrap=True)
+
+
+def training_seconds_left(values: dict | None) -> float | None:
+    """Seconds until the end of a training from its progress file; None where they are not known yet."""
+    if values is None or values["seconds_per_epoch"] is None:
+        return None
+    return (values["epochs"] - values["epoch"]) * values["seconds_per_epoch"]

@@ -1,0 +1,295 @@
+"""A batch run: one driver, its events as they happen, and what the terminal makes of them."""
+
+import json
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from traces import ERROR, notebook, result
+
+from fgkd import cli, records
+from fgkd import study as studies
+from fgkd.engine import live, run, states, terminal
+from fgkd.engine.run import Event
+from fgkd.study import Job, StudyError
+
+TEACHER = Job("teacher", "birds", "resnet", "FT")
+DISTILL = Job("distill", "birds", "resnet", "FT")
+
+
+@pytest.mark.fault("two drivers at once")
+def test_a_second_driver_is_refused_and_the_lock_ends_with_the_first(tiny, capsys):
+    with run.driver_lock(tiny):
+        assert cli.main(["run", tiny.file]) == 2
+        error = capsys.readouterr().err
+        assert "study 'tiny' is being run already: wait for it" in error and len(error.splitlines()) == 1
+    with run.driver_lock(tiny):
+        pass
+
+
+@pytest.mark.fault("an orphan that still writes")
+def test_a_driver_waits_for_the_processes_that_a_killed_one_left(tiny, capsys):
+    with run.driver_lock(tiny) as lock:
+        orphan = subprocess.Popen(["sleep", "1"], pass_fds=[lock])
+    assert capsys.readouterr().err == ""
+    with run.driver_lock(tiny):
+        assert orphan.wait(timeout=0.5) == 0
+    assert capsys.readouterr().err == "waiting for the processes of a run that was killed to end\n"
+
+
+def test_the_driver_of_another_study_is_no_hindrance(tiny, make_study):
+    with run.driver_lock(tiny), run.driver_lock(make_study(name="other")):
+        pass
+
+
+def test_asking_for_the_state_does_not_keep_a_driver_out(tiny):
+    notebook(tiny, TEACHER, duration=None, end_time=None, exception=None)
+    for _ in range(3):
+        states.state(tiny, TEACHER)
+        with run.driver_lock(tiny):
+            pass
+
+
+@pytest.mark.parametrize(
+    "visible, slots", [(None, ["0", "0", "1", "1"]), ("3,GPU-7", ["3", "3", "GPU-7", "GPU-7"])]
+)
+def test_every_gpu_has_as_many_slots_as_runs_may_share_it(make_study, monkeypatch, visible, slots):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert run.gpu_slots(make_study({"device": "auto", "runs_per_gpu": 2})) == slots
+    assert run.gpu_slots(make_study({"device": "cpu", "runs_per_gpu": 2})) == []
+
+
+def test_two_study_files_of_one_name_do_not_share_a_folder(tiny, tmp_path):
+    with run.driver_lock(tiny):
+        pass
+    (tmp_path / "other").mkdir()
+    (other := tmp_path / "other" / "tiny.yaml").write_text("# another\n" + Path(tiny.file).read_text())
+    message = f"'{tiny.folder}' holds the results of '{tiny.file}': give this study another name"
+    with pytest.raises(StudyError, match=message), run.driver_lock(studies.load(str(other))):
+        pass
+    Path(tiny.file).unlink()
+    with run.driver_lock(studies.load(str(other))):
+        pass
+
+
+def play(study, jobs, *steps):
+    """The events of a run in which one step is taken before each look."""
+    steps = list(steps)
+
+    def goes_on():
+        if steps:
+            steps.pop(0)()
+        return bool(steps)
+
+    with run.driver_lock(study):
+        return list(run.follow(study, jobs, goes_on))
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(run, "POLL_SECONDS", 0.01)
+
+
+def progress_of(study, job, **values):
+    value = {"what": "resnet FT", "epoch": 2.5, "epochs": 10, "loss": 1.25, "seconds_per_epoch": 8.0}
+    records.write_json(study.path(job) / "progress.json", value | values)
+
+
+def test_a_run_says_what_starts_how_far_it_is_and_how_it_ends(tiny):
+    (training,) = tiny.student_jobs(DISTILL)
+
+    def fail():
+        notebook(tiny, DISTILL, ERROR, end_time="now", duration=3.0, exception=True)
+        (tiny.path(training) / "progress.json").unlink()
+
+    events = play(
+        tiny,
+        [TEACHER, DISTILL, Job("report")],
+        lambda: notebook(tiny, TEACHER, end_time=None),
+        lambda: progress_of(tiny, TEACHER),
+        lambda: (result(tiny, TEACHER), notebook(tiny, TEACHER, end_time="now", duration=12.5)),
+        lambda: (notebook(tiny, DISTILL, end_time=None), progress_of(tiny, training, epoch=1)),
+        fail,
+    )
+    assert [(event.kind, event.job) for event in events] == [
+        ("running", TEACHER),
+        ("progress", TEACHER),
+        ("done", TEACHER),
+        ("running", DISTILL),
+        ("progress", DISTILL),
+        ("failed", DISTILL),
+    ]
+    assert events[1].values["epoch"] == 2.5 and events[4].values["parts"] == 1
+    assert events[2].values == {"seconds": 12.5, "result": ""}
+    assert events[5].values["error"] == "ValueError: no bank"
+
+
+def test_the_last_look_is_taken_after_the_engine_has_ended(tiny):
+    events = play(tiny, [TEACHER], lambda: (result(tiny, TEACHER), notebook(tiny, TEACHER, end_time="now")))
+    assert [event.kind for event in events] == ["done"]
+
+
+def test_a_failed_job_that_is_tried_again_is_announced_again(tiny):
+    failed = {"end_time": "now", "exception": True}
+    events = play(
+        tiny,
+        [TEACHER],
+        lambda: notebook(tiny, TEACHER, ERROR, **failed),
+        lambda: notebook(tiny, TEACHER, end_time=None),
+        lambda: (result(tiny, TEACHER), notebook(tiny, TEACHER, end_time="now")),
+    )
+    assert [event.kind for event in events] == ["failed", "running", "done"]
+
+
+@pytest.fixture
+def engine(monkeypatch, tmp_path):
+    """(program) -> the words of a command that runs it in place of Snakemake, its kernels elsewhere."""
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "config.yaml").touch()
+
+    def replace(program):
+        monkeypatch.setattr(run, "_command", lambda study, cores: [sys.executable, "-c", program])
+        return ["--profile", str(tmp_path / "profile")]
+
+    return replace
+
+
+def test_what_waits_for_its_turn_is_shown_neither_as_failed_nor_as_running(tiny, engine):
+    other = Job("teacher", "birds", "efficientnet", "FT")
+    notebook(tiny, TEACHER, ERROR, end_time="now", exception=True)
+    notebook(tiny, other, end_time=None)
+    profile = engine("pass")[1]
+    jobs = [TEACHER, other]
+    with run.driver_lock(tiny) as lock, run.start_engine(tiny, jobs, lock, cores=1, profile=profile):
+        assert {states.state(tiny, job)["state"] for job in jobs} == {"waiting"}
+
+
+def test_to_retry_takes_what_failed_and_what_it_waits_for_alone(finished):
+    for job in finished.jobs():
+        result(finished, job)
+    for job in (TEACHER, Job("teacher", "birds", "efficientnet", "FT"), Job("intro")):
+        (finished.path(job) / "result.json").unlink()
+    (finished.path(DISTILL) / "result.json").unlink()
+    notebook(finished, DISTILL, ERROR, end_time="now", exception=True)
+    jobs = run.jobs_to_run(finished, retry_failed=True)
+    assert jobs == [TEACHER, DISTILL] and len(run.jobs_to_run(finished)) == 4
+
+
+def test_a_run_as_json_is_a_line_for_each_event_and_says_how_it_ended(tiny, engine, capsys):
+    words = engine("import sys; sys.exit(3)")
+    assert cli.main(["run", tiny.file, "--json", *words]) == 1
+    shown = capsys.readouterr()
+    start, end = map(json.loads, shown.out.splitlines())
+    assert start["event"] == "start" and start["study"] == "tiny" and len(start["jobs"]) == 25
+    assert end == {
+        "event": "end",
+        "status": 1,
+        "failed": [],
+        "report": str(tiny.folder / "report" / "index.html"),
+    }
+    assert "the engine ended with exit status 3; its log is" in shown.err
+
+
+def test_a_run_without_a_terminal_is_a_line_for_each_job_that_ended(tiny, capsys):
+    with live.reporter(tiny, [TEACHER, DISTILL]) as show:
+        show(Event("running", TEACHER))
+        show(Event("done", TEACHER, {"seconds": 1.0, "result": "TAC 34.2%"}))
+        show(Event("failed", DISTILL, {"error": "ValueError: [no] bank", "log": "x"}))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split() for line in lines] == [
+        ["1/2", TEACHER.id, "TAC", "34.2%"],
+        ["FAILED:", DISTILL.id, "ValueError:", "[no]", "bank"],
+    ]
+
+
+@pytest.fixture
+def view(tiny):
+    """The view of a run of all jobs in which one training runs."""
+    view = live.RunView(tiny, list(tiny.jobs()), Console(file=StringIO()))
+    view.update(Event("running", TEACHER))
+    values = {"what": "resnet FT", "epoch": 2.5, "epochs": 10, "loss": 1.25, "seconds_per_epoch": 8.0}
+    view.update(Event("progress", TEACHER, values | {"part": 2, "parts": 3}))
+    return view
+
+
+def drawn(view, width):
+    console = Console(file=StringIO(), width=width)
+    console.print(view)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_view_says_what_runs_now_what_failed_and_when_it_ends_in_any_terminal(view, width):
+    view.update(Event("failed", DISTILL, {"error": "ValueError: " + "no bank " * 30, "log": "x"}))
+    text = drawn(view, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    for words in ("tiny", "0/25 done", "1 running", "1 failed", "23 waiting", TEACHER.id, "3/10", "1.250"):
+        assert words in text
+    assert "resnet FT (2 of 3)" in text and "1 min" in text and "ends in at least 1 min, at" in text
+    assert f"failed: {DISTILL.id}  ValueError: no bank" in text and text.count("no bank") < 20
+
+
+def test_when_all_ends_follows_from_what_jobs_of_each_stage_took(tiny, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    teachers = [job for job in tiny.jobs() if job.stage == "teacher"]
+    view = live.RunView(tiny, teachers, Console(file=StringIO()))
+    assert view.seconds_left() == (0, True)
+    for job in teachers[:2]:
+        view.update(Event("running", job))
+    now[0] += 10
+    view.update(Event("done", teachers[0], {"seconds": 10.0, "result": ""}))
+    assert len(teachers) == 7 and view.seconds_left() == (0 + 5 * 10, False)
+    view.update(Event("running", teachers[2]))
+    now[0] += 5
+    assert view.seconds_left() == ((0 + 5 + 4 * 10) / 2, False)
+    values = {"epoch": 1, "epochs": 5, "seconds_per_epoch": 3.0}
+    view.update(Event("progress", teachers[1], values))
+    assert view.seconds_left() == ((4 * 3 + 5 + 4 * 10) / 2, False)
+
+
+def test_tables_wrap_in_a_terminal_and_nowhere_else(monkeypatch, capsys, tiny):
+    log = notebook(tiny, TEACHER, ERROR, end_time="now", exception=True)
+    rows = {job: states.state(tiny, job) for job in tiny.jobs()}
+    terminal.show_status(tiny, rows)
+    assert any(line.endswith(log) for line in capsys.readouterr().out.splitlines())
+    monkeypatch.setattr(
+        terminal,
+        "console_for",
+        lambda file: Console(file=file, width=60, force_terminal=True, color_system=None),
+    )
+    terminal.show_status(tiny, rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["state", "seconds", "job", "notebook"] and len(lines) < 40
+    assert max(map(len, lines[:-1])) <= 60 and "ValueError: no bank" in "\n".join(lines)
+
+
+def test_a_table_of_numbers_has_the_leading_columns_that_fit_and_a_table_of_texts_wraps():
+    frame = pd.DataFrame({"metric": ["ratio12", "tac"], "rho": [0.12345, float("nan")], "groups": [3, 12]})
+    table = terminal.frame_table(frame, digits=2, width=len("ratio12  0.12"))
+    assert [column.header for column in table.columns] == ["metric", "rho"]
+    assert list(table.columns[1].cells) == ["0.12", ""]
+    assert len(terminal.frame_table(frame).columns) == 3
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_to_watch_a_study_is_to_see_what_a_run_does_until_it_ends(tiny, monkeypatch, capsys, words):
+    driven = iter([True, True, True])
+    monkeypatch.setattr(states, "is_driven", lambda study: next(driven, False))
+    notebook(tiny, TEACHER, ERROR, end_time="now", exception=True)
+    assert cli.main(["status", "--watch", tiny.file, *words]) == 1
+    shown = capsys.readouterr()
+    if words:
+        failed, status = map(json.loads, shown.out.splitlines()[1:])
+        assert failed["event"] == "failed" and failed["job"] == TEACHER.id
+        assert status["event"] == "status" and status["counts"] == {"waiting": 24, "failed": 1}
+    else:
+        assert f"FAILED:  {TEACHER.id}" in shown.err and shown.out.count("ValueError: no bank") == 1
