@@ -23,7 +23,7 @@ BANK_NOISE = 0.02  # of the largest logit: what another machine or device may di
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run the command line; returns 0 done, 1 failed, 2 bad input or 130 interrupted."""
     options = _parser().parse_args(words)
     try:
         status = options.command(options)
@@ -63,7 +63,7 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run what is left through Snakemake and papermill, then build the report and print its main tables."""
+    """Run what is left through Snakemake and papermill, build the report, print its answer."""
     from fgkd.engine import live, run, states, terminal
     from fgkd.study import load
 
@@ -161,7 +161,7 @@ def bank(options: argparse.Namespace) -> int:
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Measure what a student's step, views, metrics, banks and notebooks cost next to alternatives."""
+    """Measure what steps, views, metrics, banks and notebooks cost next to alternatives."""
     from fgkd.distillation import training
     from fgkd.engine import terminal
     from fgkd.study import PROJECT
@@ -232,6 +232,11 @@ def _parser() -> argparse.ArgumentParser:
     add(bank)
 
     sub = add(bench, study=False)
+    _add_bench_options(sub)
+    return parser
+
+
+def _add_bench_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -244,7 +249,6 @@ def _parser() -> argparse.ArgumentParser:
         help="step, student, views, metrics, bank, growth or notebook (default: all)",
     )
     sub.add_argument("--json", action="store_true", help="all of it as JSON (default: a table in Markdown)")
-    return parser
 
 
 def _profile(folder: str) -> str:

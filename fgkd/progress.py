@@ -29,7 +29,7 @@ class Progress:
         self.written = -SECONDS
 
     def update(self, epoch: float, loss: float | None = None) -> None:
-        """Note the epochs that have ended, with the share of the one that goes on, and their last loss."""
+        """Note how many epochs have ended, with the share of the current one, and the last loss."""
         now = time.monotonic()
         self.first = self.first or (epoch, now)
         self.loss = self.loss if loss is None else loss

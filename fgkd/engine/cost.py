@@ -102,7 +102,7 @@ def passes(study: Study, job: Job) -> Work:
 
 
 def measured(study: Study) -> tuple[Rates, set[str]]:
-    """Throughputs of what has run, from the seconds in its records, and the devices that it ran on.
+    """Throughputs of what has run, from the seconds in its records, and its devices.
 
     A training's seconds are shared out over all images that pass through a network in it.  Of a run that was
     interrupted only the seconds of its last part are known, which makes it seem fast.

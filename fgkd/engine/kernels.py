@@ -216,7 +216,7 @@ def _setup_no_pipe(thread) -> None:
 
 
 def take_gpu(slots: list[str], folder: Path) -> str:
-    """Lock a free GPU slot until this process ends; returns the GPU's name, waits where none is free.
+    """Lock a free GPU slot until this process ends, waiting for one; returns the GPU's name.
 
     slots: a GPU's name for each run that it takes; folder: where the slots' locks lie.
     """

@@ -29,7 +29,7 @@ REFRESHES = 2  # a second
 
 @contextlib.contextmanager
 def reporter(study: Study, jobs: list[Job]) -> Iterator[Callable[[Event], None]]:
-    """Yield what shows the events of a run of these jobs: a live view, or a line for each that ended."""
+    """Yield what shows a run's events: a live view, or a line for each job that ended."""
     view = RunView(study, jobs, console_for(sys.stderr))
     if view.console.is_terminal:
         with Live(view, console=view.console, refresh_per_second=REFRESHES, transient=True):
@@ -171,7 +171,7 @@ class RunView:
 
 
 def training_seconds_left(values: dict | None) -> float | None:
-    """Seconds until the end of a training from its progress file; None where they are not known yet."""
+    """Seconds until a training ends, from its progress file; None while not known."""
     if values is None or values["seconds_per_epoch"] is None:
         return None
     return (values["epochs"] - values["epoch"]) * values["seconds_per_epoch"]

@@ -28,7 +28,7 @@ Reporter = Callable[[Study, list[Job]], contextlib.AbstractContextManager[Callab
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a job: it is 'running', 'done' or 'failed', or its training made 'progress'.
+    """What happened to a job: 'running', 'done', 'failed', or 'progress' of its training.
 
     values: of a done job `seconds` and `result`, of a failed one `error` and `log`, of progress its file.
     """
@@ -63,7 +63,7 @@ def run_left(study: Study, reporter: Reporter, *, retry_failed: bool, cores: int
 
 
 def jobs_to_run(study: Study, *, retry_failed: bool = False) -> list[Job]:
-    """The jobs that are left, each after those it waits for; or those that failed, with what these need."""
+    """The jobs left, each after those it waits for; or the failed ones with what they need."""
     datasets.look(study)
     left = states.left(study)
     wanted = set(states.failed(study) if retry_failed else left)
@@ -81,7 +81,7 @@ def build_report(study: Study) -> Path:
 
 
 def missing_inputs(study: Study) -> list[str]:
-    """Photos, plugins and weights that the study names and that are not there; photos are read on the way.
+    """Photos, plugins and weights that the study names and that are not there.
 
     Results that are there stay valid without them.
     """
@@ -99,7 +99,7 @@ def missing_inputs(study: Study) -> list[str]:
 
 
 def check_inputs(study: Study, jobs: Iterable[Job]) -> None:
-    """Raise StudyError unless photos, networks and weights that the jobs need are there, and fit."""
+    """Raise StudyError unless the photos, networks and weights of the jobs are there and fit."""
     errors = datasets.look(study)
     needed = [job.dataset for job in jobs]
     for key in dict.fromkeys(needed):
@@ -141,7 +141,7 @@ def check_weights(study: Study, jobs: Iterable[Job]) -> None:
 
 @contextlib.contextmanager
 def driver_lock(study: Study) -> Iterator[int]:
-    """Keep other drivers of the study out; yields the descriptor of a lock for the processes started.
+    """Keep other drivers of the study out; yields a lock's descriptor to hand on.
 
     Waits for the processes that a killed driver left: the second lock, which they inherit, ends with the
     last of them, however that ends.  Raises StudyError where another driver runs, or the folder is taken.
@@ -162,7 +162,7 @@ def driver_lock(study: Study) -> Iterator[int]:
 def start_engine(
     study: Study, jobs: Iterable[Job], lock: int, *, cores: int, profile: str | None = None
 ) -> Iterator[subprocess.Popen]:
-    """Start Snakemake on the jobs in a process group that ends with this process; yields its process.
+    """Start Snakemake on the jobs, in a group that ends with this process; yields its process.
 
     lock: the descriptor of a lock that its kernels hold, too.
     profile: a folder with Snakemake's settings for a cluster, whose nodes start kernels of their own; without
@@ -229,7 +229,7 @@ def follow(study: Study, jobs: Iterable[Job], goes_on: Callable[[], bool]) -> It
 
 
 def gpu_slots(study: Study) -> list[str]:
-    """This machine's GPUs by name, each as often as runs share it; none where the study runs on the CPU."""
+    """This machine's GPUs by name, each as often as runs share it; none for a CPU study."""
     if study.device == "cpu":
         return []
     import torch
@@ -241,7 +241,7 @@ def gpu_slots(study: Study) -> list[str]:
 
 
 def summary(study: Study, job: Job) -> str:
-    """What came out of a job, in a line; a number for each student and loss, where there are several."""
+    """A job's result in a line, with a number for each student and loss."""
     texts = []
     for row in records.rows(study, job):
         if "tac" in row:

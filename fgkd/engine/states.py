@@ -17,7 +17,7 @@ REASONS = 3  # named of a job or a record that has more
 
 
 def state(study: Study, job: Job, known: dict | None = None) -> dict:
-    """A job's state (done, running, failed, interrupted, stale, waiting), seconds, log and error.
+    """A job's state (done, running, failed, interrupted, stale, waiting), time, log and error.
 
     known: fingerprints that were computed already, of use where many jobs are asked for.
     """
@@ -95,7 +95,7 @@ def why(study: Study, job: Job, row: dict, known: dict | None = None) -> str:
 
 
 def running(study: Study, job: Job) -> dict | None:
-    """What the training or bank that a running job is at says of itself: see `progress.Progress`.
+    """The progress of the training or bank that a running job is at (`progress.Progress`).
 
     part, parts: which of the job's trainings it is, of how many.
     """

@@ -37,7 +37,7 @@ def console_for(file: TextIO) -> Console:
 
 
 def show(*items: RenderableType) -> None:
-    """Print to standard output: a `str` as one line however long it is, texts and tables wrapped.
+    """Print to standard output: a `str` as one line, texts and tables wrapped.
 
     Written as one text, so that a closed pipe is the caller's to handle, and not rich's.
     """
@@ -124,7 +124,7 @@ def show_plan(study: Study, counts: dict, estimate: dict, left: dict[Job, str]) 
 
 
 def show_status(study: Study, rows: dict[Job, dict]) -> None:
-    """Print one line per job: its state, seconds and log; of a failed one its error and what it printed last.
+    """Print one line per job: state, seconds, log; of a failed one its error and last output.
 
     rows: as returned by `states.state`.
     """

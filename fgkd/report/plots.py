@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn
 from IPython import get_ipython
+from matplotlib import style as mpl_style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -36,7 +37,7 @@ UNDEFINED = 0.01
 HOLLOW = f"hollow: second logit zero or negative in more than {UNDEFINED:.0%} of this teacher's samples"
 SIDES = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)])
 OUTSIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "title": None}
-STYLE = {
+STYLE: dict[str, Any] = {
     "figure.dpi": 96,
     "savefig.dpi": 150,
     "figure.constrained_layout.use": True,
@@ -59,7 +60,7 @@ def set_style() -> None:
     """Set matplotlib's options for all figures of the study; in a notebook, show figures as PNG."""
     if get_ipython() is not None:
         set_matplotlib_formats("png")
-    matplotlib.rcParams.update(STYLE)
+    mpl_style.use(STYLE)
 
 
 def teacher_styles(teachers: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -79,7 +80,7 @@ def save(figure: Figure, folder: Path, name: str) -> Figure:
 
 
 def contact_sheet(rows: Sequence, titles: Sequence[str], *, side: float = 0.85) -> Figure:
-    """Rows of images (k, H, W, 3) or maps (k, H, W), each with its title; `side` of an image in inches."""
+    """Rows of images (k, H, W, 3) or maps (k, H, W) with titles; `side` in inches."""
     columns = max(map(len, rows))
     figure, axes = _panels(columns, columns * side + 2.2, len(rows) * side, rows=len(rows))
     for axis in axes:
@@ -122,7 +123,7 @@ def logit_bars(logits, titles: Sequence[str]) -> Figure:
 
 
 def top_two(logits, *, title: str, color: str = PALETTE[0]) -> Figure:
-    """The second largest logit of samples (N, C) against the largest, and the distribution of their R12."""
+    """Second largest logit of samples (N, C) against the largest, and a histogram of R12."""
     largest, second = -np.sort(-np.asarray(logits, float), axis=1)[:, :2].T
     figure, (left, right) = _panels(2, 9, 3.4)
     left.scatter(largest, second, s=8, alpha=0.4, color=color, linewidths=0)
@@ -143,7 +144,7 @@ def top_two(logits, *, title: str, color: str = PALETTE[0]) -> Figure:
 
 
 def curves(history: pd.DataFrame, *, title: str, teachers: Iterable[str] = ()) -> Figure:
-    """Loss and training accuracy by epoch, one line per run, in its colour where it is one of `teachers`.
+    """Loss and training accuracy by epoch, one line per run, teachers in their colours.
 
     history: one row per `run` and `epoch`, with `train_accuracy` and the terms of the loss.
     """
@@ -211,7 +212,7 @@ def accuracies(students: pd.DataFrame, teachers: Iterable[str]) -> Figure:
 
 
 def stability(epochs: pd.DataFrame, metric: str, teachers: Iterable[str]) -> Figure:
-    """A metric's mean over the first v views, with a band of two standard errors; a panel per recipe."""
+    """A metric's mean over the first v views, two standard errors around it; a panel per recipe."""
     palette, markers = teacher_styles(teachers)
     recipes = epochs.recipe.unique()
     figure, axes = _panels(len(recipes), 4.6 * len(recipes), 3.2)
@@ -263,7 +264,7 @@ def metric_scatter(points: pd.DataFrame, metrics: Sequence[str], teachers: Itera
 
 
 def ranks(points: pd.DataFrame, metrics: Sequence[str], teachers: Iterable[str]) -> Figure:
-    """Ranks of the teachers by a metric (left) and by their students (right), per strategy and metric.
+    """Ranks of teachers by a metric (left) and by their students (right), per strategy.
 
     The best in the claimed direction is on top; points and hollow marks as in `metric_scatter`.
     """
@@ -316,7 +317,7 @@ def capacity(points: pd.DataFrame, metric: str, teachers: Iterable[str]) -> Figu
 
 
 def progress(trained: pd.DataFrame, teachers: Iterable[str]) -> Figure:
-    """R12 against the teacher's accuracy on the students' views: one panel per recipe, a mark per dataset.
+    """R12 against the teacher's accuracy on the students' views, one panel per recipe.
 
     The title has the mean over datasets of Spearman's rho; hollow marks as in `metric_scatter`.
 
@@ -340,7 +341,7 @@ def progress(trained: pd.DataFrame, teachers: Iterable[str]) -> Figure:
 
 
 def reliability(logits: dict[str, np.ndarray], labels: np.ndarray, teachers: Iterable[str] = ()) -> Figure:
-    """Accuracy against confidence in 15 bins of equal width, with the expected calibration error.
+    """Accuracy against confidence in 15 equal bins, with the expected calibration error.
 
     logits: (N, C) of each name, in its colour where it is one of `teachers`; labels: (N,).
     """
@@ -367,7 +368,7 @@ def confused_pairs(
     pairs: int = 8,
     teachers: Iterable[str] = (),
 ) -> Figure:
-    """The pairs of classes most often taken for each other: the share of their images, a mark per name.
+    """The pairs of classes most often confused: the share of their images, a mark per name.
 
     logits: (N, C) of each name, in its colour where it is one of `teachers`; labels: (N,); classes: C names.
     """
@@ -394,7 +395,7 @@ def confused_pairs(
 
 
 def rho_heatmap(correlations: pd.DataFrame, metrics: Sequence[str] = ("ratio12", "ssp", "tac")) -> Figure:
-    """Spearman's rho times the claimed direction, one row per metric and one column per group; blue agrees.
+    """Spearman's rho times the claimed direction, a row per metric, a column per group.
 
     Of more than 16 groups one panel per metric of `metrics`, datasets by strategies, means over students and
     further losses.
@@ -424,7 +425,7 @@ def rho_heatmap(correlations: pd.DataFrame, metrics: Sequence[str] = ("ratio12",
 
 
 def strengths(correlations: pd.DataFrame, metrics: Sequence[str], null: float | None) -> Figure:
-    """Share of groups by strength of abs(rho), one bar per metric; dashed: strong ones under the null.
+    """Share of groups by strength of abs(rho), a bar per metric; dashed: under the null.
 
     The title says so where groups have so few teachers that no ranking of them is significant.
     """
@@ -464,7 +465,7 @@ def selection_chart(rules: pd.DataFrame) -> Figure:
 
 
 def regret(outcomes: pd.DataFrame, rules: Sequence[str]) -> Figure:
-    """What each rule's pick loses against the group's best teacher: a dot per group, in black their mean.
+    """What each rule's pick loses against the best teacher: a dot per group, black the mean.
 
     The mean has its 95 % interval over datasets where there are six.  Dots are spread by a fixed pattern, as
     seaborn's strips draw unseeded random numbers; colours as in `selection_chart`.
@@ -553,15 +554,17 @@ def _name_points(axis: Axes, x: pd.Series, y: pd.Series, names: pd.Series) -> No
     """
     known = x.notna() & y.notna()
     spots = np.column_stack([x[known], y[known]])
-    look = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "va": "center", "in_layout": False}
+    look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "va": "center"}
     labels = [
-        axis.annotate(name, spot, (0, 0), **look) for name, spot in zip(names[known], spots, strict=True)
+        axis.annotate(name, spot, (0, 0), in_layout=False, **look)
+        for name, spot in zip(names[known], spots, strict=True)
     ]
     scale = 72 / axis.figure.dpi  # from pixels to points
     spots = scale * axis.transData.transform(spots)
     half = scale * np.array([label.get_window_extent().size for label in labels])[:, None] / 2
     places = np.hstack([spots[:, None] + SIDES * (half + gap) for gap in (7, 13, 20, 28)])
-    outside = (places - half < scale * axis.bbox.min) | (places + half > scale * axis.bbox.max)
+    low, high = scale * axis.bbox.get_points()
+    outside = (places - half < low) | (places + half > high)
     on_points = np.abs(places[:, :, None] - spots) < half[:, None] + 5
     costs = 9 * outside.any(-1) + on_points.all(-1).sum(-1)
     chosen = np.full_like(spots, np.nan)
@@ -569,4 +572,4 @@ def _name_points(axis: Axes, x: pd.Series, y: pd.Series, names: pd.Series) -> No
         chosen[i] = np.nan
         on_names = np.abs(places[i, :, None] - chosen) < half[i] + half[:, 0]
         chosen[i] = places[i, np.argmin(costs[i] + on_names.all(-1).sum(-1))]
-        labels[i].xyann = chosen[i] - spots[i]
+        labels[i].xyann = tuple(chosen[i] - spots[i])
