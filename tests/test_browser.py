@@ -234,6 +234,7 @@ def tab(tmp_path_factory, wait_for):
         yield tab
         tab.session = {}
         tab("Browser.close")
+        tab.socket.close()
     finally:
         browser.terminate()
         browser.wait(20)
