@@ -16,10 +16,10 @@ from fgkd import records
 from fgkd import study as studies
 from fgkd.data import datasets
 from fgkd.engine import kernels, states
+from fgkd.metrics.claims import UNDEFINED
 from fgkd.study import PROJECT, Job, Study, StudyError
 
 POLL_SECONDS = 0.5
-UNDEFINED = 0.01  # share of views in which R12 means nothing, above which it is flagged
 TRAINED = ("teacher", "bank", "distill")  # stages whose jobs run networks
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+UNDEFINED = 0.01  # share of views with a second logit <= 0, above which ratios of raw logits mean nothing
 RULES = ("best", "random", "no teacher")  # of choosing a teacher, next to one per metric, by its label
 # columns of the tables, which no plugin's metric may have for a name
 RESERVED = frozenset(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from fgkd import records
 from fgkd.analysis import correlation, findings, groups, paper, selection
-from fgkd.metrics.claims import METRICS
+from fgkd.metrics.claims import METRICS, UNDEFINED
 from fgkd.report import plots
 from fgkd.report.site import STATES, Entry, Site, Table, write
 from fgkd.study import Job, Study
@@ -121,7 +121,7 @@ def notes(study: Study) -> list[str]:
             sentences += [f"{job.dataset}: {note}" for note in copies]
             row = record["rows"][0]
             share = row.get("ratio12_nonpositive", 0)
-            if share > plots.UNDEFINED:
+            if share > UNDEFINED:
                 teacher = f"{job.dataset}, {job.strategy} teacher {job.teacher}"
                 sentences.append(
                     f"{teacher}: the second logit is 0 or negative in {share:.1%} of views, "
@@ -213,7 +213,7 @@ def _describe_missing(job: Job, state: Mapping) -> str:
 
 def _standings_table(standings: pd.DataFrame, picks: pd.DataFrame) -> Table:
     """The teachers in a reader's words, with the paper's rules that pick each."""
-    undefined = standings.ratio12_nonpositive > plots.UNDEFINED
+    undefined = standings.ratio12_nonpositive > UNDEFINED
     columns = {
         "teacher": standings.teacher,
         "student accuracy": _format(standings.accuracy, "{:.1%}") + _format(standings.error, " ± {:.1%}"),

@@ -25,15 +25,14 @@ import fgkd.metrics
 from fgkd.analysis import correlation
 from fgkd.analysis.blocks import mean_interval
 from fgkd.analysis.groups import GROUP
-from fgkd.metrics.claims import METRICS
+from fgkd.metrics.claims import METRICS, UNDEFINED
 
 # Okabe and Ito's palette, told apart by colour-blind readers; the shapes tell apart what grey print does not.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
 SHAPES = "osD^vPX*"
 GREY, LIGHT_GREY = "#8A8A8A", "#C8C8C8"
-# A ratio of raw logits has no meaning where the second is not positive: above this share figures say so.
+# Ratios of raw logits, which have no meaning where the second is not positive: figures then say so.
 RATIOS = ("ratio12", "ratio12_median", "ratio13", "ratio23")
-UNDEFINED = 0.01
 HOLLOW = f"hollow: second logit zero or negative in more than {UNDEFINED:.0%} of this teacher's samples"
 SIDES = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)])
 OUTSIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "title": None}
