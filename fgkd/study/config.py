@@ -338,7 +338,7 @@ class StudyConfig(Section):
     threads: Count = 1  # CPU threads of one run
     online: StrictBool = False  # true runs the teacher in every step instead of reading the bank
     compile: StrictBool = False  # true runs networks through torch.compile
-    plugins: tuple[RelativePath, ...] = ()  # Python files that register networks with timm, or define losses
+    plugins: tuple[RelativePath, ...] = ()  # Python files that add networks, losses or metrics
     views: Views = Field(default_factory=Views)  # sizes of images and crops
     datasets: dict[Name, DataSpec] = Field(min_length=1)  # each below its name
     pretext: DataSpec | None = None  # the dataset on which teachers with weights 'pretext' are trained first
