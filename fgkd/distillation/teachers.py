@@ -79,7 +79,7 @@ def build(study: Study, job: Job, classes: int, pretext_weights: Path | None = N
         return model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cal.CAL(model.net, classes, study.recipe("CAL", spec).maps)
+        return cal.CAL(model.net, classes, study.recipe("CAL", spec).maps, spec.resolution)
 
 
 def transfer_scores(

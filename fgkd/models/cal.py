@@ -98,8 +98,8 @@ class CAL(Classifier):
     has no `prune_intermediate_layers` loses its classifier and keeps whatever else it has.
     """
 
-    def __init__(self, net: Any, classes: int, maps: int):
-        super().__init__(net)
+    def __init__(self, net: Any, classes: int, maps: int, resolution: int = 0):
+        super().__init__(net, resolution)
         width = net.feature_info[-1]["num_chs"]
         self.norm = _behead(net, width)
         self.attention = Attention(width, classes, maps)

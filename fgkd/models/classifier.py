@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fgkd.models import van  # noqa: F401  (registers VAN with timm)
 from fgkd.records import write_bytes
@@ -39,8 +40,10 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: Any):
+    def __init__(self, net: Any, resolution: int = 0):
+        """net: the timm network; resolution: side in pixels to which it resizes images, 0 for none."""
         super().__init__()
+        self.resolution = resolution
         if not hasattr(net, "get_classifier"):
             raise StudyError(
                 f"'{type(net).__name__}' has no get_classifier(): expected timm's method that "
@@ -55,7 +58,10 @@ class Classifier(nn.Module):
             self.register_buffer(name, pixels, persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Subtract the network's own mean and divide by its std, channels last in memory."""
+        """Resize to the network's own resolution, normalise by its mean and std, channels last."""
+        if self.resolution not in (0, images.shape[-1]):
+            size = (self.resolution, self.resolution)
+            images = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
@@ -116,7 +122,7 @@ def build(spec: Model, classes: int | None, *, crop: int, seed: int) -> Classifi
     A file's weights are loaded strictly, all but the head.
 
     classes: of the head; None keeps the head of pretrained weights.
-    crop: the side of its views, pixels.
+    crop: the side of its views, pixels; with a resolution of its own the network resizes them.
     seed: of the random initialisation.
     Raises StudyError for a name that timm does not know and for weights that are absent or do not fit.
     """
@@ -124,10 +130,10 @@ def build(spec: Model, classes: int | None, *, crop: int, seed: int) -> Classifi
     check_weights(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = _create(spec, classes, crop)
+        net = _create(spec, classes, spec.resolution or crop)
         if spec.weights not in ("none", "pretext") and classes is not None:
             net.reset_classifier(classes)
-    return Classifier(net).to(memory_format=torch.channels_last)
+    return Classifier(net, spec.resolution).to(memory_format=torch.channels_last)
 
 
 def check_name(name: str) -> None:
@@ -235,13 +241,13 @@ def _compute_in_fp32(forward: Callable[[Tensor], Tensor], features: Tensor) -> T
         return forward(features.float())
 
 
-def _create(spec: Model, classes: int | None, crop: int) -> Any:
-    """Create timm's network for views of `crop` pixels, with its weights and their own head."""
+def _create(spec: Model, classes: int | None, size: int) -> Any:
+    """Create timm's network for images of `size` pixels, with its weights and their own head."""
     options = dict(spec.options)
     if timm.models.is_model_pretrained(spec.model):
         config = timm.get_pretrained_cfg(spec.model, allow_unregistered=False)
-        if config and config.fixed_input_size and config.input_size[-1] != crop:
-            options.setdefault("img_size", crop)
+        if config and config.fixed_input_size and config.input_size[-1] != size:
+            options.setdefault("img_size", size)
     try:
         if spec.weights in ("none", "pretext"):
             return timm.create_model(spec.model, num_classes=classes, **options)

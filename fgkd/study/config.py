@@ -256,6 +256,7 @@ class Model(Section):
     # none, pretext (teachers alone), timm, or a .safetensors or .pth file relative to the study file
     weights: Weights = "none"
     options: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of timm.create_model
+    resolution: Whole = 0  # side in pixels to which the network resizes its views; 0: as they come
     recipe: StudentValues = Field(default_factory=dict)  # values that replace those of its recipe
     pretraining: str = ""  # what its weights were trained on; empty: as timm's tag says
     family: str = ""  # of which it is a member, such as the widths of one network

@@ -448,6 +448,8 @@ def _network_values(model: Model) -> dict[str, Any]:
     }
     if model.options:
         values["options"] = model.options
+    if model.resolution:
+        values["resolution"] = model.resolution
     return values
 
 

@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2.functional import resize
 
-from fgkd.models import classifier
+from fgkd.models import cal, classifier
 from fgkd.models.classifier import Head
 from fgkd.study import Model, StudyError
 
@@ -386,3 +387,22 @@ def test_a_copy_of_a_model_has_a_last_layer_of_its_own():
 def test_a_network_that_does_not_name_its_last_layer_is_refused():
     with pytest.raises(StudyError, match=r"'Linear' has no get_classifier\(\): expected timm's method"):
         classifier.Classifier(torch.nn.Linear(2, 2))
+
+
+def test_a_network_resizes_its_views_to_its_own_resolution():
+    own = build("test_vit", resolution=48).eval()
+    images = photos()
+    resized = resize(images.float(), [48, 48], antialias=True)
+    assert own.net.patch_embed.img_size == (48, 48)
+    assert torch.equal(own(images), build("test_vit", crop=48).eval()(resized))
+    assert torch.equal(own(resized), own(images))
+
+
+def test_attention_crops_are_of_views_and_resized_too():
+    net = build("test_resnet", resolution=64).net
+    torch.manual_seed(0)
+    teacher = cal.CAL(net, 4, 8, resolution=64).eval()
+    images = photos()
+    maps = teacher.attend(images).maps
+    assert maps.shape[-2:] == cal.CAL(build("test_resnet").net, 4, 8).attend(photos(size=64)).maps.shape[-2:]
+    assert teacher.predict(images).shape == (3, 4)

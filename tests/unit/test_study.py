@@ -189,6 +189,18 @@ def test_an_exchanged_weights_file_makes_stale_what_starts_from_it(make_study, t
     assert stale == expected | ends(before)
 
 
+@pytest.mark.parametrize("key", ["teachers.resnet.resolution", "students.small.resolution"])
+def test_a_networks_own_resolution_makes_its_jobs_stale_and_none_changes_nothing(make_study, key):
+    before = make_study()
+    assert not changed(before, make_study({key: 0}))
+    expected = (
+        ids(before, "teacher", "bank", "distill", having="resnet")
+        if "teachers" in key
+        else ids(before, "distill")
+    )
+    assert changed(before, make_study({key: 96})) == expected | ends(before)
+
+
 def test_another_folder_for_the_weights_changes_nothing(make_study, tmp_path, monkeypatch):
     (tmp_path / "a.safetensors").write_bytes(b"one")
     changes = {
