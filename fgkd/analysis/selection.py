@@ -98,13 +98,19 @@ def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) 
     other seeds where the study has several; the errors of a dataset's groups, which share its images, add up
     as if they were one.  tied: whether it cannot be told apart from the best: the interval of their
     difference holds 0, over datasets where there are six (`mean_interval`), else from both errors.  Then R12,
-    TAC, SSP and the share of views in which R12 means nothing.
+    TAC, SSP, the share of views in which R12 means nothing, and the number of groups.
+
+    While students are still missing, the means are over the groups that have all teachers; as long as there
+    is none, each teacher's are over its own groups and do not compare.
 
     points: as returned by `groups.join_students_with_metrics`
     students: one row per student, those without a teacher among them
     data: one row per dataset with its `classes` and `test` images
     """
     sizes = data.set_index("dataset")
+    of_group = points.groupby(GROUP).teacher.transform("nunique")
+    if (of_group == points.teacher.nunique()).any():
+        points = points[of_group == points.teacher.nunique()]
     accuracy = points.accuracy
     of_images = accuracy * (1 - accuracy) / points.dataset.map(sizes.test)
     of_seeds = (points.accuracy_sd**2 / points.seeds).fillna(0)
@@ -112,6 +118,7 @@ def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) 
     table = by_teacher[["accuracy", "ratio12", "tac", "ssp", "ratio12_nonpositive"]].mean()
     table.insert(1, "error", [shared_error(rows.error, rows.dataset) for _, rows in by_teacher])
     table = table.sort_values("accuracy", ascending=False, kind="stable")
+    table["groups"] = by_teacher.size()
     best = table.index[0]
     wide = points.pivot(index=GROUP, columns="teacher", values="accuracy")
     tied = [_is_tied(wide[best] - wide[name], table.error[[best, name]]) for name in table.index]
@@ -145,6 +152,8 @@ def describe_standings(standings: pd.DataFrame, picks: pd.DataFrame) -> str:
     text += f" {'; '.join(chosen)}."
     if "TAC" in set(named.rule):
         text += " To pick by TAC takes labelled test images."
+    if teachers.groups.nunique() > 1:
+        text += " Students are still missing: these means are over different groups and do not compare."
     return text
 
 

@@ -50,7 +50,10 @@ def test_an_answer_without_students_says_that_there_are_none():
 
 def standings(accuracies, tests=200, teachers="abc", **columns):
     """`selection.standings` of these accuracies by dataset, a baseline of .2 and 4 classes."""
-    accuracies = [dict(zip(teachers, values, strict=True)) for values in accuracies]
+    accuracies = [
+        {teacher: value for teacher, value in zip(teachers, values, strict=False) if value is not None}
+        for values in accuracies
+    ]
     students = pd.concat(
         [student_rows(group, dataset=f"d{i}", baseline=0.2) for i, group in enumerate(accuracies)]
     )
@@ -108,6 +111,19 @@ def test_groups_of_one_dataset_share_their_images_and_so_the_error_of_their_teac
         errors[name] = selection.standings(points, students, data).error[:3].to_numpy()
     assert errors["two students"] == pytest.approx(errors["one"])
     assert errors["two datasets"] == pytest.approx(errors["one"] / math.sqrt(2))
+
+
+def test_teachers_are_compared_on_the_groups_that_have_all_of_them():
+    table, picks = standings([[0.1, 0.2, 0.3], [0.9, 0.5]], tests=100)
+    accuracies = table.set_index("teacher").accuracy
+    assert accuracies[["c", "b", "a"]].to_list() == [0.3, 0.2, 0.1] and set(table.groups[:3]) == {1}
+    assert "still missing" not in selection.describe_standings(table, picks)
+
+
+def test_an_answer_says_that_means_over_different_groups_do_not_compare():
+    table, picks = standings([[0.1, 0.2], [0.9, 0.5], [0.1, None, 0.3]], tests=100)
+    assert table.set_index("teacher").groups[["a", "b", "c"]].to_list() == [3, 2, 1]
+    assert "over different groups and do not compare" in selection.describe_standings(table, picks)
 
 
 def test_whom_a_rule_picks_is_named_with_the_number_of_its_groups():
