@@ -47,7 +47,7 @@ def test_it_is_the_paper_s_1216_runs_in_128_groups_of_8(name, capsys):
     assert {key: counts[key] for key in expected} == expected
     assert counts["not_counted"] == [] and len(counts["networks"]) == 11
     if name == "paper":
-        text = (studies.PROJECT / "README.md").read_text()
+        text = (studies.PROJECT / "runs" / "PAPER.md").read_text()
         rows = {
             f"| {row['train'] / 1e6:.1f} million | {row['forward'] / 1e6:.1f} million |"
             for row in counts["networks"]
