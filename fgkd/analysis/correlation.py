@@ -139,6 +139,24 @@ def share_interval(hits: int, n: int) -> tuple[float, float]:
     return float(bounds.low), float(bounds.high)
 
 
+def difference_interval(hits: int, other_hits: int, n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two shares, each of n images (Newcombe 1998, method 10).
+
+    It takes the images for different ones: of the same images it is somewhat too wide.  NaN for n = 0.
+
+    >>> [round(bound, 3) for bound in difference_interval(30, 15, 60)]
+    [0.077, 0.403]
+    """
+    if n == 0:
+        return math.nan, math.nan
+    share, other = hits / n, other_hits / n
+    low, high = share_interval(hits, n)
+    other_low, other_high = share_interval(other_hits, n)
+    below = math.hypot(share - low, other_high - other)
+    above = math.hypot(high - share, other - other_low)
+    return share - other - below, share - other + above
+
+
 def strength(rho: float) -> str:
     """weak, modest or strong: abs(rho) to 2 decimals is at most 0.5, 0.7, above; '' for NaN.
 

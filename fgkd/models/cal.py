@@ -110,13 +110,13 @@ class CAL(Classifier):
 
     def attend(self, images: Tensor) -> Attended:
         """Images (B, 3, S, S), 0 to 255 -> Attended."""
-        return self.attention(self._map(images))
+        return self.attention(self.feature_map(images))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.attend(images).logits
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self._map(images)
+        features = self.feature_map(images)
         return features.mean((2, 3)), self.attention(features).logits
 
     def predict(self, images: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class CAL(Classifier):
             logits.append(self(views.crop(images, boxes)))
         return torch.stack(logits).mean(0)
 
-    def _map(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor) -> Tensor:
         """The last feature map, (B, D, h, w), behind the network's last norm."""
         with self.autocast(images):
             (features,) = self.net.forward_intermediates(

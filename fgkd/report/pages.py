@@ -151,7 +151,7 @@ def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame
     null = correlation.null_share(len(teachers)) if len(teachers) >= 3 else None
     captions = {
         "against": "Student accuracy against each metric, one point per teacher. "
-        "The claim: falling for R12, rising for SSP and TAC.",
+        "The claim: falling for R12, rising for SSP and TAC. Dashed: the student without a teacher.",
         "ranks": "The teachers ranked by each metric, and by their students: "
         "level lines are a metric that ranks them right.",
         "accuracies": "Accuracy of every student, one column per strategy and auxiliary loss, one mark per "
@@ -169,7 +169,9 @@ def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame
         "capacity": "The teacher's size against its R12 and against its students' accuracy.",
     }
     drawings = {
-        "against": plots.metric_scatter(example, ["ratio12", "ssp", "tac"], teachers),
+        "against": plots.metric_scatter(
+            example, ["ratio12", "ssp", "tac"], teachers, alone=_alone(example, students)
+        ),
         "ranks": plots.ranks(example, ["ratio12", "ssp", "tac"], teachers),
         "accuracies": plots.accuracies(students, teachers),
         "picks": plots.selection_chart(tables["picks"]),
@@ -183,6 +185,14 @@ def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame
     for name, drawing in drawings.items():
         plots.save(drawing, folder, name)
     return [(folder / f"{name}.svg", caption) for name, caption in captions.items()]
+
+
+def _alone(example: pd.DataFrame, students: pd.DataFrame) -> float | None:
+    """The mean accuracy of the example's student without a teacher; None where there is none."""
+    first = example.iloc[0]
+    of_student = (students.dataset == first.dataset) & (students.student == first.student)
+    alone = students[of_student & (students.strategy == "CE")]
+    return None if alone.empty else float(alone.accuracy.mean())
 
 
 def _entry(study: Study, job: Job, state: Mapping) -> Entry:

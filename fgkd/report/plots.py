@@ -162,12 +162,15 @@ def curves(history: pd.DataFrame, *, title: str, teachers: Iterable[str] = ()) -
     return figure
 
 
-def ratio_boxplot(logits: dict[str, np.ndarray], teachers: Iterable[str] = ()) -> Figure:
+def ratio_boxplot(
+    logits: dict[str, np.ndarray], teachers: Iterable[str] = (), *, of: str = "test image"
+) -> Figure:
     """Box plot of R12 over samples, one box per name; the whiskers hold 90 %.
 
     matplotlib draws it, since seaborn's boxes call it in a way that it deprecates.
 
     logits: (N, C) of each name, in its colour where it is one of `teachers`.
+    of: what the samples are.
     """
     ratios = [fgkd.metrics.ratio12(values).numpy() for values in logits.values()]
     finite = [values[np.isfinite(values)] for values in ratios]
@@ -183,7 +186,7 @@ def ratio_boxplot(logits: dict[str, np.ndarray], teachers: Iterable[str] = ()) -
     for name, box in zip(logits, boxes, strict=True):
         box.set_facecolor(palette[name])
     axis.axvline(1, color=GREY, linewidth=0.8)
-    axis.set_xlabel("R12 of a test image (1: the two best classes tie)")
+    axis.set_xlabel(f"R12 of a {of} (1: the two best classes tie)")
     axis.invert_yaxis()
     return figure
 
@@ -210,12 +213,36 @@ def accuracies(students: pd.DataFrame, teachers: Iterable[str]) -> Figure:
     return figure
 
 
-def stability(epochs: pd.DataFrame, metric: str, teachers: Iterable[str]) -> Figure:
-    """A metric's mean over the first v views, two standard errors around it; a panel per recipe."""
+def gains(table: pd.DataFrame, teacher: str, teachers: Iterable[str] = ()) -> Figure:
+    """Accuracies with their 95 % intervals: without a teacher, taught by it, and the teacher's own.
+
+    table: `name`, `kind` (alone, taught or teacher), `accuracy`, `low` and `high`, a row a mark.
+    """
+    palette, _ = teacher_styles([*teachers, teacher])
+    colours = {"alone": "black", "taught": PALETTE[7] if palette[teacher] != PALETTE[7] else GREY}
+    colours["teacher"] = palette[teacher]
+    figure, (axis,) = _panels(1, 7.4, 0.42 * len(table) + 0.9)
+    for y, row in enumerate(table.itertuples()):
+        axis.plot((100 * row.low, 100 * row.high), (y, y), color=colours[row.kind], linewidth=2)
+        axis.plot(100 * row.accuracy, y, "o", color=colours[row.kind])
+    alone = table[table.kind == "alone"]
+    if len(alone):
+        axis.axvline(100 * alone.accuracy.mean(), color="black", linestyle="--", linewidth=1, zorder=0)
+    axis.set(yticks=range(len(table)), yticklabels=table.name)
+    axis.set_xlabel("accuracy on test images, %, with its 95 % interval")
+    axis.invert_yaxis()
+    return figure
+
+
+def stability(epochs: pd.DataFrame, metrics: Sequence[str], teachers: Iterable[str]) -> Figure:
+    """Metrics' means over the first v views, two standard errors around them.
+
+    A panel per recipe and metric.
+    """
     palette, markers = teacher_styles(teachers)
-    recipes = epochs.recipe.unique()
-    figure, axes = _panels(len(recipes), 4.6 * len(recipes), 3.2)
-    for axis, recipe in zip(axes, recipes, strict=True):
+    panels = list(itertools.product(epochs.recipe.unique(), metrics))
+    figure, axes = _panels(len(panels), 4.6 * len(panels), 3.2)
+    for axis, (recipe, metric) in zip(axes, panels, strict=True):
         for teacher, rows in epochs[epochs.recipe == recipe].groupby("teacher", sort=False):
             values = rows.sort_values("epoch")[metric].expanding()
             mean, error = values.mean(), 2 * values.sem()
@@ -229,13 +256,16 @@ def stability(epochs: pd.DataFrame, metric: str, teachers: Iterable[str]) -> Fig
     return figure
 
 
-def metric_scatter(points: pd.DataFrame, metrics: Sequence[str], teachers: Iterable[str]) -> Figure:
+def metric_scatter(
+    points: pd.DataFrame, metrics: Sequence[str], teachers: Iterable[str], *, alone: float | None = None
+) -> Figure:
     """Student accuracy against each metric, one panel per strategy and metric, teachers by name.
 
     The title has Spearman's rho with its 95 % interval, the line is that of least squares.  A teacher is
     hollow where R12 has no meaning in more than 1 % of its samples.
 
     points: as returned by `groups.join_students_with_metrics`, of one dataset, student and loss.
+    alone: accuracy of that student without a teacher, a dashed line.
     """
     figure, panels = _facets(points, metrics, 2.6 + 0.08 * points.teacher.nunique())
     for axis, strategy, metric, rows in panels:
@@ -249,6 +279,10 @@ def metric_scatter(points: pd.DataFrame, metrics: Sequence[str], teachers: Itera
                 "line_kws": {"linewidth": 1, "zorder": 1},
             }
             seaborn.regplot(table, x=metric, y="percent", ax=axis, **look)
+        if alone is not None:
+            axis.axhline(100 * alone, color="black", linestyle="--", linewidth=1, zorder=1)
+            where = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points"}
+            axis.annotate("no teacher", (1, 100 * alone), (-2, 3), ha="right", fontsize=8, **where)
         better = "smaller" if METRICS[metric].direction < 0 else "larger"
         axis.set(xlabel=f"{METRICS[metric].label}  ({better} is claimed better)", ylabel="")
         axis.set_title(f"{strategy}: {_rho(rows[metric], rows.accuracy)}")
@@ -342,6 +376,8 @@ def progress(trained: pd.DataFrame, teachers: Iterable[str]) -> Figure:
 def reliability(logits: dict[str, np.ndarray], labels: np.ndarray, teachers: Iterable[str] = ()) -> Figure:
     """Accuracy against confidence in 15 equal bins, with the expected calibration error.
 
+    Of one name the number of samples stands at each bin.
+
     logits: (N, C) of each name, in its colour where it is one of `teachers`; labels: (N,).
     """
     palette, markers = teacher_styles([*teachers, *logits])
@@ -351,7 +387,11 @@ def reliability(logits: dict[str, np.ndarray], labels: np.ndarray, teachers: Ite
         samples = fgkd.metrics.labelled_samples(values, labels)
         error = fgkd.metrics.calibration_error(samples["confidence"], samples["correct"])
         table = pd.DataFrame({key: samples[key].numpy() for key in ("confidence", "correct")})
-        bins = table.groupby(np.ceil(15 * table.confidence)).mean()
+        grouped = table.groupby(np.ceil(15 * table.confidence))
+        bins = grouped.mean()
+        if len(logits) == 1:
+            for n, (x, y) in zip(grouped.size(), bins.to_numpy(), strict=True):
+                axis.annotate(str(n), (x, y), (4, -9), textcoords="offset points", fontsize=7.5)
         look = {"label": f"{name}, ECE {error:.3f}", "color": palette[name], "marker": markers[name]}
         axis.plot(bins.confidence, bins.correct, **look)
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence: the largest probability", ylabel="accuracy")

@@ -97,15 +97,17 @@ class Job:
         """The name of its notebook."""
         return STAGES[self.stage]
 
-    def parameters(self, study: Study) -> dict[str, str | int]:
+    def parameters(self, study: Study) -> dict[str, str | int | bool]:
         """The parameters that papermill hands to the notebook."""
-        parameters: dict[str, str | int] = {"study": study.file}
+        parameters: dict[str, str | int | bool] = {"study": study.file}
         if self.dataset:
             parameters["dataset"] = self.dataset
         if self.teacher:
             parameters["teacher"] = self.teacher
         if self.strategy:
             parameters["recipe" if self.stage in ("teacher", "bank") else "strategy"] = self.strategy
+        if self.stage == "bank":
+            parameters["compare"] = False  # the other teachers have jobs of their own
         if self.seed is not None:
             parameters["seed"] = self.seed
         return parameters

@@ -162,8 +162,8 @@ def test_a_patchs_token_lies_where_the_patch_does(name):
     net.blocks = nn.Sequential(nn.Identity())
     model, x = cal.CAL(net, 5, 4).eval(), images(1)
     with torch.no_grad():
-        before, x[:, :, 16:32, 48:64] = model._map(x), 0
-        changed = (model._map(x) != before).any(1)[0]
+        before, x[:, :, 16:32, 48:64] = model.feature_map(x), 0
+        changed = (model.feature_map(x) != before).any(1)[0]
     assert changed.nonzero().tolist() == [[1, 3]]
 
 
@@ -379,7 +379,7 @@ def test_convnexts_map_has_passed_the_norm_that_its_head_applies_after_pooling()
     places = before.permute(0, 2, 3, 1).flatten(0, 2)
     expected = norm(places[:, :, None, None]).view(2, *before.shape[2:], -1).permute(0, 3, 1, 2)
     model = cal.CAL(net, 5, 4).eval()
-    found = model._map(x)
+    found = model.feature_map(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, before, rtol=0.1, atol=0.1)
     assert {"norm.weight", "norm.bias"} < set(model.state_dict())

@@ -342,7 +342,7 @@ def test_a_teacher_has_its_colour_in_every_figure():
 
 def test_a_running_mean_has_its_band():
     epochs = pd.DataFrame({"epoch": range(3), "ratio12": [1.0, 2.0, 3.0], "teacher": "a", "recipe": "FT"})
-    axis = plots.stability(epochs, "ratio12", ["a"]).axes[0]
+    axis = plots.stability(epochs, ["ratio12"], ["a"]).axes[0]
     assert axis.lines[0].get_ydata().tolist() == [1, 1.5, 2]
     bounds = axis.collections[0].get_paths()[0].vertices
     at_two = bounds[bounds[:, 0] == 2, 1]
@@ -354,3 +354,44 @@ def test_the_mean_regret_has_an_interval_over_six_data_sets():
     axis = plots.regret(pd.DataFrame(values), ["R12"]).axes[0]
     expected = blocks.mean_interval(np.arange(6.0), list("abcdef"))
     assert axis.lines[1].get_xdata() == pytest.approx(expected)
+
+
+def test_the_student_without_a_teacher_is_a_dashed_line_in_every_panel():
+    figure = plots.metric_scatter(points(("FT",)), ["ratio12", "tac"], TEACHERS, alone=0.25)
+    for axis in figure.axes:
+        (line,) = [line for line in axis.lines if line.get_linestyle() == "--"]
+        assert set(line.get_ydata()) == {25}
+        assert "no teacher" in [text.get_text() for text in axis.texts]
+
+
+def test_each_metric_has_its_panel_of_running_means():
+    epochs = pd.DataFrame(
+        {"epoch": range(2), "ratio12": [1.0, 2.0], "ratio12_median": [5.0, 7.0], "teacher": "a", "recipe": "FT"}
+    )
+    axes = plots.stability(epochs, ["ratio12", "ratio12_median"], ["a"]).axes
+    assert [axis.lines[0].get_ydata()[-1] for axis in axes] == [1.5, 6]
+
+
+def test_gains_stand_beside_the_student_alone_in_the_teachers_colour():
+    table = pd.DataFrame(
+        {
+            "name": ["no teacher", "kd", "b"],
+            "kind": ["alone", "taught", "teacher"],
+            "accuracy": [0.2, 0.4, 0.6],
+            "low": [0.1, 0.3, 0.5],
+            "high": [0.3, 0.5, 0.7],
+        }
+    )
+    axis = plots.gains(table, "b", ["a", "b"]).axes[0]
+    (dashed,) = [line for line in axis.lines if line.get_linestyle() == "--"]
+    assert set(dashed.get_xdata()) == {20}
+    marks = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in marks] == pytest.approx([20, 40, 60])
+    assert to_rgba(marks[2].get_color()) == to_rgba(plots.PALETTE[1]) != to_rgba(marks[1].get_color())
+
+
+def test_a_reliability_diagram_of_one_name_counts_the_samples_of_each_bin():
+    logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
+    axis = plots.reliability({"a": logits}, np.array([0, 1, 1]), ["a"]).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["1", "2"]
+    assert not plots.reliability({"a": logits, "b": logits}, np.array([0, 1, 1])).axes[0].texts

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fgkd import metrics, records, stages
+from fgkd.analysis import correlation
 from fgkd.distillation import checkpoint, search, training
 from fgkd.metrics import transfer
 from fgkd.study import PRETEXT, Job, StudyError
@@ -577,3 +578,43 @@ def test_a_compiled_study_learns_the_same_within_rounding(make_study):
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
     assert states[0].keys() == states[1].keys()
     assert all(torch.allclose(states[0][k].float(), states[1][k].float(), atol=1e-3) for k in states[0])
+
+
+def test_gains_are_taught_less_alone_with_an_interval_over_test_images(finished):
+    found = stages.gains(finished, "birds", "resnet", "FT")
+    alone = stages.baseline(finished, "birds")["small"]
+    taught = stages.distill(finished, "birds", "resnet", "FT").rows.accuracy[0]
+    n = len(stages.data(finished, "birds").test)
+    assert found[["student", "loss"]].to_numpy().tolist() == [["small", "kd"]]
+    assert found.gain[0] == pytest.approx(taught - alone) and found.alone[0] == alone
+    expected = correlation.difference_interval(round(taught * n), round(alone * n), n)
+    assert found[["low", "high"]].to_numpy()[0] == pytest.approx(expected)
+
+
+def test_gains_without_a_baseline_are_empty(make_study):
+    study = make_study({"baseline": False, "strategies": ["FT"]})
+    assert stages.gains(study, "birds", "resnet", "FT")[["alone", "gain", "low", "high"]].isna().all(axis=None)
+
+
+def test_the_first_step_is_kd_and_cross_entropy_on_the_students_own_views(finished):
+    """By hand, from the bank, with the optimizer of torch."""
+    step = stages.first_step(finished, "birds", "resnet", "FT", number=5)
+    assert step.x.shape == (5, 3, 32, 32) and step.recipe.batch_size == 5
+    stored = stages.bank(finished, "birds", "resnet", "FT")[1].outputs(0, torch.arange(24))["logits"]
+    found = (stored[:, None] - step.teacher).abs().amax(2).argmin(0)
+    labels = torch.from_numpy(stages.data(finished, "birds").train.labels)
+    assert torch.equal(labels[found], step.labels)
+    weights = list(step.before.parameters())
+    log_p = (step.before.train()(step.x) / 2).log_softmax(1)
+    kl = torch.nn.functional.kl_div(log_p, (step.teacher / 2).softmax(1), reduction="batchmean")
+    ce = -(2 * log_p).log_softmax(1)[torch.arange(5), step.labels].mean()
+    (ce + 10 * 4 * kl).backward()
+    torch.nn.utils.clip_grad_norm_(weights, 1.0)
+    torch.optim.AdamW(weights, lr=0.001, weight_decay=0).step()
+    for ours, theirs in zip(weights, step.after.parameters()):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_only_plain_kd_has_a_first_step(finished):
+    with pytest.raises(ValueError, match="strategy is 'TGDA': expected FZ, FT or CAL"):
+        stages.first_step(finished, "birds", "resnet", "TGDA")

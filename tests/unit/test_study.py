@@ -92,6 +92,7 @@ def test_what_papermill_is_handed(tiny):
         "dataset": "birds",
         "teacher": "resnet",
         "recipe": "FZ",
+        "compare": False,
     }
     assert Job("distill", "birds", "resnet", "TGDA").parameters(tiny) == {
         "study": tiny.file,
@@ -348,6 +349,7 @@ def test_a_jobs_fingerprint_and_seed_are_its_own_whichever_seed_is_in_force(make
         "dataset": "birds",
         "teacher": "resnet",
         "recipe": "FT",
+        "compare": False,
         "seed": 3,
     }
     assert "seed" not in study.job("bank", "birds", "resnet", "FT").parameters(study)
