@@ -26,7 +26,7 @@ import pandas as pd
 
 from fgkd.analysis import groups
 from fgkd.metrics.claims import register_claims
-from fgkd.study import PROJECT, RECIPES, Job, Study
+from fgkd.study import PROJECT, RECIPES, Job, Study, StudyError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
 PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
@@ -186,6 +186,19 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
         if len(study.seeds) > 1 and len(frames["correlations"]):
             frames["seeds"] = groups.sensitivity(students, metrics)
     return frames | {"epochs": pd.DataFrame(epochs)}
+
+
+def committed_tables(name: str) -> dict[str, pd.DataFrame]:
+    """The tables of a study that are part of the repository, by name: the files `runs/<name>/tables/*.csv`.
+
+    Raises StudyError where there is none.
+    """
+    files = sorted((PROJECT / "runs" / name / "tables").glob("*.csv"))
+    if not files:
+        raise StudyError(
+            f"study '{name}' has no tables in '{PROJECT / 'runs' / name}': build them by `fgkd report {name}`"
+        )
+    return {file.stem: pd.read_csv(file) for file in files}
 
 
 def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:

@@ -157,6 +157,15 @@ def difference_interval(hits: int, other_hits: int, n: int) -> tuple[float, floa
     return share - other - below, share - other + above
 
 
+def smallest_p(n: int) -> float:
+    """The smallest exact two-sided p of n teachers: two of their n! orders are perfect.
+
+    >>> round(smallest_p(4), 3)
+    0.083
+    """
+    return 2 / math.factorial(n)
+
+
 def strength(rho: float) -> str:
     """weak, modest or strong: abs(rho) to 2 decimals is at most 0.5, 0.7, above; '' for NaN.
 

@@ -70,8 +70,9 @@ def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFr
     """What choosing gains: one row per rule, means over groups, the most accurate first.
 
     Rules that cannot pick in every group are left out.  teacher: whom it picks most often, with the number of
-    groups where there are several.  gain_random and gain_tac: accuracy above that of a random teacher's
-    student and of the most accurate teacher's, each with its 95 % interval over datasets (_low, _high).
+    groups where there are several.  groups: how many the means are over.  gain_random and gain_tac: accuracy
+    above that of a random teacher's student and of the most accurate teacher's, each with its 95 % interval
+    over datasets (_low, _high).
 
     points, students: as of `selection_outcomes`
     """
@@ -80,6 +81,7 @@ def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFr
     accuracy = accuracy.loc[:, accuracy.notna().all()]
     by_rule = outcomes[outcomes.rule.isin(accuracy.columns)].groupby("rule", sort=False)
     table = by_rule[["accuracy", "regret", "hit", "top3", "cost"]].mean()
+    table.insert(0, "groups", by_rule.size())
     table.insert(0, "teacher", outcomes.groupby("rule").teacher.agg(_most_frequent))
     datasets = accuracy.index.get_level_values("dataset")
     for name, rule in {"gain_random": "random", "gain_tac": METRICS["tac"].label}.items():
