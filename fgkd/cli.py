@@ -4,6 +4,7 @@ fgkd plan runs/demo.yaml        how many trainings, banks, groups; images and ho
 fgkd run runs/demo.yaml         run what is left, then build the report
 fgkd status runs/demo.yaml      done, running, failed, waiting; seconds; where each log is
 fgkd report runs/demo.yaml      build the report from what there is
+fgkd export runs/demo.yaml JOB --out FOLDER    hand over a trained student: for timm, and as ONNX
 fgkd data cub                   fetch, check and cache one of the paper's datasets; --list shows the eight
 fgkd bank runs/demo.yaml        compare the banks that lie on disk with their teachers' outputs now
 fgkd bench                      what distillation costs next to its alternatives, measured here
@@ -123,6 +124,20 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def export(options: argparse.Namespace) -> int:
+    """Hand over a trained student, or a teacher: a folder for timm, with ONNX and a model card."""
+    from fgkd import export
+    from fgkd.study import load
+
+    study = load(options.study)
+    job = export.find_job(study, options.job)
+    folder = export.hand_over(
+        study.at(study.seed_of(job)), job, options.student, options.loss, Path(options.out)
+    )
+    print(f"handed over to {folder}: its README.md says what it is and how to load it")
+    return 0
+
+
 def data(options: argparse.Namespace) -> int:
     """Fetch, check and cache one of the paper's eight datasets, or list them."""
     from fgkd.data import fetching, official
@@ -218,6 +233,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--watch", action="store_true", help="first show what an `fgkd run` does, until it ends")
 
     add(report)
+
+    sub = add(export)
+    sub.add_argument("job", help="whose network: a job as `fgkd status` names it, distill/... or teacher/...")
+    sub.add_argument("--student", help="of a distill job (default: the only one)")
+    sub.add_argument("--loss", help="of a distill job (default: kd, and ce without a teacher)")
+    sub.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or an earlier hand-over's")
 
     sub = add(data, study=False)
     sub.add_argument("key", nargs="?", type=_dataset, metavar="KEY", help="one of those that --list shows")

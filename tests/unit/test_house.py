@@ -15,6 +15,7 @@ PACKAGE = ROOT / "fgkd"
 LEVELS = (
     {"cli"},
     {"engine"},
+    {"export"},
     {"stages"},
     {"distillation", "report"},
     {"models", "progress"},
