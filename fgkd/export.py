@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from timm.models import model_entrypoint, save_for_hf
+from timm.models import model_entrypoint
+from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -144,8 +145,6 @@ def hand_over(study: Study, job: Job, student: str | None, loss: str | None, fol
         _compare("model.onnx", run_onnx(partial / "model.onnx", views.numpy()), expected_)
         _write_texts(trained, partial)
         _move(partial, folder)
-    except OSError as error:
-        raise records.disk_error(error, folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -235,7 +234,10 @@ def crop_share(resize: int, crop: int) -> float:
 def _check_libraries() -> None:
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        raise StudyError(f"{' and '.join(missing)} not installed: pip install 'fgkd[export]' adds them")
+        verb, them = ("are", "them") if len(missing) > 1 else ("is", "it")
+        raise StudyError(
+            f"{' and '.join(missing)} {verb} not installed: pip install 'fgkd[export]' adds {them}"
+        )
 
 
 def _check_folder(folder: Path) -> None:
@@ -295,7 +297,7 @@ def _test_views(trained: Trained) -> Tensor:
 
 def _write_timm(trained: Trained, model: classifier.Classifier, folder: Path) -> None:
     """Write config.json and model.safetensors by timm, and network.py where timm has no such network."""
-    net = model.net.to(memory_format=torch.contiguous_format)
+    net = model.net
     size = trained.spec.resolution or trained.study.views.crop
     resize = round(trained.study.views.resize * size / trained.study.views.crop)
     config = {
@@ -306,12 +308,11 @@ def _write_timm(trained: Trained, model: classifier.Classifier, folder: Path) ->
             "license": None,  # that of the weights which the training started from is not the student's
         },
     }
-    save_for_hf(
+    save_config_for_hf(
         net,
-        str(folder),
+        str(folder / "config.json"),
         model_config=config,
         model_args=trained.spec.options,
-        safe_serialization=True,
         data_config={
             "input_size": (3, size, size),
             "interpolation": "bicubic",
@@ -321,7 +322,7 @@ def _write_timm(trained: Trained, model: classifier.Classifier, folder: Path) ->
             "std": tuple(net.pretrained_cfg["std"]),
         },
     )
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else its owner's alone
+    classifier.save(net, folder / "model.safetensors")
     module = model_entrypoint(trained.architecture).__module__
     if not module.startswith("timm."):
         file = inspect.getsourcefile(sys.modules[module])
@@ -332,15 +333,13 @@ def _write_timm(trained: Trained, model: classifier.Classifier, folder: Path) ->
 def _write_onnx(deployed: Deployed, views: Tensor, file: Path) -> None:
     """Write a network of any number of images as ONNX, its weights inside the file."""
     try:
-        torch.onnx.export(
+        program = torch.onnx.export(
             deployed,
             (views[:2],),
-            file,
             input_names=["pixels"],
             output_names=["probabilities"],
             dynamic_shapes=({0: torch.export.Dim("images")},),
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -348,6 +347,8 @@ def _write_onnx(deployed: Deployed, views: Tensor, file: Path) -> None:
         raise StudyError(
             f"'{type(deployed.net).__name__}' cannot be written as ONNX ({reason}): hand over another network"
         ) from error
+    assert program is not None
+    records.write_bytes(file, program.model_proto.SerializeToString())
 
 
 def _compare(name: str, probabilities: np.ndarray, trained: np.ndarray) -> None:

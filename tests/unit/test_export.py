@@ -1,0 +1,203 @@
+"""The hand-over: what it refuses and why, its preprocessing, its script on photos of all kinds."""
+
+import importlib.util
+import json
+import math
+import resource
+import runpy
+from string import Template
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import create_transform
+
+from fgkd import cli, export
+from fgkd.data.images import decode
+from fgkd.study import Job, StudyError
+
+DISTILL = Job("distill", "birds", "resnet", "FT")
+TEACHER = Job("teacher", "birds", "resnet", "FT")
+STUDENT = Job("student", "birds", "resnet", "FT", student="small", loss="kd")
+
+
+def refusal(study, folder, job=DISTILL, student=None, loss=None):
+    """The one line by which a hand-over is refused; nothing is left behind."""
+    before = sorted(folder.parent.iterdir())
+    with pytest.raises(StudyError) as error:
+        export.hand_over(study, job, student, loss, folder)
+    assert sorted(folder.parent.iterdir()) == before
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "job, student, loss, message",
+    [
+        (DISTILL, "smal", None, "student 'smal' is not in the study (did you mean 'small'?)"),
+        (
+            DISTILL,
+            None,
+            "dkd",
+            "has no student 'small' of loss 'dkd' (did you mean 'kd'?): expected one of kd",
+        ),
+        (TEACHER, "small", None, "is a teacher: it has no students, leave out student and loss"),
+        (
+            Job("teacher", "birds", "resnet", "CAL"),
+            None,
+            None,
+            "expected a student, or a teacher of recipe FZ",
+        ),
+        (
+            Job("bank", "birds", "resnet", "FT"),
+            None,
+            None,
+            "'bank/birds/FT/resnet' trains no network: expected",
+        ),
+    ],
+)
+def test_a_name_that_the_study_lacks_is_refused(finished, tmp_path, job, student, loss, message):
+    assert message in refusal(finished, tmp_path / "out", job, student, loss)
+
+
+def test_a_student_must_be_named_where_there_are_several(make_study, tmp_path):
+    study = make_study({"students.other": {"model": "test_resnet"}})
+    message = refusal(study, tmp_path / "out")
+    assert message == "'distill/birds/FT/resnet' has several students: name one of small, other"
+
+
+def test_a_job_that_is_not_done_is_refused(tiny, tmp_path):
+    message = refusal(tiny, tmp_path / "out")
+    assert f"'{STUDENT.id}' is not done: run 'fgkd run {tiny.file}' first" == message
+
+
+def test_a_job_that_is_out_of_date_is_refused(finished, make_study, tmp_path):
+    changed = make_study({"recipes.student.lr": 0.002})
+    assert changed.folder == finished.folder
+    assert "is out of date, since an input changed" in refusal(changed, tmp_path / "out")
+
+
+def test_a_record_that_came_without_weights_is_refused(finished, tmp_path):
+    (finished.path(STUDENT) / "model.safetensors").unlink()
+    message = refusal(finished, tmp_path / "out")
+    assert "has its record, but not its weights" in message and "bring model.safetensors to" in message
+
+
+def test_a_folder_with_other_files_and_a_file_are_refused(finished, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("")
+    assert "holds 'thesis.tex', which is of no hand-over" in refusal(finished, tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    assert "is a file: expected a new folder" in refusal(finished, tmp_path / "file")
+
+
+def test_a_missing_package_is_named_with_what_adds_it(finished, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name)
+    )
+    message = refusal(finished, tmp_path / "out")
+    assert message == "onnxscript is not installed: pip install 'fgkd[export]' adds it"
+
+
+def test_the_command_hands_over_and_again_into_the_same_folder(finished, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "out"
+    words = ["export", finished.file, DISTILL.id, "--out", str(out)]
+    assert cli.main(words) == 0
+    assert f"handed over to {out}" in capsys.readouterr().out
+    (out / export.NETWORK).write_text("from an earlier hand-over")
+    assert cli.main(words) == 0
+    assert {path.name for path in out.iterdir()} == export.FILES - {export.NETWORK}
+    assert (out / "classes.txt").read_text().splitlines() == list(
+        export.find(finished, DISTILL).dataset.classes
+    )
+    assert (
+        json.loads((out / "config.json").read_text())["label_names"][0] in (out / "classes.txt").read_text()
+    )
+
+
+def test_the_command_names_a_job_that_is_close(finished, tmp_path, capsys):
+    assert cli.main(["export", finished.file, "distill/birds/FT/resent", "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fgkd: job 'distill/birds/FT/resent' is not in the study (did you mean")
+
+
+@pytest.mark.fault("a full disk under a hand-over")
+def test_a_full_disk_leaves_an_earlier_hand_over_as_it_was(finished, tmp_path, in_child):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("of an earlier hand-over")
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        with pytest.raises(OSError, match=r"could not write '.*model.safetensors'.*full: free some space"):
+            export.hand_over(finished, DISTILL, None, None, out)
+
+    assert in_child(fill) == 0
+    assert [path.name for path in out.iterdir()] == ["README.md"]
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_the_crop_share_gives_timm_the_size_of_the_study():
+    sizes = [(resize, crop) for resize in range(8, 400, 3) for crop in range(1, resize + 1)]
+    assert all(math.floor(crop / export.crop_share(resize, crop)) == resize for resize, crop in sizes)
+    assert any(math.floor(crop / (crop / resize)) != resize for resize, crop in sizes)
+
+
+@pytest.mark.parametrize("resize, crop", [(72, 64), (36, 32), (108, 96), (69, 64), (50, 50)])
+def test_timms_transform_gives_the_very_pixels_of_the_study(tmp_path, resize, crop):
+    pixels = np.random.default_rng(0).integers(0, 256, (91, 130, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    transform = create_transform(
+        input_size=(3, crop, crop),
+        interpolation="bicubic",
+        crop_mode="squash",
+        crop_pct=export.crop_share(resize, crop),
+        normalize=False,
+    )
+    corner = (resize - crop) // 2
+    ours = decode(tmp_path / "photo.png", resize)[corner : corner + crop, corner : corner + crop]
+    assert (transform(Image.open(tmp_path / "photo.png")).permute(1, 2, 0).numpy() == ours).all()
+
+
+class Session:
+    """Stands for onnxruntime's: the probability of class 1 is the mean of the pixels over 255."""
+
+    def __init__(self, *arguments, **options):
+        pass
+
+    def run(self, names, inputs):
+        self.pixels = inputs["pixels"]
+        mean = float(self.pixels.mean()) / 255
+        return [np.array([[1 - mean, mean]])]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "CMYK", "P", "turned"])
+def test_the_script_decodes_photos_as_the_study_does(tmp_path, monkeypatch, mode):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    (tmp_path / "classes.txt").write_text("dark\nlight\n")
+    script = tmp_path / "predict.py"
+    script.write_text(Template(export.PREDICT).substitute(resize=36, crop=32))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    if mode not in ("RGBA", "LA"):
+        image = image.convert("RGB")
+    exif = Image.Exif()
+    if mode == "turned":
+        exif[0x0112] = 6
+    else:
+        image = image.convert(mode)
+    photo = tmp_path / f"photo.{'tif' if mode == 'CMYK' else 'png'}"
+    image.save(photo, exif=exif)
+    monkeypatch.setattr("sys.argv", ["predict.py"])
+    script = runpy.run_path(str(script))
+    name, probability = script["predict"](photo)
+    view = decode(photo, 36)[2:34, 2:34]
+    assert (script["NETWORK"].pixels[0] == view).all()
+    light = view.mean() / 255
+    assert name == ("light" if light > 0.5 else "dark") and probability == pytest.approx(
+        max(light, 1 - light)
+    )
