@@ -235,10 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     add(report)
 
     sub = add(export)
-    sub.add_argument("job", help="whose network: a job as `fgkd status` names it, distill/... or teacher/...")
-    sub.add_argument("--student", help="of a distill job (default: the only one)")
-    sub.add_argument("--loss", help="of a distill job (default: kd, and ce without a teacher)")
-    sub.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or an earlier hand-over's")
+    _add_export_options(sub)
 
     sub = add(data, study=False)
     sub.add_argument("key", nargs="?", type=_dataset, metavar="KEY", help="one of those that --list shows")
@@ -270,6 +267,13 @@ def _add_bench_options(sub: argparse.ArgumentParser) -> None:
         help="step, student, views, metrics, bank, growth or notebook (default: all)",
     )
     sub.add_argument("--json", action="store_true", help="all of it as JSON (default: a table in Markdown)")
+
+
+def _add_export_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("job", help="whose network: a job as `fgkd status` names it, distill/... or teacher/...")
+    sub.add_argument("--student", help="of a distill job (default: the only one)")
+    sub.add_argument("--loss", help="of a distill job (default: kd, and ce without a teacher)")
+    sub.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or an earlier hand-over's")
 
 
 def _profile(folder: str) -> str:

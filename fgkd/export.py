@@ -120,8 +120,9 @@ class Trained:
 
 
 def hand_over(study: Study, job: Job, student: str | None, loss: str | None, folder: Path) -> Path:
-    """Write a student of a distill job, or an FZ or FT teacher, to a folder (see the module); return it.
+    """Write a trained student, or teacher, to a folder (see the module); return the folder.
 
+    job: of stage distill, or teacher with recipe FZ or FT.
     student, loss: of a distill job; None takes the only student, and the loss kd, or ce without a teacher.
     folder: absent, empty, or that of an earlier hand-over, which is replaced.
     Raises StudyError for a name that the study lacks, a job without a valid result or its weights, a folder
@@ -177,7 +178,7 @@ def find_job(study: Study, name: str) -> Job:
 
 
 def load_plain(folder: Path, architecture: str) -> Any:
-    """Load a folder's network as its card says, by timm alone, with random weights nowhere."""
+    """Load a folder's network as its card says, by timm alone."""
     if not (folder / NETWORK).exists():
         return timm.create_model(f"local-dir:{folder}", pretrained=True)
     arguments = json.loads((folder / "config.json").read_text())["model_args"]
@@ -210,7 +211,7 @@ class Deployed(nn.Module):
 
 
 def run_onnx(file: Path, pixels: np.ndarray) -> np.ndarray:
-    """The probabilities (N, C) that onnxruntime computes on the CPU from pixels (N, S, S, 3) uint8."""
+    """Run an ONNX file on the CPU: pixels (N, S, S, 3) uint8 -> probabilities (N, C)."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
