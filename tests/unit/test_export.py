@@ -1,5 +1,6 @@
 """The hand-over: what it refuses and why, its preprocessing, its script on photos of all kinds."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -9,12 +10,14 @@ from string import Template
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import CenterCrop
 
 from fgkd import cli, export
 from fgkd.data.images import decode
-from fgkd.study import Job, StudyError
+from fgkd.study import Job, StudyError, Views
 
 DISTILL = Job("distill", "birds", "resnet", "FT")
 TEACHER = Job("teacher", "birds", "resnet", "FT")
@@ -160,6 +163,17 @@ def test_timms_transform_gives_the_very_pixels_of_the_study(tmp_path, resize, cr
     corner = (resize - crop) // 2
     ours = decode(tmp_path / "photo.png", resize)[corner : corner + crop, corner : corner + crop]
     assert (transform(Image.open(tmp_path / "photo.png")).permute(1, 2, 0).numpy() == ours).all()
+
+
+@pytest.mark.parametrize("crop, differs", [(32, False), (35, False), (33, True), (29, True)])
+def test_the_card_warns_of_a_margin_that_timm_cuts_otherwise(finished, crop, differs):
+    """torchvision rounds half a margin to the even neighbour, the study downwards."""
+    corner = CenterCrop(crop)(torch.arange(36 * 36).view(1, 36, 36))[0, 0, 0].item() % 36
+    assert (corner != (36 - crop) // 2) == differs
+    trained = export.find(finished, DISTILL)
+    study = dataclasses.replace(finished, views=Views(resize=36, crop=crop))
+    card = export.card(dataclasses.replace(trained, study=study))
+    assert ("Of an odd margin" in card) == differs
 
 
 class Session:
