@@ -53,3 +53,12 @@ class Progress:
         """Delete the file: the training has ended."""
         with contextlib.suppress(OSError):
             self.file.unlink()
+
+
+def duration(hours: float | None) -> str:
+    """Hours in a reader's unit: 12.3 h, 34 min, 5 s; '-' where they are not known."""
+    if hours is None:
+        return "-"
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"

@@ -35,7 +35,7 @@ FLAGS = [
     "--remote-debugging-port=0",
 ]
 PHONE, PAPER = 360, 718  # widths in CSS pixels: a small phone, and A4 within margins of 1 cm
-PAGES = ("index", *studies.STAGES)
+PAGES = ("index", "claims", *studies.STAGES)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the report in")
 
 CHECKS_SOURCE = Path(__file__).with_name("browser.js").read_text()
@@ -258,7 +258,8 @@ def site(finished_folder, tmp_path_factory):
             nbformat.write(notebook, study.path(job) / f"{job.notebook}.ipynb")
             states[job] |= {"state": "failed" if stage == "distill" else "done", "seconds": 1.0}
         index = pages.build(study, states)
-    return {"index": index} | {stage: index.parent / f"{job.id}.html" for stage, job in shown.items()}
+    site = {"index": index, "claims": index.with_name("claims.html")}
+    return site | {stage: index.parent / f"{job.id}.html" for stage, job in shown.items()}
 
 
 def failed_outputs(tables, folder):

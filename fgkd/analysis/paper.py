@@ -189,6 +189,16 @@ def claims(
     return table[CLAIMS]
 
 
+def strategies_of(claim: str) -> tuple[str, ...]:
+    """The strategies whose students a claim of `claims` is about; none for all of a study.
+
+    >>> strategies_of("R12 - SSP: share of strong groups, CAL"), strategies_of("R12: mean signed rho")
+    (('CAL',), ())
+    """
+    scope = claim.rpartition(", ")[2]
+    return {"CAL": ("CAL",), "TGDA": ("TGDA",), "CAL and TGDA": ("CAL", "TGDA")}.get(scope, ())
+
+
 def power(correlations: pd.DataFrame) -> pd.DataFrame:
     """Smallest mean signed rho, or difference of two, that other designs of the study could see.
 

@@ -21,7 +21,8 @@ from rich.text import Text
 
 from fgkd.engine import states
 from fgkd.engine.run import TRAINED, Event
-from fgkd.engine.terminal import COLOURS, console_for, duration, table_of
+from fgkd.engine.terminal import COLOURS, console_for, table_of
+from fgkd.progress import duration
 from fgkd.study import Job, Study
 
 REFRESHES = 2  # a second

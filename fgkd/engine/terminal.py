@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fgkd import records
 from fgkd.engine import states
+from fgkd.progress import duration
 from fgkd.study import Job, Study
 
 if TYPE_CHECKING:  # loaded by the commands that need it alone
@@ -218,15 +219,6 @@ def _estimate_items(estimate: dict) -> list[RenderableType]:
     if estimate["not_counted"]:
         sentences.append(f"not counted: {', '.join(estimate['not_counted'])}, whose photos are not there")
     return [table, *map(Text, sentences)]
-
-
-def duration(hours: float | None) -> str:
-    """Hours in a reader's unit: 12.3 h, 34 min, 5 s; '-' where they are not known."""
-    if hours is None:
-        return "-"
-    if hours >= 1:
-        return f"{hours:,.1f} h"
-    return f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
 
 
 def _text(value, digits: int) -> str:

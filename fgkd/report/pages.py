@@ -13,9 +13,10 @@ import pandas as pd
 from fgkd import records
 from fgkd.analysis import correlation, findings, groups, paper, selection
 from fgkd.metrics.claims import METRICS, UNDEFINED
+from fgkd.progress import duration
 from fgkd.report import plots
 from fgkd.report.site import STATES, Entry, Site, Table, write
-from fgkd.study import Job, Study
+from fgkd.study import PRETEXT, PROJECT, RECIPES, Job, Study
 
 RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "pilot", "random", "no teacher")
 SECTIONS = {
@@ -69,6 +70,7 @@ def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
             records.write_table(frame, study.folder / "tables" / f"{name}.csv")
     headline = tables.pop("headline", None)
     standings = tables.pop("standings", None)
+    claims = tables.pop("claims", None)
     missing = {job: state for job, state in states.items() if state["state"] != "done"}
     site = Site(
         title="Which teacher should your small model learn from?",
@@ -80,6 +82,7 @@ def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
         notes=notes(study),
         figures=figures,
         headline=_headline_table(headline) if figures else None,
+        claims=None if claims is None else _claims_table(study, claims, tables),
         tables=[Table(name, frame) for name, frame in tables.items()],
         facts=_facts(study),
     )
@@ -266,6 +269,53 @@ def _headline_table(headline: pd.DataFrame) -> Table:
     shown = headline.assign(metric=[METRICS[name].label for name in headline.metric])
     shown = shown[[name for name in HEADLINE if name not in constant]].dropna(axis=1, how="all")
     return Table("headline", headline, caption, shown.round(3).rename(columns=HEADLINE), limit=24)
+
+
+def _claims_table(study: Study, claims: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Table:
+    """The paper's claims in a reader's words, the registered ones first, with what a test of each takes."""
+    file = Path(study.file)
+    command = f"fgkd run {file.stem if file.parent == PROJECT / 'runs' else file.name}"
+    first = claims.sort_values("family", ascending=False, kind="stable")
+    registered = int((first.family == "registered").sum())
+    seconds = [_seconds(tables, paper.strategies_of(claim)) for claim in first.claim]
+    tested = first.groups > 0
+    columns = {
+        "claim": first.claim,
+        "in print": _format(first.published, "{:+.3f}"),
+        "here": _format(first.ours, "{:+.3f}"),
+        "95 % interval": _format(first.low, "{:+.3f} to ") + _format(first.high, "{:+.3f}"),
+        "groups": first.groups,
+        "data sets": first.datasets,
+        "verdict": first.verdict.where(tested, "not in this study"),
+        "time": [
+            duration(value / 3600) if is_tested else ""
+            for value, is_tested in zip(seconds, tested, strict=True)
+        ],
+    }
+    needed = "{registered} data sets for a registered claim, {exploratory} for another".format(**paper.NEEDED)
+    caption = (
+        f"'{command}' tests all of these claims, and computes what is missing. Each is a quantity that is "
+        "above 0 where the claim holds, the mean over groups, with its interval over data sets. The first "
+        f"{registered} were registered before any study ran: they hold or fail where p, corrected for their "
+        f"number, is at most 0.05. The others are exploratory and only suggest. A verdict takes {needed}. "
+        "The time is that of the jobs which a claim rests on, one after another."
+    )
+    return Table("claims", claims, caption, pd.DataFrame(columns), limit=len(claims))
+
+
+def _seconds(tables: Mapping[str, pd.DataFrame], strategies: tuple[str, ...]) -> float:
+    """The time of the jobs behind the students of some strategies, or of all for none.
+
+    It includes the training on the pretext set, and students without a teacher.
+    """
+    teachers, banks, students = (tables[name] for name in ("teachers", "metrics", "students"))
+    banks = banks.drop_duplicates("run")
+    if strategies:
+        recipes = {RECIPES[name] for name in strategies}
+        teachers = teachers[teachers.recipe.isin({*recipes, PRETEXT})]
+        banks = banks[banks.strategy.map(RECIPES).isin(recipes)]
+        students = students[students.strategy.isin({*strategies, "CE"})]
+    return float(sum(table.seconds.sum() for table in (teachers, banks, students)))
 
 
 def _facts(study: Study) -> dict[str, str]:

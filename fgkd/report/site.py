@@ -42,7 +42,11 @@ class Entry:
             expected = ", ".join(STATES)
             raise ValueError(f"state of {self.title!r} is {self.state!r}; expected one of {expected}")
         parts = self.href.split("/")
-        if parts == ["index.html"] or {"", ".", ".."} & {*parts} or not parts[-1].endswith(".html"):
+        if (
+            parts[0] in ("index.html", "claims.html")
+            or {"", ".", ".."} & {*parts}
+            or not parts[-1].endswith(".html")
+        ):
             expected = "a relative path such as 'runs/a.html'"
             raise ValueError(f"href of {self.title!r} is {self.href!r}; expected {expected}")
 
@@ -92,6 +96,7 @@ class Site:
     missing: runs that are not there.
     notes: what a reader should know of the numbers.
     figures: SVG or PNG files with captions, the first with the table of the `headline`.
+    claims: shown on a page of its own.
     facts: what the study was made with.
     """
 
@@ -104,6 +109,7 @@ class Site:
     notes: Sequence[str] = ()
     figures: Sequence[tuple[Path, str]] = ()
     headline: Table | None = None
+    claims: Table | None = None
     tables: Sequence[Table] = ()
     facts: Mapping[str, str] | None = None
 
@@ -121,13 +127,15 @@ def write(site: Site, folder: Path) -> Path:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for file, _ in site.figures:
         shutil.copyfile(file, folder / "figures" / file.name)
-    for table in (site.standings, site.headline, *site.tables):
+    for table in (site.standings, site.headline, site.claims, *site.tables):
         if table:
             records.write_table(table.frame, folder / "tables" / f"{table.name}.csv")
     pages = {entry.href: _write_page(entry, folder) for entry in site.entries}
     unreadable = [entry.title for entry in site.entries if pages[entry.href] == "unreadable"]
     index = markup.render("index.html.j2", site=site, pages=pages, unreadable=unreadable)
     records.write_bytes(folder / "index.html", index)
+    if site.claims:
+        records.write_bytes(folder / "claims.html", markup.render("claims.html.j2", site=site))
     return folder / "index.html"
 
 

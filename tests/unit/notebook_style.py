@@ -110,8 +110,9 @@ def imports(notebook):
     if len(notebook.cells) < SETUP or notebook.cells[1].cell_type != "code":
         yield 2, "no imports: the second cell is a code cell that imports, and does nothing else"
         return
-    statements = ast.parse(notebook.cells[1].source).body
-    if others := [node for node in statements if not isinstance(node, ast.Import | ast.ImportFrom)]:
+    if others := [
+        node for node in statements(notebook.cells[1]) if not isinstance(node, ast.Import | ast.ImportFrom)
+    ]:
         yield 2, f"'{ast.unparse(others[0])}' among the imports: move it to a cell below"
     lines = [line for line in notebook.cells[1].source.splitlines() if line.strip()]
     if len(lines) > IMPORTS:
@@ -146,8 +147,7 @@ def validation(notebook):
     """The fourth cell first checks each parameter, since papermill accepts any name."""
     wanted = re.findall(r"^(\w+): (\w+) =", notebook.cells[2].source, re.MULTILINE)
     call = f"studies.check_parameters(globals(), {', '.join(f'{name}={kind}' for name, kind in wanted)})"
-    statements = ast.parse(notebook.cells[3].source).body if len(notebook.cells) > 3 else []
-    if not statements or ast.unparse(statements[0]) != call:
+    if [ast.unparse(node) for node in statements(notebook.cells[3])[:1]] != [call]:
         yield 4, f"parameters unchecked: begin the fourth cell with '{call}'"
 
 
@@ -333,8 +333,13 @@ def anchors(file):
 
 
 def tree(cell):
-    """All nodes of a cell's syntax tree; none where it is not Python (see `plain_code`)."""
-    return list(walk(cell.source))
+    """All nodes of a cell's syntax tree, the module first; none where it is not Python."""
+    return walk(cell.source) if cell.cell_type == "code" else []
+
+
+def statements(cell):
+    """A code cell's statements; none of another cell."""
+    return tree(cell)[0].body if tree(cell) else []
 
 
 def walk(source):

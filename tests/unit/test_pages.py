@@ -10,6 +10,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
 from fgkd import records
+from fgkd.analysis import paper
 from fgkd.report import notebook, pages, site
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -354,6 +355,45 @@ def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alo
         for name in ("pay", "temperatures", "progress", "power")
     }
     assert sizes == {"pay": 6, "temperatures": 0, "progress": 4, "power": 30}
+
+
+def test_the_claims_have_a_page_with_the_command_the_time_and_the_interval_of_each(finished):
+    index = pages.build(finished, states(finished))
+    assert parsed(index.read_text()).find("a", href="claims.html")
+    page = parsed((index.parent / "claims.html").read_text())
+    assert "'fgkd run tiny.yaml' tests all of these claims" in page.main.text
+    names = [header.text for header in page.thead("th")]
+    rows = [dict(zip(names, (cell.text for cell in row("td")))) for row in page.tbody("tr")]
+    claims = pd.read_csv(index.parent / "tables" / "claims.csv").set_index("claim")
+    assert sorted(row["claim"] for row in rows) == sorted(claims.index)
+    assert {row["claim"] for row in rows[:3]} == {*paper.REGISTERED}
+    signed = claims.loc[rows[0]["claim"]]
+    assert rows[0]["here"] == f"{signed.ours:+.3f}" and rows[0]["95 % interval"] == ""
+    assert (rows[0]["data sets"], rows[0]["verdict"]) == ("1", "cannot tell")
+    assert {row["verdict"] for row in rows if "TGDA" in row["claim"]} == {"not in this study"}
+    assert all(bool(row["time"]) == (row["groups"] != "0") for row in rows)
+    assert all(re.fullmatch(r"(\d+ (s|min))?", row["time"]) for row in rows)
+
+
+def test_the_time_of_a_claim_is_that_of_the_jobs_that_it_rests_on():
+    teachers = pd.DataFrame({"recipe": ["pretext", "FT", "CAL"], "seconds": [1.0, 2, 4]})
+    banks = pd.DataFrame(
+        {"run": ["b", "c", "c"], "strategy": ["FT", "CAL", "TGDA"], "seconds": [8.0, 16, 16]}
+    )
+    students = pd.DataFrame({"strategy": ["CE", "FT", "CAL", "TGDA"], "seconds": [32.0, 64, 128, 256]})
+    tables = {"teachers": teachers, "metrics": banks, "students": students}
+    assert pages._seconds(tables, ()) == 511
+    assert pages._seconds(tables, ("TGDA",)) == 1 + 4 + 16 + 32 + 256
+    assert pages._seconds(tables, ("CAL", "TGDA")) == 1 + 4 + 16 + 32 + 128 + 256
+
+
+def test_every_claim_about_some_strategies_is_known_as_such(finished):
+    pages.build(finished, states(finished))
+    claims = pd.read_csv(finished.folder / "tables" / "claims.csv").claim
+    scoped = {claim: paper.strategies_of(claim) for claim in claims if paper.strategies_of(claim)}
+    named = [claim for claim in claims if re.search("CAL|TGDA", claim) and "less FZ, FT" not in claim]
+    assert sorted(scoped) == sorted(named)
+    assert all(all(name in claim for name in names) for claim, names in scoped.items())
 
 
 def states(study):
