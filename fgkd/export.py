@@ -398,7 +398,7 @@ def card(trained: Trained, *, own_network: bool = False) -> str:
         "---\nlibrary_name: timm\ntags:\n- image-classification\n- timm\n- onnx\n---",
         f"# {title}: {len(dataset.classes)} classes of {trained.job.dataset}",
         f"Top-1 accuracy on {len(dataset.test)} test images: **{trained.accuracy:.1%}** "
-        f"(95 % interval {low:.1%} to {high:.1%}), after the last epoch; no choice used the test images.",
+        f"(95 % interval {low:.1%} to {high:.1%}), after the last epoch.",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]),
         "\n".join(notes),
         f"## Use\n\n    python predict.py photo.jpg\n\n{_describe_onnx(trained)}",
