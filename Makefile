@@ -32,7 +32,8 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/unit/test_house.py tests/unit/test_docstrings.py -k "not linter"
+	$(BIN)/python -m pytest -q tests/unit/test_house.py tests/unit/test_docstrings.py \
+	  tests/unit/test_notebook_style.py -k "not linter"
 
 notebooks: env
 	$(BIN)/python -m pytest tests/test_notebooks.py notebooks

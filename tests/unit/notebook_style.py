@@ -34,14 +34,16 @@ EMPTY_HEADINGS = {
 PLACES = r"/(?:home|root|tmp|var|work|Users|mnt|opt)/[\w.-]+|[A-Z]:\\\\?\w|site-packages|dist-packages"
 PARAMETER = re.compile(r"(\w+): (str|int|float|bool) = (\S.*?)  # ([^=]+)")
 # What a reader takes for a result: a share, a number with decimals, a count of a total, a number of points.
-RESULT = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?\s?%|(?<![\w.])[+-]?\d+\.\d+\b|\b\d+ of (?:the )?\d+\b")
-# No results: formulas, code, links and what they point at, papers' numbers, the level of an interval.
-NO_RESULT = re.compile(
-    r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)|arXiv[: ]\d+\.\d+|\b95\s?%", re.DOTALL
+RESULT = re.compile(
+    r"(?<![\w.])[+-]?\d+(?:\.\d+)?\s?%|(?<![\w.])[+-]?\d+\.\d+\b"
+    r"|\b\d+ of (?:the )?\d+\b|\b\d+ (?:percentage )?points\b"
 )
-PROMISES = re.compile(
-    r"\*\*(?:Expectation|Question|Cost|Exercise|Hint)"
-)  # typed before, or for a reader to do
+# No results: formulas, code, links and what they point at, papers' numbers, the levels 95 % and 5 %.
+NO_RESULT = re.compile(
+    r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)|arXiv[: ]\d+\.\d+|\b9?5\s?%", re.DOTALL
+)
+PROMISES = re.compile(r"\*\*(?:Expectation|Question|Cost|Hint)")  # typed before the result is seen
+EXERCISES = re.compile(r"^(?:\*\*|#+ )(?:Exercise|Question)s?\b", re.MULTILINE)  # what a reader is to do
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,14 @@ def answer(notebook):
     number, cell = notebook.code[-1]
     if cell.execution_count and not re.search(r"\d", printed(cell)):
         yield number, "no answer: let the last code cell print one, Markdown(f'...') with a computed number"
-    last = notebook.cells[-1].source
-    for mark, what in (("**Caveat.**", "a caveat"), ("**Exercise", "an exercise"), (".ipynb)", "a link on")):
-        if mark not in last:
-            yield len(notebook.cells), f"{what} is missing at the end: add '{mark}'"
+    last = "\n\n".join(cell.source for cell in notebook.cells[number:])
+    for what, mark in (
+        ("**Caveat.**", r"\*\*Caveat"),
+        ("**Exercise.**", EXERCISES),
+        ("a link on", r"\.ipynb\)"),
+    ):
+        if not re.search(mark, last):
+            yield len(notebook.cells), f"no {what} at the end: add it below the answer"
 
 
 def headings(notebook):
@@ -377,8 +383,8 @@ def without_code(text):
 
 
 def paragraphs_but_promises(text):
-    """A cell's paragraphs, without those that say what is expected, and all after an exercise begins."""
-    text = re.split(r"\*\*Exercise", text)[0]
+    """A cell's paragraphs, without those that say what is expected, and all from its exercises on."""
+    text = EXERCISES.split(text)[0]
     return [part for part in re.split(r"\n\s*\n", text) if not PROMISES.match(part.strip())]
 
 

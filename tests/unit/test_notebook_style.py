@@ -125,9 +125,9 @@ BROKEN = {
         (output(9, sentence("It does.")), "cell 9: no answer"),
         (output(9), "cell 9: no answer"),
         (drop(10), "ends with code"),
-        (put(10, LAST.replace("**Caveat.**", "But:")), "a caveat is missing"),
-        (put(10, LAST.replace("**Exercise.**", "Try:")), "an exercise is missing"),
-        (put(10, LAST.replace("[On](02_on.ipynb)", "")), "a link on is missing"),
+        (put(10, LAST.replace("**Caveat.**", "But:")), "no **Caveat.** at the end"),
+        (put(10, LAST.replace("**Exercise.**", "Try:")), "no **Exercise.** at the end"),
+        (put(10, LAST.replace("[On](02_on.ipynb)", "")), "no a link on at the end"),
     ],
     "headings": [(put(5, "## Results"), "cell 5: the heading 'Results' says nothing")],
     "short_cells": [
@@ -173,6 +173,7 @@ BROKEN = {
     ],
     "computed_results": [
         (put(8, "It gains 12.5 points."), "'12.5' is typed"),
+        (put(8, "It loses 4 points."), "'4 points' is typed"),
         (put(8, "R12 picks it in 80 % of groups."), "'80 %' is typed: compute a result"),
         (put(8, "It is right on 12 of 40 images."), "'12 of 40' is typed"),
         (put(8, "The correlation is -0.7, as claimed."), "'-0.7' is typed"),
