@@ -38,8 +38,8 @@ from fgkd.analysis.correlation import share_interval
 from fgkd.data import datasets
 from fgkd.data.views import centre, crop_batch
 from fgkd.models import classifier
-from fgkd.study import Job, Model, Study, StudyError
-from fgkd.study.errors import expected
+from fgkd.study import PRETEXT, Job, Model, Study, StudyError
+from fgkd.study.errors import expected, hint
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 NETWORK = "network.py"
@@ -173,7 +173,8 @@ def find_job(study: Study, name: str) -> Job:
     """The job of a name that `fgkd status` shows.  Raises StudyError where there is none."""
     jobs = {job.id: job for job in study.jobs() if job.stage in ("teacher", "distill")}
     if name not in jobs:
-        raise StudyError(f"job '{name}' is not in the study{expected(name, jobs)}")
+        advice = f"expected one that 'fgkd status' names, such as {list(jobs)[-1]}"
+        raise StudyError(f"job '{name}' is not in the study{hint(name, jobs)}: {advice}")
     return jobs[name]
 
 
@@ -416,11 +417,14 @@ def _describe_training(trained: Trained) -> dict[str, str]:
     is_teacher = job.stage == "teacher"
     recipe = study.recipe(job.strategy if is_teacher else "student", trained.spec)
     start = Path(trained.spec.weights).name if trained.spec.file else trained.spec.weights
+    if job.strategy == PRETEXT:  # this is the training that weights 'pretext' come from
+        start = "none"
+    starts = {"none": "random", "timm": "timm's of that name", "pretext": "of a training on the pretext set"}
     words = {
         "network": f"{trained.spec.model}, {row['parameters']:,} weights",
         "data": f"{job.dataset}: {len(dataset.train)} training and {len(dataset.test)} test images",
-        "weights before": {"none": "random", "timm": "timm's of that name"}.get(start, start),
-        "recipe": f"{recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.optimizer}, "
+        "weights before": starts.get(start, start),
+        "recipe": f"epochs {recipe.epochs}, batch size {recipe.batch_size}, {recipe.optimizer}, "
         f"learning rate {row['lr']:g}, weight decay {recipe.weight_decay:g}",
     }
     if is_teacher:

@@ -176,6 +176,15 @@ def test_the_card_warns_of_a_margin_that_timm_cuts_otherwise(finished, crop, dif
     assert ("Of an odd margin" in card) == differs
 
 
+def test_the_card_says_what_weights_a_training_started_from(finished):
+    for job, words in (
+        (Job("teacher", "pretext", "byobnet", "pretext"), "random"),
+        (Job("teacher", "birds", "byobnet", "FT"), "of a training on the pretext set"),
+        (Job("distill", "birds", "none", "CE"), "random"),
+    ):
+        assert f"| weights before | {words} |" in export.card(export.find(finished, job))
+
+
 class Session:
     """Stands for onnxruntime's: the probability of class 1 is the mean of the pixels over 255."""
 
