@@ -6,6 +6,7 @@ VENV   ?= .venv
 STUDY  ?= demo
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+NOTEBOOKS := notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 .PHONY: env study test test-slurm unit lint notebooks stored lab lock clean
 env: $(VENV)/.installed
@@ -43,9 +44,9 @@ notebooks: env
 stored: env
 	rm -rf build/stored && mkdir -p build/stored
 	FGKD_RUNS=$(CURDIR)/build/stored $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-	  --ExecutePreprocessor.kernel_name=python3 notebooks/*.ipynb
+	  --ExecutePreprocessor.kernel_name=python3 $(NOTEBOOKS)
 	$(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "metadata.papermill \
-	  cell.metadata.papermill cell.metadata.execution metadata.language_info.version" notebooks/*.ipynb
+	  cell.metadata.papermill cell.metadata.execution metadata.language_info.version" $(NOTEBOOKS)
 
 # The smoke study through a Slurm of one node that is installed (as root, from Debian's packages) and started.
 test-slurm: env

@@ -43,13 +43,14 @@ def distillation(image, teacher, student, classes: Sequence[str], label: int) ->
     ):
         bars = figure.add_axes(place)
         bars.bar(range(len(values)), values, color=colour)
-        bars.set(ylim=(0, 1), xticks=range(len(values)), xticklabels=classes, yticks=(0, 1))
+        bars.set(ylim=(0, 1), xticks=range(len(values)), yticks=(0, 1))
+        bars.set_xticklabels(classes, rotation=35, ha="right")
         bars.set_title(title, fontsize=9)
-        bars.tick_params(labelsize=8)
-    _arrow(axis, (6.9, 2.9), (6.9, 1.3), TEACHER)
-    axis.text(7.05, 2.1, "distillation loss (KL):\nanswer as the\nteacher does", va="center", fontsize=9)
-    _arrow(axis, (7.6, 0.35), (6.85, 0.6), "black")
-    axis.text(7.65, 0.35, "label loss (CE):\nbe right", va="center", fontsize=9)
+        bars.tick_params(labelsize=7.5)
+    _arrow(axis, (6.85, 3.1), (6.85, 1.2), TEACHER)
+    axis.text(7.0, 2.2, "distillation loss (KL):\nanswer as the\nteacher does", va="center", fontsize=9)
+    _arrow(axis, (7.75, 0.8), (6.85, 0.8), "black")
+    axis.text(7.8, 0.8, "label loss (CE):\nbe right", va="center", fontsize=9)
     return figure
 
 
