@@ -50,7 +50,7 @@ def test_papermill_knows_the_type_the_default_and_the_meaning_of_each_parameter(
         (
             "05_distillation",
             {"strategy": "FZ"},
-            "strategy 'FZ' is not in the study (did you mean 'FT'?)",
+            "strategy 'FZ' is not in the study: expected one of CAL, TGDA, CE",
         ),
         (
             "05_distillation",

@@ -30,6 +30,7 @@ from fgkd.metrics.claims import METRICS, UNDEFINED
 # Okabe and Ito's palette, told apart by colour-blind readers; the shapes tell apart what grey print does not.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
 SHAPES = "osD^vPX*"
+STUDENTS = ("#333333", "#8C6D31", "#843C39", "#637939", "#7B4173", "#9E9E9E")  # of what is no teacher
 GREY, LIGHT_GREY = "#8A8A8A", "#C8C8C8"
 # Ratios of raw logits, which have no meaning where the second is not positive: figures then say so.
 RATIOS = ("ratio12", "ratio12_median", "ratio13", "ratio23")
@@ -67,6 +68,18 @@ def teacher_styles(teachers: Iterable[str]) -> tuple[dict[str, str], dict[str, s
     names = list(dict.fromkeys(teachers))
     palette = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
     markers = {name: SHAPES[(i + i // len(PALETTE)) % len(SHAPES)] for i, name in enumerate(names)}
+    return palette, markers
+
+
+def _styles(names: Iterable[str], teachers: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """`teacher_styles`, with other colours for names that are no teacher's, where there are teachers."""
+    palette, markers = teacher_styles(teachers)
+    others = [name for name in dict.fromkeys(names) if name not in palette]
+    if not palette:
+        return teacher_styles(others)
+    for i, name in enumerate(others):
+        palette[name] = STUDENTS[i % len(STUDENTS)]
+        markers[name] = SHAPES[i % len(SHAPES)]
     return palette, markers
 
 
@@ -150,7 +163,7 @@ def curves(history: pd.DataFrame, *, title: str, teachers: Iterable[str] = ()) -
     others = ["run", "epoch", "train_accuracy", "student", "loss"]
     total = history.drop(columns=others, errors="ignore").sum(axis=1)
     table = history.assign(total=total, percent=100 * history.train_accuracy, epoch=history.epoch + 1)
-    look = _look("run", [*teachers, *table.run]) | {"dashes": False, "errorbar": None}
+    look = _look("run", table.run, teachers) | {"dashes": False, "errorbar": None, "markersize": 4}
     figure, (left, right) = _panels(2, 9, 2.9)
     seaborn.lineplot(table, x="epoch", y="total", legend=False, ax=left, **look)
     seaborn.lineplot(table, x="epoch", y="percent", ax=right, **look)
@@ -182,9 +195,9 @@ def ratio_boxplot(
         "patch_artist": True,
     }
     boxes = axis.boxplot(finite, tick_labels=list(logits), whis=(5, 95), showfliers=False, **look)["boxes"]
-    palette, _ = teacher_styles([*teachers, *logits])
+    palette, _ = _styles(logits, teachers)
     for name, box in zip(logits, boxes, strict=True):
-        box.set_facecolor(palette[name])
+        box.set_facecolor(palette[name] if name in teachers or not teachers else LIGHT_GREY)
     axis.axvline(1, color=GREY, linewidth=0.8)
     axis.set_xlabel(f"R12 of a {of} (1: the two best classes tie)")
     axis.invert_yaxis()
@@ -219,8 +232,7 @@ def gains(table: pd.DataFrame, teacher: str, teachers: Iterable[str] = ()) -> Fi
     table: `name`, `kind` (alone, taught or teacher), `accuracy`, `low` and `high`, a row a mark.
     """
     palette, _ = teacher_styles([*teachers, teacher])
-    colours = {"alone": "black", "taught": PALETTE[7] if palette[teacher] != PALETTE[7] else GREY}
-    colours["teacher"] = palette[teacher]
+    colours = {"alone": "black", "taught": STUDENTS[1], "teacher": palette[teacher]}
     figure, (axis,) = _panels(1, 7.4, 0.42 * len(table) + 0.9)
     for y, row in enumerate(table.itertuples()):
         axis.plot((100 * row.low, 100 * row.high), (y, y), color=colours[row.kind], linewidth=2)
@@ -380,7 +392,7 @@ def reliability(logits: dict[str, np.ndarray], labels: np.ndarray, teachers: Ite
 
     logits: (N, C) of each name, in its colour where it is one of `teachers`; labels: (N,).
     """
-    palette, markers = teacher_styles([*teachers, *logits])
+    palette, markers = _styles(logits, teachers)
     figure, (axis,) = _panels(1, 5.6, 4)
     axis.plot((0, 1), (0, 1), color=GREY, linestyle="--", label="calibrated")
     for name, values in logits.items():
@@ -420,7 +432,7 @@ def confused_pairs(
         shares[name] = 100 * both.ravel()
     table = pd.DataFrame(shares, [f"{a}\n{b}" for a, b in itertools.product(classes, classes)])
     worst = table.iloc[np.argsort(-table.sum(axis=1).to_numpy())[:pairs]]
-    palette, markers = teacher_styles([*teachers, *logits])
+    palette, markers = _styles(logits, teachers)
     figure, (axis,) = _panels(1, 8, 0.55 * len(worst) + 0.9)
     axis.hlines(range(len(worst)), worst.min(axis=1), worst.max(axis=1), color=LIGHT_GREY)
     for name, share in worst.items():
@@ -549,9 +561,9 @@ def _facets(points: pd.DataFrame, metrics: Sequence[str], height: float):
     return figure, panels
 
 
-def _look(column: str, names: Iterable[str]) -> dict:
+def _look(column: str, names: Iterable[str], teachers: Iterable[str] = ()) -> dict:
     """seaborn's options for the colours and markers of the names in `column`."""
-    palette, markers = teacher_styles(names)
+    palette, markers = _styles(names, teachers)
     return {"hue": column, "style": column, "palette": palette, "markers": markers}
 
 
