@@ -22,7 +22,8 @@ def distillation(image, teacher, student, classes: Sequence[str], label: int) ->
 
     image: (H, W, 3); teacher, student: probabilities (C,) of the image; label: of its class.
     """
-    figure = Figure(figsize=(9, 4.2), layout="none")
+    figure = Figure(figsize=(9, 4.2))
+    figure.set_layout_engine("none")  # the axes have their places
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, 9), ylim=(0, 4.2))
     axis.axis("off")
