@@ -96,8 +96,11 @@ class Checkpoint:
 
     def save_if_due(self, history: list[dict], progress: EpochProgress | None = None) -> None:
         """Write the state after the epochs of `history` and the steps of `progress`, if due."""
-        if time.monotonic() - self.written <= CHECKPOINT_SECONDS:
-            return
+        if time.monotonic() - self.written > CHECKPOINT_SECONDS:
+            self.save(history, progress)
+
+    def save(self, history: list[dict], progress: EpochProgress | None = None) -> None:
+        """Write the state after the epochs of `history` and the steps of `progress`."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

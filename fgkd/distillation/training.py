@@ -106,6 +106,7 @@ def fit(
     auxiliary_loss: nn.Module | None = None,
     subset: Tensor | None = None,
     index_device: torch.device | None = None,
+    stop: int | None = None,
 ) -> list[dict]:
     """Train `model` in place; return one row per epoch: mean loss terms and training accuracy.
 
@@ -115,6 +116,8 @@ def fit(
     auxiliary_loss: a loss with weights of its own, which are trained too.
     subset: indices of the samples to train on, on the CPU; all unless given.
     index_device: where `inputs` wants its index; the labels' device unless given.
+    stop: end after so many epochs of the recipe's, in its schedule; the checkpoint then holds their state, so
+    that a call with a later stop, or none, goes on from there.
     Raises FloatingPointError where the loss is no longer finite.
     """
     trained = model if auxiliary_loss is None else nn.ModuleList([model, auxiliary_loss])
@@ -126,7 +129,8 @@ def fit(
     steps = math.ceil(len(train_index) / recipe.batch_size)
     devices = (index_device or labels.device, labels.device)
     progress_file = Progress(checkpoint.parent, title, recipe.epochs)
-    for epoch in tqdm(range(len(history), recipe.epochs), desc=title, unit="epoch", disable=None):
+    epochs = recipe.epochs if stop is None else min(stop, recipe.epochs)
+    for epoch in tqdm(range(len(history), epochs), desc=title, unit="epoch", disable=None):
         trained.train()
         torch.manual_seed(seed + epoch)  # for dropout and counterfactual attention
         batches = shuffled_batches(train_index, steps, seed=seed, epoch=epoch, devices=devices)
@@ -151,6 +155,8 @@ def fit(
         history.append(row)
         progress_file.update(epoch + 1, loss=sum(row[name] for name in terms))
         state.save_if_due(history)  # after the last epoch too: a job trains several students
+    if stop is not None:
+        state.save(history)
     progress_file.close()
     return history
 
