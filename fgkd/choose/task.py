@@ -73,8 +73,8 @@ class Task:
 
     @property
     def threads(self) -> int:
-        """CPU threads of a training: all that this process may use."""
-        return getattr(os, "process_cpu_count", os.cpu_count)() or 1
+        """CPU threads of a training: as many as PyTorch takes, all cores or OMP_NUM_THREADS."""
+        return torch.get_num_threads()
 
     def say(self, line: str) -> None:
         """Append a line to progress.log, which `fgkd choose` shows as it grows."""
