@@ -134,7 +134,7 @@ def tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 @contextlib.contextmanager
 def _beside_the_file() -> Iterator[None]:
-    """Look for results beside study files, as they are committed, wherever FGKD_RUNS has those of this run."""
+    """Look for results beside study files, as they are committed, wherever FGKD_RUNS points."""
     folder = os.environ.pop("FGKD_RUNS", None)
     try:
         yield
