@@ -5,3 +5,6 @@ it writes: one of the training photos alone, by which it chooses, and the very s
 which the choice is verified.  Imports stages, export and what is below them; the commands and the engine
 import it.
 """
+
+NOTEBOOK = "08_choose_your_teacher"
+LOG = "progress.log"  # in the folder of the results: what is done, a line each

@@ -94,9 +94,9 @@ def _common(task: Task, audit: Audit, root: str) -> dict[str, Any]:
     if task.plugins:
         raw["plugins"] = list(task.plugins)
     if task.is_demo:
-        raw["pretext"] = {"species": 24, "train": 24, "test": 8, "seed": 1000}
+        raw["pretext"] = {"species": 24, "train": 36, "test": 8, "seed": 1000}
         raw["pretext"] |= {"family_size": FAMILY, "size": BIRD_SIZE}
-        raw["recipes"]["pretext"] = {"epochs": 6, "batch_size": 24, "lr": 0.1}
+        raw["recipes"]["pretext"] = {"epochs": 9, "batch_size": 24, "lr": 0.1}
     return raw
 
 
@@ -112,12 +112,17 @@ def _recipes(task: Task, audit: Audit) -> dict[str, Any]:
     on_gpu = task.device.type == "cuda"
     counts = audit.photos[audit.photos.use == "train"].label.value_counts()
     searched = counts.min() >= 3  # a search holds out a fifth of a class again
-    full = {"epochs": 12, "batch_size": 16, "warmup_steps": 100, "lr": [0.1, 0.03] if searched else 0.03}
-    full |= {"search_epochs": 4} if searched else {}
-    steps = math.ceil(audit.count("train", "held out") / BATCH)
+    images = audit.count("train", "held out")
+    full = {"epochs": 12, "batch_size": 16, "lr": [0.1, 0.03] if searched else 0.03}
+    full |= {"warmup_steps": min(100, 12 * images // 160)} | ({"search_epochs": 4} if searched else {})
+    steps = math.ceil(images / BATCH)
     epochs = min(MOST_EPOCHS, max(100 if on_gpu else 40, math.ceil(STEPS / steps)))
     epochs = DEMO_EPOCHS if task.is_demo else epochs
-    student = {"epochs": epochs, "batch_size": BATCH, "views": min(20 if on_gpu else 5, epochs)}
+    student: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": BATCH,
+        "views": min(20 if on_gpu else 5, epochs),
+    }
     student |= {"optimizer": "adamw", "lr": 0.005, "weight_decay": 0.05}
     student["warmup_steps"] = min(100, steps * epochs // 10)
     return {

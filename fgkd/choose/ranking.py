@@ -17,9 +17,9 @@ import torch
 
 from fgkd import metrics, records, stages
 from fgkd.analysis.correlation import spearman
-from fgkd.choose import candidates
+from fgkd.choose import LOG, candidates
 from fgkd.choose.evidence import PAPER, Rule
-from fgkd.choose.task import LOG, Task
+from fgkd.choose.task import Task
 from fgkd.metrics.claims import METRICS
 from fgkd.study import Study, StudyError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fgkd.choose import candidates
+from fgkd.choose import LOG, candidates
 from fgkd.data import birds
 from fgkd.distillation import training
 from fgkd.models import classifier
@@ -20,11 +20,10 @@ from fgkd.study.errors import expected
 
 RECIPES = {"fz": "FZ", "ft": "FT", "cal": "CAL"}
 CPU_SIZE = 96  # pixels that a student sees on a CPU
-LOG = "progress.log"
-SPECIES = 9  # of the drawn birds of the default run
+SPECIES = 6  # of the drawn birds of the default run
 FAMILY = 3  # of them in a family
 BIRD_SIZE = 0.75
-DRAWN = {"train": 20, "test": 20}  # photos of each species
+DRAWN = {"train": 24, "test": 24}  # photos of each species
 PIXELS = 56
 
 

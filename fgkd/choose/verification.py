@@ -24,6 +24,7 @@ from fgkd.choose.task import Task
 from fgkd.study import Job, Study
 
 DRAWS = 4000
+TUNED = "pretrained, fine-tuned"  # the student's own network
 PLACES = ("first", "second", "third")
 COLUMNS = ["student", "why", "accuracy", "low", "high", "gain", "gain_low", "gain_high", "teacher_accuracy"]
 
@@ -72,7 +73,7 @@ def verify(task: Task, audit: Audit, found: Found, ranking: Ranking, pilots: Pil
         rows.append({"student": student, "why": why, "teacher_accuracy": teacher})
         task.say(f"student {student}: {correct[student].mean():.1%} of {len(labels)} test photos")
     if task.verify and (own := candidates.pretrained(task.student, task.weights, task.plugins)):
-        student = "pretrained, fine-tuned"
+        student = TUNED
         tuned = plans.finetuned(task, audit, own)
         result = stages.teacher(tuned, task.dataset, FINETUNED, "FT")
         correct[student] = result.logits().argmax(1) == labels
