@@ -179,11 +179,11 @@ def _search(halving: _Halving, name: str, table: pd.DataFrame) -> tuple[dict[str
     if row is None:
         return PAPER, f"{words.format(**PAPER)} are the paper's; no time was left to search others."
     best = own.accuracy.iloc[-1]
-    chosen, other = (GENTLE, PAPER) if row["accuracy"] > best else (PAPER, GENTLE)
-    shares = sorted([best, row["accuracy"]], reverse=True)
+    tried = sorted([(best, PAPER), (row["accuracy"], GENTLE)], key=lambda pair: -pair[0])  # ties: the paper's
+    (share, chosen), (other_share, other) = tried
     return chosen, (
-        f"{words.format(**chosen)} rather than {words.format(**other)}: {shares[0]:.1%} and {shares[1]:.1%} "
-        f"of held-out photos after {epochs} epochs, from {name}."
+        f"{words.format(**chosen)} ({share:.1%} of held-out photos after {epochs} epochs of {name}'s student) "
+        f"rather than {words.format(**other)} ({other_share:.1%})."
     )
 
 

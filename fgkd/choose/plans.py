@@ -33,6 +33,7 @@ BATCH = 32
 STEPS = 1200  # of a student at least
 MOST_EPOCHS = 200
 DEMO_EPOCHS = 40
+DEMO_BATCH = 12  # steps enough in a tenth of them for BatchNorm's running means
 RATES = [0.3, 0.1, 0.03, 0.01]
 HEADER = """# Written by `fgkd choose`, which continues what is here; `fgkd run` runs it like any study.
 # {what}
@@ -120,7 +121,7 @@ def _recipes(task: Task, audit: Audit) -> dict[str, Any]:
     epochs = DEMO_EPOCHS if task.is_demo else epochs
     student: dict[str, Any] = {
         "epochs": epochs,
-        "batch_size": BATCH,
+        "batch_size": DEMO_BATCH if task.is_demo else BATCH,
         "views": min(20 if on_gpu else 5, epochs),
     }
     student |= {"optimizer": "adamw", "lr": 0.005, "weight_decay": 0.05}

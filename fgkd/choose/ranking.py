@@ -68,12 +68,12 @@ class Ranking:
         """Say in a sentence how the rule and the paper's R12 agree."""
         first = self.order[0]
         if self.rule.metric == PAPER:
-            return f"Ranked by R12, smaller first: {self.rule.reason}."
+            return f"Ranked by R12, smaller first ({self.rule.reason})."
         rho = spearman(self.table["rank"], self.table.r12_rank)
         agrees = "agrees" if self.r12_pick == first else f"picks {self.r12_pick} instead"
         return (
-            f"Ranked by {self.rule.label}: {self.rule.reason}. R12 {agrees}; the rank correlation of the two "
-            f"orders is {rho:+.2f}."
+            f"Ranked by {self.rule.label} ({self.rule.reason}). R12 {agrees}; the rank correlation of the "
+            f"two orders is {rho:+.2f}."
         )
 
 

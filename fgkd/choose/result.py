@@ -208,10 +208,11 @@ def _answer(choice: Choice) -> list[str]:
     own = pilots.table[pilots.table.teacher == choice.teacher]
     if len(own):
         row = own.iloc[-1]
-        how = (
-            f"its student names {row.accuracy:.1%} of held-out photos rightly after {row.epochs} of {row.of} "
-            "epochs, the most of those whose pilots went on so long"
-        )
+        how = f"its pilot names {row.accuracy:.1%} of held-out photos rightly after {row.epochs} of {row.of} epochs"
+        longest = pilots.table[(pilots.table.epochs == row.epochs) & (pilots.table.teacher != ALONE)]
+        rivals = longest[longest.teacher != choice.teacher].accuracy
+        if len(rivals):
+            how += f", the best of the others {rivals.max():.1%}"
     first = ranking.table["first"].iloc[0]
     share = (
         "" if math.isnan(first) else f" {ranking.order[0]} is its first in {first:.0%} of bootstrap samples."

@@ -142,7 +142,7 @@ def describe(verification: Verification) -> str:
             f"Against no teacher that is {100 * choice.gain:+.1f} points ({100 * choice.gain_low:+.1f} to "
             f"{100 * choice.gain_high:+.1f}): the choice {word}"
         )
-    others = [f"{row.why}: {row.accuracy:.1%}" for row in table.iloc[1:].itertuples() if row.student != ALONE]
+    others = [f"{row.student}, {row.why}: {row.accuracy:.1%}" for row in table.iloc[1:].itertuples()]
     if others:
         parts.append(f"Beside it, {'; '.join(others)}")
     return ". ".join(parts) + "."
