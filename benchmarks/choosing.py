@@ -3,12 +3,12 @@
     python benchmarks/choosing.py photos                          the study's records alone
     python benchmarks/choosing.py photos FOLDER [FOLDER ...]      and choices that `fgkd choose` made
 
-The first table has a row per rule: mean regret in points of student accuracy against the best teacher, over the
-datasets that are complete, with its 95 % interval from six of them on, and the share of all teachers' students'
-training that it sees.  The rule of the study itself is picked on the other datasets alone (left out one by one).
-Pilots are successive halving on the students' training accuracies, which the records hold for every epoch;
-`fgkd choose` measures its own on held-out photos.  The second table compares choices with the study: the
-dataset is that of the folder's name, teachers are matched by the files of their weights.
+The first table has a row per rule: mean regret in points of student accuracy against the best teacher, over
+the datasets that are complete, with its 95 % interval from six of them on, and the share of all teachers'
+students' training that it sees.  The rule of the study itself is picked on the other datasets alone, each left
+out in turn.  Pilots are successive halving on the students' training accuracies, which the records hold for
+every epoch; `fgkd choose` measures its own on held-out photos.  The second table compares choices with a
+study: the dataset is that of the folder's name, teachers are matched by the files of their weights.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def regrets(study: Study) -> pd.DataFrame:
         group = group.sort_values("teacher").reset_index(drop=True)
         others = students[students.dataset != key[0]]
         support = evidence.support(others, metrics[metrics.dataset != key[0]])
+        picks: dict[str, tuple[str | None, float]]
         picks = {METRICS[name].label: (_pick(group, name), 0.0) for name in SHOWN}
         picks["random"] = (None, 0.0)
         if len(support):

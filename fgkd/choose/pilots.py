@@ -179,11 +179,12 @@ def _search(halving: _Halving, name: str, table: pd.DataFrame) -> tuple[dict[str
     if row is None:
         return PAPER, f"{words.format(**PAPER)} are the paper's; no time was left to search others."
     best = own.accuracy.iloc[-1]
-    tried = sorted([(best, PAPER), (row["accuracy"], GENTLE)], key=lambda pair: -pair[0])  # ties: the paper's
+    tried = [(best, PAPER), (row["accuracy"], GENTLE)]
+    tried.sort(key=lambda pair: -pair[0])  # of equal ones the paper's stays first
     (share, chosen), (other_share, other) = tried
     return chosen, (
-        f"{words.format(**chosen)} ({share:.1%} of held-out photos after {epochs} epochs of {name}'s student) "
-        f"rather than {words.format(**other)} ({other_share:.1%})."
+        f"{words.format(**chosen)} ({share:.1%} of held-out photos after {epochs} epochs from {name}) rather "
+        f"than {words.format(**other)} ({other_share:.1%})."
     )
 
 

@@ -208,7 +208,8 @@ def _answer(choice: Choice) -> list[str]:
     own = pilots.table[pilots.table.teacher == choice.teacher]
     if len(own):
         row = own.iloc[-1]
-        how = f"its pilot names {row.accuracy:.1%} of held-out photos rightly after {row.epochs} of {row.of} epochs"
+        how = f"its pilot names {row.accuracy:.1%} of held-out photos rightly after {row.epochs} of {row.of} "
+        how += "epochs"
         longest = pilots.table[(pilots.table.epochs == row.epochs) & (pilots.table.teacher != ALONE)]
         rivals = longest[longest.teacher != choice.teacher].accuracy
         if len(rivals):

@@ -366,7 +366,13 @@ def test_the_student_without_a_teacher_is_a_dashed_line_in_every_panel():
 
 def test_each_metric_has_its_panel_of_running_means():
     epochs = pd.DataFrame(
-        {"epoch": range(2), "ratio12": [1.0, 2.0], "ratio12_median": [5.0, 7.0], "teacher": "a", "recipe": "FT"}
+        {
+            "epoch": range(2),
+            "ratio12": [1.0, 2.0],
+            "ratio12_median": [5.0, 7.0],
+            "teacher": "a",
+            "recipe": "FT",
+        }
     )
     axes = plots.stability(epochs, ["ratio12", "ratio12_median"], ["a"]).axes
     assert [axis.lines[0].get_ydata()[-1] for axis in axes] == [1.5, 6]

@@ -593,7 +593,9 @@ def test_gains_are_taught_less_alone_with_an_interval_over_test_images(finished)
 
 def test_gains_without_a_baseline_are_empty(make_study):
     study = make_study({"baseline": False, "strategies": ["FT"]})
-    assert stages.gains(study, "birds", "resnet", "FT")[["alone", "gain", "low", "high"]].isna().all(axis=None)
+    assert (
+        stages.gains(study, "birds", "resnet", "FT")[["alone", "gain", "low", "high"]].isna().all(axis=None)
+    )
 
 
 def test_the_first_step_is_kd_and_cross_entropy_on_the_students_own_views(finished):
