@@ -107,6 +107,9 @@ def rank(task: Task, study: Study, rule: Rule) -> Ranking:
     if not rows:
         raise StudyError(f"no teacher is left: the training of each diverged; see {task.folder / LOG}")
     table = pd.DataFrame(rows)
+    if table[rule.metric].isna().any():
+        lacking = f"{rule.label} is not defined for all candidates on these photos"
+        rule = Rule(PAPER, f"the paper's rule, since {lacking}")
     table["rank"] = _ranks(table[rule.metric], rule.direction)
     table["r12_rank"] = _ranks(table[PAPER], METRICS[PAPER].direction)
     ranks = _resample(samples, rule)
