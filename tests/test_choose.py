@@ -38,7 +38,7 @@ def run(root, *more):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Twelve photos of each of three drawn species, with a bad one, and three networks with random weights."""
+    """Twelve photos of each of three drawn species, a bad one, and three networks of random weights."""
     root = tmp_path_factory.mktemp("choose")
     flock = birds.draw(3, 12, pixels=40, family_size=3)
     for i, (pixels, label) in enumerate(zip(flock.images, flock.labels.tolist())):
