@@ -270,7 +270,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(choose, study=False)
     _add_choose_options(sub)
 
-    sub = add(data, study=False)
+    _add_data_options(add(data, study=False))
+
+    add(bank)
+
+    sub = add(bench, study=False)
+    _add_bench_options(sub)
+    return parser
+
+
+def _add_data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("key", nargs="?", type=_dataset, metavar="KEY", help="one of those that --list shows")
     sub.add_argument(
         "--list", action="store_true", help="the eight: counts, terms, and what there is of each"
@@ -279,12 +288,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--resize", type=int, default=300, help="pixels of the cached images (default: 300, the paper's)"
     )
-
-    add(bank)
-
-    sub = add(bench, study=False)
-    _add_bench_options(sub)
-    return parser
 
 
 def _add_bench_options(sub: argparse.ArgumentParser) -> None:

@@ -59,7 +59,10 @@ class Audit:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Sides of the cached images and of their crops, pixels: up to 256 by the median photo, 7/8 of it."""
+        """Sides of the cached images and of their crops, pixels.
+
+        Up to 256, by the median photo's shorter side; the crops have 7/8 of it.
+        """
         median = float(self.photos.side[self.photos.error == ""].median())
         resize = max(32, min(MAX_SIDE, int(median)) // 8 * 8)
         return resize, resize * 7 // 8
@@ -69,7 +72,7 @@ class Audit:
         return int(self.photos.use.isin(uses).sum())
 
     def table(self) -> pd.DataFrame:
-        """One row per part: photos, its classes' smallest and largest number, the unreadable, the copies."""
+        """One row per part: number of photos and classes, photos of its smallest and largest class."""
         names = {"train": "train", "held out": "train, held out", "test": "test"}
         rows = []
         for use, name in names.items():
@@ -150,9 +153,10 @@ def look(root: Path, memory: Path, *, seed: int = 0) -> Audit:
 
 
 def link(audit: Audit, folder: Path) -> None:
-    """Lay out the photos as links: `folder`/photos with train/ and test/, `folder`/selection_photos.
+    """Lay out the photos as links, in the folders photos/ and selection_photos/ of `folder`.
 
-    The latter holds the training photos alone: train/, and test/ with those that are held out of them.
+    photos/ has the true splits; selection_photos/ the training photos alone: train/, and test/ with those
+    that are held out of them.
     Links of an earlier audit that no longer hold are removed.
     """
     layouts: dict[str, dict[str, tuple[str, ...]]] = {

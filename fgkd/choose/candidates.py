@@ -162,7 +162,7 @@ def demo(plugins: tuple[str, ...] = ()) -> Found:
 
 
 def pretrained(model: str, folder: Path | None, plugins: tuple[str, ...]) -> Candidate | None:
-    """The student's own network with pretrained weights, from the files or the hub; None without any."""
+    """The student's own network with pretrained weights, of a file or the hub; None without."""
     base = model.partition(".")[0]
     for name, file in _files(folder, plugins).items():
         if (_network(file, plugins) or "").partition(".")[0] == base:
@@ -190,7 +190,7 @@ def resolution(model: str) -> int:
 
 
 def images_per_second(spec: Model, classes: int, device: torch.device, *, crop: int, train: bool) -> float:
-    """Images a second that a network takes: passes forward, or with train its steps; a median of 3."""
+    """Images a second of a network: passes forward, or with `train` its steps; a median of 3."""
     bare = replace(spec, weights="none")  # speed does not depend on them
     model = classifier.build(bare, classes, crop=crop, seed=0).to(device).train(train)
     pixels = torch.randint(0, 256, (BATCH, 3, crop, crop), dtype=torch.uint8).to(device)

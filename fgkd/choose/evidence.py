@@ -75,7 +75,7 @@ def decide(support: pd.DataFrame, planned: int) -> Rule:
 
 
 def support(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row per metric, the best first: mean over datasets of its rho in the claimed direction.
+    """One row per metric, the best first: mean over datasets of its rho, in the claimed way.
 
     Columns: metric, rho, low and high (its 95 % interval over datasets), datasets.  A dataset counts once all
     teachers have students there; a metric that lacks one of them is left out.
@@ -101,7 +101,7 @@ def support(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The students of a study, and the metrics of its teachers on the test images, from records alone.
+    """The students of a study, and its teachers' metrics on test images, from records alone.
 
     Metrics have a row per dataset, teacher, strategy and seed, with TAC, size and transfer scores.
     """

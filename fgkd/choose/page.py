@@ -28,13 +28,14 @@ def write(folder: Path, notebook: Path | None = None) -> Path:
     verified = pd.DataFrame(values["verified"])
     tables = [Table("verified", verified)] if len(verified) else []
     tables += [Table("pilots", pd.DataFrame(values["pilots"]))] if values["pilots"] else []
-    notes = [*values["warnings"], *(f"Photos: {finding}." for finding in values["audit"])]
+    beware = [f"Beware: {warning}" for warning in values["warnings"]]
+    notes = [f"Photos: {finding}." for finding in values["audit"]]
     notes += [f"Left out: {name}: {reason}" for name, reason in values["left out"].items()]
     figures = [(file, caption) for file, caption in _figures(folder).items() if file.exists()]
     site = Site(
         title="Which teacher for these photos?",
         question=f"{values['student']}, {values['photos']['classes']} classes",
-        answer=values["answer"],
+        answer=[*values["answer"], values["handed over"], *beware],
         entries=entries,
         standings=Table("ranking", table, "The candidates, the choice first.", shown, limit=15),
         notes=notes,

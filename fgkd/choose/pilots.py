@@ -86,7 +86,7 @@ def run(task: Task, study: Study, ranking: Ranking, costs: pd.DataFrame) -> Pilo
 
 
 def epochs_of_rungs(epochs: int, candidates: int) -> list[int]:
-    """Epochs after which pilots are compared: a tenth of all, rounded up, then twice as many each time.
+    """Epochs after which pilots are compared: a tenth of all, rounded up, then twice as many.
 
     As many as it takes until one of the candidates is left, and one for a single one.
 

@@ -95,9 +95,9 @@ def _common(task: Task, audit: Audit, root: str) -> dict[str, Any]:
     if task.plugins:
         raw["plugins"] = list(task.plugins)
     if task.is_demo:
-        raw["pretext"] = {"species": 24, "train": 36, "test": 8, "seed": 1000}
+        raw["pretext"] = {"species": 24, "train": 24, "test": 8, "seed": 1000}
         raw["pretext"] |= {"family_size": FAMILY, "size": BIRD_SIZE}
-        raw["recipes"]["pretext"] = {"epochs": 9, "batch_size": 24, "lr": 0.1}
+        raw["recipes"]["pretext"] = {"epochs": 8, "batch_size": 24, "lr": 0.1}
     return raw
 
 

@@ -57,7 +57,7 @@ class Result:
 
 
 def hand_over(task: Task, verification: Verification) -> str:
-    """Hand over the student of the choice to `student/` in the folder; say in a sentence where it is."""
+    """Hand over the student of the choice to `student/`; say in a sentence where it is."""
     if verification.job is None:
         return "There is no model yet: --verify 1 trains the student of the choice on all training photos."
     folder = task.folder / "student"

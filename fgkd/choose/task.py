@@ -23,7 +23,7 @@ CPU_SIZE = 96  # pixels that a student sees on a CPU
 SPECIES = 6  # of the drawn birds of the default run
 FAMILY = 3  # of them in a family
 BIRD_SIZE = 0.75
-DRAWN = {"train": 24, "test": 24}  # photos of each species
+DRAWN = {"train": 12, "test": 24}  # photos of each species
 PIXELS = 56
 
 
@@ -103,10 +103,7 @@ def set_up(
     out: '' is `choose` in FGKD_RUNS, or beside the studies of this project.
     Raises StudyError naming the value, what was expected and what to do.
     """
-    files = tuple(str(Path(plugin).expanduser().resolve()) for plugin in _split(plugins))
-    for file in files:
-        if not os.path.isfile(file):
-            raise StudyError(f"--plugins names '{file}', which does not exist: check the path")
+    files = _plugin_files(plugins)
     classifier.load_plugins(files)
     classifier.check_name(student)
     if recipe not in RECIPES:
@@ -146,6 +143,15 @@ def set_up(
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _plugin_files(plugins: str) -> tuple[str, ...]:
+    """Absolute paths of the plugins.  Raises StudyError for one that does not exist."""
+    files = tuple(str(Path(plugin).expanduser().resolve()) for plugin in _split(plugins))
+    for file in files:
+        if not os.path.isfile(file):
+            raise StudyError(f"--plugins names '{file}', which does not exist: check the path")
+    return files
 
 
 def _make_folder(folder: Path) -> None:

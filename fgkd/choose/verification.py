@@ -47,7 +47,7 @@ class Verification:
 
 
 def verify(task: Task, audit: Audit, found: Found, ranking: Ranking, pilots: Pilots) -> Verification:
-    """Train the student of the first `task.verify` candidates, of the most accurate, and of R12's pick.
+    """Train the students of the first candidates, of the most accurate one, and of R12's pick.
 
     With them the student without a teacher and, where its network has pretrained weights, that, fine-tuned.
     """
@@ -107,7 +107,7 @@ def _measure(correct: np.ndarray, alone: np.ndarray | None) -> dict[str, float]:
 
 
 def paired_interval(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a difference of two accuracies on the same photos, over bootstrap samples of these.
+    """95 % interval of the difference of two accuracies on the same photos, by a bootstrap.
 
     first, second: (N,) whether each photo's class was named rightly.
     """

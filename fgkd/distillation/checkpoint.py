@@ -94,13 +94,15 @@ class Checkpoint:
         self.optimizer.load_state_dict(state["optimizer"])
         return state["history"], state["begun"]
 
-    def save_if_due(self, history: list[dict], progress: EpochProgress | None = None) -> None:
-        """Write the state after the epochs of `history` and the steps of `progress`, if due."""
-        if time.monotonic() - self.written > CHECKPOINT_SECONDS:
-            self.save(history, progress)
+    def save_if_due(
+        self, history: list[dict], progress: EpochProgress | None = None, *, due: bool = False
+    ) -> None:
+        """Write the state after the epochs of `history` and the steps of `progress`, if due.
 
-    def save(self, history: list[dict], progress: EpochProgress | None = None) -> None:
-        """Write the state after the epochs of `history` and the steps of `progress`."""
+        due: write it whenever it was written before.
+        """
+        if not due and time.monotonic() - self.written <= CHECKPOINT_SECONDS:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

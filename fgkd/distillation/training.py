@@ -118,8 +118,7 @@ def fit(
     auxiliary_loss: a loss with weights of its own, which are trained too.
     subset: indices of the samples to train on, on the CPU; all unless given.
     index_device: where `inputs` wants its index; the labels' device unless given.
-    stop: end after so many epochs of the recipe's, in its schedule; the checkpoint then holds their state, so
-    that a call with a later stop, or none, goes on from there.
+    stop: end after so many of the recipe's epochs, in its schedule; a later call goes on from there.
     Raises FloatingPointError where the loss is no longer finite.
     """
     trained = model if auxiliary_loss is None else nn.ModuleList([model, auxiliary_loss])
@@ -131,8 +130,7 @@ def fit(
     steps = math.ceil(len(train_index) / recipe.batch_size)
     devices = (index_device or labels.device, labels.device)
     progress_file = Progress(checkpoint.parent, title, recipe.epochs)
-    epochs = recipe.epochs if stop is None else min(stop, recipe.epochs)
-    for epoch in tqdm(range(len(history), epochs), desc=title, unit="epoch", disable=None):
+    for epoch in tqdm(range(len(history), stop or recipe.epochs), desc=title, unit="epoch", disable=None):
         trained.train()
         torch.manual_seed(seed + epoch)  # for dropout and counterfactual attention
         batches = shuffled_batches(train_index, steps, seed=seed, epoch=epoch, devices=devices)
@@ -151,14 +149,10 @@ def fit(
             if step + 1 < steps:
                 state.save_if_due(history, progress)
         row = {"epoch": epoch} | progress.means(len(train_index))
-        if not all(math.isfinite(value) for value in row.values()):
-            progress_file.close()
-            raise divergence(title, row, recipe)
+        check_finite(title, row, recipe, progress_file)
         history.append(row)
         progress_file.update(epoch + 1, loss=sum(row[name] for name in terms))
-        state.save_if_due(history)  # after the last epoch too: a job trains several students
-    if stop is not None:
-        state.save(history)
+        state.save_if_due(history, due=epoch + 1 == stop)  # after the last too: a job trains several students
     progress_file.close()
     return history
 
@@ -175,12 +169,14 @@ def shuffled_batches(
     return zip(*(order.to(device).tensor_split(steps) for device in devices), strict=True)
 
 
-def divergence(title: str, row: dict[str, float], recipe: Recipe) -> FloatingPointError:
-    """The error of a training whose epoch ended with the numbers of `row`."""
-    return FloatingPointError(
-        f"{title} diverged in epoch {row['epoch']}: {row}. "
-        f"Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})"
-    )
+def check_finite(title: str, row: dict[str, float], recipe: Recipe, progress: Progress) -> None:
+    """Raise FloatingPointError where an epoch ended with numbers that are not finite."""
+    if not all(math.isfinite(value) for value in row.values()):
+        progress.close()
+        raise FloatingPointError(
+            f"{title} diverged in epoch {row['epoch']}: {row}. "
+            f"Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})"
+        )
 
 
 def cross_entropy(labels: Tensor) -> Objective:
@@ -267,7 +263,7 @@ def predict(
 
 
 def eval_batch(images: Images) -> int:
-    """Images of a pass forward: on a CPU few of large views, by half faster and in a tenth of the memory."""
+    """Images of a pass forward: on a CPU few of large views, faster and in less memory."""
     is_large = images.device.type == "cpu" and images.sizes.crop > LARGE
     return CACHED_BATCH if is_large else EVAL_BATCH
 

@@ -552,7 +552,7 @@ def places(shares: pd.DataFrame) -> Figure:
 
 
 def pilots(table: pd.DataFrame, teachers: Sequence[str]) -> Figure:
-    """Accuracy of begun students on held-out photos by epochs; the one without a teacher in grey.
+    """Accuracy of begun students on held-out photos by epochs, without a teacher in grey.
 
     table: one row per pilot: epochs, teacher, accuracy.
     teachers: all candidates, by which a teacher has its colour.
