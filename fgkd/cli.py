@@ -5,6 +5,7 @@ fgkd run runs/demo.yaml         run what is left, then build the report
 fgkd status runs/demo.yaml      done, running, failed, waiting; seconds; where each log is
 fgkd report runs/demo.yaml      build the report from what there is
 fgkd export runs/demo.yaml JOB --out FOLDER    hand over a trained student: for timm, and as ONNX
+fgkd choose ~/photos            which teacher for these photos: ranking, pilots, and the student's model
 fgkd data cub                   fetch, check and cache one of the paper's datasets; --list shows the eight
 fgkd bank runs/demo.yaml        compare the banks that lie on disk with their teachers' outputs now
 fgkd bench                      what distillation costs next to its alternatives, measured here
@@ -138,6 +139,35 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
+def choose(options: argparse.Namespace) -> int:
+    """Choose a teacher for a folder of photos; hand over the student that it taught."""
+    from fgkd.engine import choosing, terminal
+
+    name = Path(options.photos).expanduser().resolve().name
+    folder = Path(options.out or f"{name}-teacher").expanduser().resolve()
+    parameters = {
+        "photos": str(Path(options.photos).expanduser().resolve()),
+        "student": options.student,
+        "teachers": options.teachers,
+        "weights": options.weights and str(Path(options.weights).expanduser().resolve()),
+        "plugins": ",".join(
+            str(Path(file).expanduser().resolve()) for file in options.plugins.split(",") if file
+        ),
+        "recipe": options.recipe,
+        "minutes": options.minutes,
+        "verify": options.verify,
+        "size": options.size,
+        "device": options.device,
+    }
+    try:
+        index = choosing.run(parameters, folder)
+    except RuntimeError as error:
+        print(f"fgkd choose: {error}", file=sys.stderr)
+        return 1
+    terminal.show_choice(folder, index)
+    return 0
+
+
 def data(options: argparse.Namespace) -> int:
     """Fetch, check and cache one of the paper's eight datasets, or list them."""
     from fgkd.data import fetching, official
@@ -237,7 +267,19 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(export)
     _add_export_options(sub)
 
-    sub = add(data, study=False)
+    sub = add(choose, study=False)
+    _add_choose_options(sub)
+
+    _add_data_options(add(data, study=False))
+
+    add(bank)
+
+    sub = add(bench, study=False)
+    _add_bench_options(sub)
+    return parser
+
+
+def _add_data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("key", nargs="?", type=_dataset, metavar="KEY", help="one of those that --list shows")
     sub.add_argument(
         "--list", action="store_true", help="the eight: counts, terms, and what there is of each"
@@ -246,12 +288,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--resize", type=int, default=300, help="pixels of the cached images (default: 300, the paper's)"
     )
-
-    add(bank)
-
-    sub = add(bench, study=False)
-    _add_bench_options(sub)
-    return parser
 
 
 def _add_bench_options(sub: argparse.ArgumentParser) -> None:
@@ -274,6 +310,45 @@ def _add_export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--student", help="of a distill job (default: the only one)")
     sub.add_argument("--loss", help="of a distill job (default: kd, and ce without a teacher)")
     sub.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or an earlier hand-over's")
+
+
+def _add_choose_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "photos", help="a folder of photos: train/ and test/ with a folder per class, or one per class"
+    )
+    sub.add_argument("--student", required=True, help="the small network to deploy, by its timm name")
+    sub.add_argument("--teachers", default="", metavar="A,B,C", help="these candidates alone (default: all)")
+    sub.add_argument(
+        "--weights",
+        default="",
+        metavar="FOLDER",
+        help="of the candidates' weights (default: plugins' networks, else timm's hub)",
+    )
+    sub.add_argument(
+        "--plugins", default="", metavar="A.py,B.py", help="Python files that register networks with timm"
+    )
+    sub.add_argument(
+        "--recipe",
+        choices=("fz", "ft", "cal"),
+        default="fz",
+        help="how teachers are trained: a linear head on frozen features, everything, or with attention",
+    )
+    sub.add_argument("--minutes", type=float, default=30.0, help="for pilots (default: 30)")
+    sub.add_argument(
+        "--verify",
+        type=int,
+        default=2,
+        metavar="K",
+        help="train the student of the first K to its end, and test it (default: 2; 0 makes no model)",
+    )
+    sub.add_argument(
+        "--size",
+        type=int,
+        default=0,
+        help="pixels that the student sees (default: its own on a GPU, 96 on a CPU, at most the photos')",
+    )
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    sub.add_argument("--out", metavar="FOLDER", help="of the results (default: PHOTOS-teacher, here)")
 
 
 def _profile(folder: str) -> str:

@@ -31,6 +31,7 @@ from fgkd.distillation.students import StudentTraining
 from fgkd.models import cal, classifier
 from fgkd.study import PRETEXT, RECIPES, Job, Recipe, Study, StudyError
 
+PILOT = "pilot.json"  # a student's accuracy after some of its epochs, beside its checkpoint
 SHOWN_VIEWS = 4  # stored of each image where students need no bank
 
 
@@ -353,6 +354,44 @@ def first_step(study: Study, dataset: str, teacher: str, strategy: str, *, numbe
     )
     (order,) = next(batches)
     return FirstStep(x[order], labels[order], told[order], before, after, recipe)
+
+
+def pilot(study: Study, job: Job, epochs: int) -> dict:
+    """Train a student for its first `epochs` epochs, and measure it then on the test split.
+
+    The learning rate follows the schedule of all epochs.  Later calls with more epochs go on from there; what
+    was measured before is read.  Returns epochs, accuracy, train_accuracy, and the seconds that it took, with
+    the teacher and the bank where these were not there.
+
+    job: of stage student, with one learning rate.
+    Raises FloatingPointError where the training diverges.
+    """
+    folder = study.path(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    images = data(study, job.dataset)
+    fingerprint = study.fingerprint(job)
+    with _locked(folder):
+        stored = records.read_json(folder / PILOT)
+        if stored is None or stored["fingerprint"] != fingerprint:
+            stored = {"fingerprint": fingerprint, "rows": {}}
+        row = stored["rows"].get(str(epochs))
+        if row is None:
+            start = time.monotonic()
+            distill_job = dataclasses.replace(job, stage="distill", student="", loss="")
+            train, test, teacher_outputs, _ = _student_sources(study, distill_job)
+            model_training = StudentTraining(study, job, train, len(images.classes), teacher_outputs)
+            recipe = study.recipe("student", study.student(job.student))
+            checkpoint = folder / f"checkpoint-pilot-{fingerprint}.pt"
+            model, history = model_training.fit(recipe, checkpoint, stop=epochs)
+            row = {
+                "epochs": epochs,
+                "accuracy": training.accuracy(model, test)[0],
+                "train_accuracy": history[-1]["train_accuracy"],
+                "seconds": time.monotonic() - start,
+            }
+            stored["rows"][str(epochs)] = row
+            records.write_json(folder / PILOT, stored)
+    return row
 
 
 def baseline(study: Study, dataset: str) -> pd.Series:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from fgkd import metrics, records
 from fgkd.data.views import crop, draw_attention, drop
-from fgkd.distillation.training import EVAL_BATCH, Images, TeacherOutputs, batches
+from fgkd.distillation.training import Images, TeacherOutputs, batches, eval_batch
 from fgkd.models import cal
 from fgkd.models.classifier import Classifier
 from fgkd.progress import Progress
@@ -177,7 +177,7 @@ def check(
     rng = np.random.default_rng(seed)
     differences = dict.fromkeys(bank.arrays, 0.0)
     contents = {"augmented": "boxes" in bank.arrays, "features": "features" in bank.arrays}
-    parts = torch.arange(len(images)).split(EVAL_BATCH)
+    parts = torch.arange(len(images)).split(eval_batch(images))
     for _ in range(number):
         view = int(rng.integers(len(bank.arrays["logits"])))
         part = parts[rng.integers(len(parts))]

@@ -94,9 +94,14 @@ class Checkpoint:
         self.optimizer.load_state_dict(state["optimizer"])
         return state["history"], state["begun"]
 
-    def save_if_due(self, history: list[dict], progress: EpochProgress | None = None) -> None:
-        """Write the state after the epochs of `history` and the steps of `progress`, if due."""
-        if time.monotonic() - self.written <= CHECKPOINT_SECONDS:
+    def save_if_due(
+        self, history: list[dict], progress: EpochProgress | None = None, *, due: bool = False
+    ) -> None:
+        """Write the state after the epochs of `history` and the steps of `progress`, if due.
+
+        due: write it whenever it was written before.
+        """
+        if not due and time.monotonic() - self.written <= CHECKPOINT_SECONDS:
             return
         state = {
             "model": self.model.state_dict(),

@@ -34,9 +34,12 @@ class StudentTraining:
     teacher: training.TeacherOutputs | None = None
 
     def fit(
-        self, recipe: Recipe, checkpoint: Path, subset: Tensor | None = None
+        self, recipe: Recipe, checkpoint: Path, subset: Tensor | None = None, stop: int | None = None
     ) -> tuple[classifier.Classifier, list[dict]]:
-        """Train a new student on all images or a subset; return it and its history."""
+        """Train a new student on all images or a subset; return it and its history.
+
+        stop: end after so many epochs, as `training.fit` does.
+        """
         job = self.job
         model = self._build()
         auxiliary_loss = self._auxiliary_loss(model)
@@ -52,6 +55,7 @@ class StudentTraining:
             seed=self.study.seed_for("order", job.dataset, job.student),
             checkpoint=checkpoint,
             subset=subset,
+            stop=stop,
             title=f"{job.student} from {job.teacher} {job.strategy} {job.loss}",
         )
         return model, history

@@ -31,6 +31,8 @@ from fgkd.progress import Progress
 from fgkd.study import Distillation, Recipe, StudyError, Views
 
 EVAL_BATCH = 256
+CACHED_BATCH = 16  # of views above LARGE on a CPU, whose feature maps would leave its caches
+LARGE = 96  # pixels
 
 Objective = Callable[[nn.Module, Tensor, int, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """(model, inputs (B, ...), epoch, index (B,)) -> the model's logits (B, C) and the terms of the loss by name,
@@ -106,6 +108,7 @@ def fit(
     auxiliary_loss: nn.Module | None = None,
     subset: Tensor | None = None,
     index_device: torch.device | None = None,
+    stop: int | None = None,
 ) -> list[dict]:
     """Train `model` in place; return one row per epoch: mean loss terms and training accuracy.
 
@@ -115,6 +118,7 @@ def fit(
     auxiliary_loss: a loss with weights of its own, which are trained too.
     subset: indices of the samples to train on, on the CPU; all unless given.
     index_device: where `inputs` wants its index; the labels' device unless given.
+    stop: end after so many of the recipe's epochs, in its schedule; a later call goes on from there.
     Raises FloatingPointError where the loss is no longer finite.
     """
     trained = model if auxiliary_loss is None else nn.ModuleList([model, auxiliary_loss])
@@ -126,7 +130,7 @@ def fit(
     steps = math.ceil(len(train_index) / recipe.batch_size)
     devices = (index_device or labels.device, labels.device)
     progress_file = Progress(checkpoint.parent, title, recipe.epochs)
-    for epoch in tqdm(range(len(history), recipe.epochs), desc=title, unit="epoch", disable=None):
+    for epoch in tqdm(range(len(history), stop or recipe.epochs), desc=title, unit="epoch", disable=None):
         trained.train()
         torch.manual_seed(seed + epoch)  # for dropout and counterfactual attention
         batches = shuffled_batches(train_index, steps, seed=seed, epoch=epoch, devices=devices)
@@ -145,12 +149,10 @@ def fit(
             if step + 1 < steps:
                 state.save_if_due(history, progress)
         row = {"epoch": epoch} | progress.means(len(train_index))
-        if not all(math.isfinite(value) for value in row.values()):
-            progress_file.close()
-            raise divergence(title, row, recipe)
+        check_finite(title, row, recipe, progress_file)
         history.append(row)
         progress_file.update(epoch + 1, loss=sum(row[name] for name in terms))
-        state.save_if_due(history)  # after the last epoch too: a job trains several students
+        state.save_if_due(history, due=epoch + 1 == stop)  # after the last too: a job trains several students
     progress_file.close()
     return history
 
@@ -167,12 +169,14 @@ def shuffled_batches(
     return zip(*(order.to(device).tensor_split(steps) for device in devices), strict=True)
 
 
-def divergence(title: str, row: dict[str, float], recipe: Recipe) -> FloatingPointError:
-    """The error of a training whose epoch ended with the numbers of `row`."""
-    return FloatingPointError(
-        f"{title} diverged in epoch {row['epoch']}: {row}. "
-        f"Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})"
-    )
+def check_finite(title: str, row: dict[str, float], recipe: Recipe, progress: Progress) -> None:
+    """Raise FloatingPointError where an epoch ended with numbers that are not finite."""
+    if not all(math.isfinite(value) for value in row.values()):
+        progress.close()
+        raise FloatingPointError(
+            f"{title} diverged in epoch {row['epoch']}: {row}. "
+            f"Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})"
+        )
 
 
 def cross_entropy(labels: Tensor) -> Objective:
@@ -258,12 +262,18 @@ def predict(
     return torch.cat([forward(x) for _, x in batches(images, crops, subset)]).cpu()
 
 
+def eval_batch(images: Images) -> int:
+    """Images of a pass forward: on a CPU few of large views, faster and in less memory."""
+    is_large = images.device.type == "cpu" and images.sizes.crop > LARGE
+    return CACHED_BATCH if is_large else EVAL_BATCH
+
+
 def batches(
     images: Images, crops: views.Views, subset: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(index (B,), views (B, 3, S, S)) of all images, or of a subset of indices, in order."""
     index = torch.arange(len(images)) if subset is None else subset
-    for part in index.to(images.index_device).split(EVAL_BATCH):
+    for part in index.to(images.index_device).split(eval_batch(images)):
         yield part, images.batch(part, crops)
 
 

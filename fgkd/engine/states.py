@@ -37,7 +37,7 @@ def state(study: Study, job: Job, known: dict | None = None) -> dict:
         return row
     if not ended:
         return row | {"state": "running" if is_driven(study) else "interrupted"}
-    error = _error(notebook)
+    error = first_error(notebook)
     ending = records.read_json(folder / "exit.json")
     if error is None and ending and ending["exit_status"] == 0:
         return row  # it ended well once; an input has changed since, and it waits for its turn
@@ -125,6 +125,15 @@ def try_lock(file, kind: int = fcntl.LOCK_EX) -> bool:
     return False
 
 
+def first_error(notebook: dict) -> str | None:
+    """The first error that a notebook holds, as 'Name: message'; None where there is none."""
+    for cell in notebook.get("cells", []):
+        for output in cell.get("outputs", []):
+            if output.get("output_type") == "error":
+                return f"{output['ename']}: {output['evalue']}"
+    return None
+
+
 def _teachers(study: Study, job: Job, known: dict) -> list[Job]:
     """The teachers whose weights and test logits a job that will run reads."""
     if job.stage not in ("bank", "distill", "teacher"):
@@ -184,15 +193,6 @@ def _flat(value, name: str = "") -> dict[str, object]:
     for key, inner in value.items():
         leaves |= _flat(inner, f"{name}.{key}" if name else str(key))
     return leaves
-
-
-def _error(notebook: dict) -> str | None:
-    """The error that a notebook holds."""
-    for cell in notebook.get("cells", []):
-        for output in cell.get("outputs", []):
-            if output.get("output_type") == "error":
-                return f"{output['ename']}: {output['evalue']}"
-    return None
 
 
 def _ending(ending: dict | None) -> str:

@@ -52,6 +52,16 @@ def show(*items: RenderableType) -> None:
     sys.stdout.write(text)
 
 
+def show_choice(folder: Path, index: Path) -> None:
+    """Print the answer of `fgkd choose`, when not to trust it, and where all of it lies."""
+    values = records.read_json(folder / "choose.json") or {}
+    for sentence in values["answer"]:
+        print(sentence)
+    for sentence in values["warnings"]:
+        print(f"Beware: {sentence}")
+    print(f"{values['handed over']} All of it: {index}")
+
+
 def show_json(value: dict) -> None:
     """Print a value as JSON."""
     print(json.dumps(value, indent=1))

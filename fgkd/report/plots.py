@@ -545,6 +545,41 @@ def regret(outcomes: pd.DataFrame, rules: Sequence[str]) -> Figure:
     return figure
 
 
+def places(shares: pd.DataFrame) -> Figure:
+    """How often each candidate has which of the first places, as stacked bars.
+
+    shares: one row per `teacher`, the first at the top, and a column per place with its share.
+    """
+    figure, (axis,) = _panels(1, 7, 0.34 * len(shares) + 1.1)
+    start = np.zeros(len(shares))
+    colours = seaborn.color_palette("Blues_r", shares.shape[1])
+    for place, colour in zip(shares.columns[1:], colours, strict=False):
+        width = 100 * shares[place].to_numpy()
+        axis.barh(shares.teacher, width, left=start, color=colour, label=f"place {place}")
+        start += width
+    axis.invert_yaxis()
+    axis.set(xlabel="% of bootstrap samples of the held-out photos", xlim=(0, 100))
+    axis.legend(**OUTSIDE)
+    return figure
+
+
+def pilots(table: pd.DataFrame, teachers: Sequence[str]) -> Figure:
+    """Accuracy of begun students on held-out photos by epochs, without a teacher in grey.
+
+    table: one row per pilot: epochs, teacher, accuracy.
+    teachers: all candidates, by which a teacher has its colour.
+    """
+    figure, (axis,) = _panels(1, 7, 3.4)
+    palette, markers = teacher_styles(teachers)
+    for name, rows in table.groupby("teacher", sort=False):
+        options = {"color": palette.get(name, GREY), "marker": markers.get(name, "x"), "label": name}
+        axis.plot(rows.epochs, 100 * rows.accuracy, linestyle="-" if name in palette else "--", **options)
+    axis.set(xlabel="epochs of the student", ylabel="accuracy on held-out photos, %")
+    axis.set_xticks(sorted(table.epochs.unique()))
+    axis.legend(**OUTSIDE)
+    return figure
+
+
 def _panels(columns: int, width: float, height: float, *, rows: int = 1, sharey: bool = False):
     """A figure in inches, unknown to pyplot so that a notebook shows it once, and its axes row by row."""
     figure = Figure(figsize=(width, height))

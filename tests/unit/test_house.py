@@ -15,6 +15,7 @@ PACKAGE = ROOT / "fgkd"
 LEVELS = (
     {"cli"},
     {"engine"},
+    {"choose"},
     {"export"},
     {"stages"},
     {"distillation", "report"},

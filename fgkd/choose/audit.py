@@ -1,0 +1,300 @@
+"""What a folder of photos holds, before anything is trained on it.
+
+Photos are copies of one another where their files are the same, or where their perceptual hashes of 256 bits
+(imagehash's phash) differ in a tenth of the bits at most: a photo that was scaled, compressed again or
+brightened, but not one that was cropped.  A test photo with a copy in train flatters every accuracy: the
+copy is left out of the training photos.  Where the folder has no split of its own, copies stay on one side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import imagehash
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from fgkd.data import folders
+from fgkd.data.images import SHOWN, SPLITS, DataError, decode, quote_some
+from fgkd.records import read_json, write_json
+from fgkd.study import DataSpec, StudyError
+
+HASH_SIDE = 16  # a perceptual hash has the square of it as bits
+NEAR_BITS = HASH_SIDE**2 // 10  # in which the hashes of copies differ at most
+HELD_OUT = 0.2  # of the training photos, to compare teachers on
+TEST = 0.2  # of the photos, where the folder has no split of its own
+MAX_SIDE = 256  # pixels of the cached images
+ROWS = 2048  # hashes that are compared with all others at once
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The photos of a folder, and where each of them goes.
+
+    photos: one row per photo: path below the root, name below its split, label (its class), split, side (the
+    shorter one, pixels), digest (of the file), error (why it cannot be read, or ''), group (its number, which
+    copies share), use: 'train', 'held out', 'test', or '' for one that is left out.
+    is_split: whether the folder has train/ and test/ of its own.
+    notes: what the listing left out.
+    """
+
+    root: Path
+    photos: pd.DataFrame
+    is_split: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.photos.label.nunique()
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Sides of the cached images and of their crops, pixels.
+
+        Up to 256, by the median photo's shorter side; the crops have 7/8 of it.
+        """
+        median = float(self.photos.side[self.photos.error == ""].median())
+        resize = max(32, min(MAX_SIDE, int(median)) // 8 * 8)
+        return resize, resize * 7 // 8
+
+    def count(self, *uses: str) -> int:
+        """Number of photos of these uses."""
+        return int(self.photos.use.isin(uses).sum())
+
+    def table(self) -> pd.DataFrame:
+        """One row per part: number of photos and classes, photos of its smallest and largest class."""
+        names = {"train": "train", "held out": "train, held out", "test": "test"}
+        rows = []
+        for use, name in names.items():
+            part = self.photos[self.photos.use == use]
+            counts = part.label.value_counts()
+            rows.append(
+                {
+                    "part": name,
+                    "photos": len(part),
+                    "classes": len(counts),
+                    "smallest class": counts.min(),
+                    "largest class": counts.max(),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def findings(self) -> list[str]:
+        """What is wrong or remarkable, a sentence each, with names."""
+        photos = self.photos
+        sentences = list(self.notes)
+        bad = photos[photos.error != ""]
+        if len(bad):
+            names = "; ".join(bad.error[:SHOWN])
+            sentences.append(f"{len(bad)} files cannot be read and are left out: {names}")
+        good = photos[photos.error == ""]
+        exact = good[good.duplicated("digest", keep=False)]
+        if len(exact):
+            sentences.append(f"{_pairs(exact, 'digest')} are the same file")
+        near = good[good.duplicated("group", keep=False)].drop_duplicates("digest")
+        near = near[near.duplicated("group", keep=False)]
+        if len(near):
+            sentences.append(f"{_pairs(near, 'group')} are near copies of one another")
+        sentences += self._across()
+        labels = exact.groupby("digest").label.nunique()
+        double = exact[exact.digest.isin(labels[labels > 1].index)]
+        if len(double):
+            sentences.append(f"{_pairs(double, 'digest')} are the same file with two labels: correct them")
+        nested = good[good.name.str.count("/") > 1].label.unique()
+        if len(nested):
+            classes = quote_some(sorted(nested))
+            sentences.append(f"the photos in folders inside {classes} count as that class")
+        return sentences
+
+    def _across(self) -> list[str]:
+        """Say which training photos are copies of test photos, if any."""
+        left_out = self.photos[(self.photos.error == "") & (self.photos.use == "")]
+        if not len(left_out):
+            return []
+        count = f"{len(left_out)} of the folder's training photos are copies of test photos"
+        names = quote_some(sorted(left_out.path))
+        return [f"{count}, which would flatter accuracy, and are left out of training: {names}"]
+
+
+def look(root: Path, memory: Path, *, seed: int = 0) -> Audit:
+    """List, read and compare all photos of a folder, and give each its use.
+
+    root: holds train/<class>/* and test/<class>/*, or <class>/*.
+    memory: a file that keeps what was read of each photo, so that none is read twice.
+    seed: of the splits that the folder does not have.
+    Raises DataError for folders or classes that cannot be used, StudyError for classes of too few photos.
+    """
+    spec = DataSpec(key="photos", kind="folder", root=str(root), test_fraction=TEST)
+    listing = folders.list_images(spec)
+    paths = []
+    for split in SPLITS:
+        paths += [(path, listing.classes[label], split) for path, label in listing.files[split]]
+    photos = pd.DataFrame(sorted(paths), columns=["path", "label", "split"])
+    is_split = all(
+        path.startswith(f"{split}/{label}/") for path, label, split in photos.itertuples(index=False)
+    )
+    photos["name"] = photos.path.str.partition("/")[2] if is_split else photos.path
+    read = _read_all(listing.root, list(photos.path), memory)
+    photos = photos.join(pd.DataFrame(read, columns=["side", "digest", "hash", "error"]))
+    photos["group"] = _groups(photos)
+    photos["use"] = _uses(photos, is_split, seed)
+    _check_counts(photos, is_split)
+    return Audit(listing.root, photos.drop(columns="hash"), is_split, listing.notes)
+
+
+def link(audit: Audit, folder: Path) -> None:
+    """Lay out the photos as links, in the folders photos/ and selection_photos/ of `folder`.
+
+    photos/ has the true splits; selection_photos/ the training photos alone: train/, and test/ with those
+    that are held out of them.
+    Links of an earlier audit that no longer hold are removed.
+    """
+    layouts: dict[str, dict[str, tuple[str, ...]]] = {
+        "photos": {"train": ("train", "held out"), "test": ("test",)},
+        "selection_photos": {"train": ("train",), "test": ("held out",)},
+    }
+    for name, parts in layouts.items():
+        targets = {}
+        for split, uses in parts.items():
+            for photo in audit.photos[audit.photos.use.isin(uses)].itertuples():
+                targets[folder / name / split / photo.name] = audit.root.resolve() / photo.path
+        _make_links(folder / name, targets)
+
+
+def _make_links(folder: Path, targets: dict[Path, Path]) -> None:
+    """Make a folder hold these links and no other."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() and (path not in targets or path.readlink() != targets[path]):
+            path.unlink()
+    for path, target in targets.items():
+        if not path.is_symlink():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(target)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _read_all(root: Path, paths: list[str], memory: Path) -> list[list]:
+    """Shorter side, digest, hash and error of each photo, from `memory` where the file has not changed."""
+    known = read_json(memory) or {}
+    stamps = {path: _stamp(root / path) for path in paths}
+    new = [path for path in paths if known.get(path, [None])[0] != stamps[path]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        values = pool.map(lambda path: [stamps[path], *_read(root / path, path)], new)
+        entries = {path: known[path] for path in paths if path not in set(new)}
+        entries |= dict(zip(new, values, strict=True))
+    if new:
+        write_json(memory, entries)
+    return [entries[path][1:] for path in paths]
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:  # a broken link: reading it says so
+        return "absent"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _read(file: Path, name: str) -> list:
+    """Shorter side, digest, hash (hexadecimal) and error of a photo."""
+    try:
+        content = file.read_bytes()
+        with Image.open(file) as image:
+            side = min(image.size)
+        pixels = Image.fromarray(decode(file, 8 * HASH_SIDE))
+    except (DataError, OSError, ValueError, SyntaxError) as error:
+        return [0, "", "", f"{name!r} ({_reason(error)})"]
+    return [side, hashlib.sha256(content).hexdigest(), str(imagehash.phash(pixels, HASH_SIDE)), ""]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DataError):
+        return str(error).partition(" cannot be decoded: ")[2]
+    if "cannot identify" in str(error):
+        return "not an image that Pillow can read"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _groups(photos: pd.DataFrame) -> np.ndarray:
+    """A number for each photo that copies of one another share; unreadable ones have their own."""
+    readable = np.flatnonzero(photos.error == "")
+    words = HASH_SIDE**2 // 64
+    hashes = np.array([np.frombuffer(bytes.fromhex(photos.hash[i]), np.uint64) for i in readable])
+    hashes = hashes.reshape(-1, words)
+    pairs = [np.empty((0, 2), int)]
+    for start in range(0, len(hashes), ROWS):
+        rows = hashes[start : start + ROWS]
+        bits = np.zeros((len(rows), len(hashes)), np.uint16)
+        for word in range(words):
+            bits += np.bitwise_count(rows[:, None, word] ^ hashes[None, :, word])
+        near = np.argwhere(bits <= NEAR_BITS)
+        pairs.append(near + (start, 0))
+    first, second = readable[np.concatenate(pairs)].T
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(len(photos), len(photos)))
+    return connected_components(graph, directed=False)[1]
+
+
+def _uses(photos: pd.DataFrame, is_split: bool, seed: int) -> pd.Series:
+    """What each photo is for: see `Audit`."""
+    readable = photos.error == ""
+    split = photos.split
+    if not is_split:
+        is_test = _pick(photos[readable], TEST, f"{seed}/test")
+        split = pd.Series(np.where(photos.index.isin(is_test), "test", "train"), photos.index)
+    in_test = photos.group[readable & (split == "test")]
+    uses = split.where(readable & ~((split == "train") & photos.group.isin(in_test)), "")
+    held_out = _pick(photos[uses == "train"], HELD_OUT, f"{seed}/held out")
+    uses[held_out] = "held out"
+    return uses
+
+
+def _pick(photos: pd.DataFrame, share: float, seed: str) -> list[int]:
+    """Rows of a share of each class, copies together; one photo at least, and never all of them.
+
+    The hash of a photo's name decides: a new photo changes the place of few others.
+    """
+    order = [hashlib.sha256(os.fsencode(f"{seed}/{name}")).hexdigest() for name in photos.name]
+    photos = photos.assign(order=pd.Series(order, photos.index))
+    photos["order"] = photos.groupby("group").order.transform("min")
+    picked: list[int] = []
+    taken: set[int] = set()
+    for _, members in photos.groupby("label"):
+        wanted = min(max(round(len(members) * share), 1), len(members) - 1)
+        for group, copies in members.sort_values(["order", "name"]).groupby("group", sort=False):
+            if wanted > 0 and (group in taken or len(copies) < len(members)):
+                picked += list(copies.index)
+                taken.add(int(group))
+                wanted -= len(copies)
+    return picked
+
+
+def _check_counts(photos: pd.DataFrame, is_split: bool) -> None:
+    """Raise StudyError unless every class has photos to train on, to hold out and to test on."""
+    counts = photos.groupby(["label", "use"]).size().unstack(fill_value=0)
+    counts = counts.reindex(columns=["train", "held out", "test"], fill_value=0)
+    few = sorted(counts.index[(counts == 0).any(axis=1)])
+    if few:
+        needed = "2 different training photos and 1 test photo" if is_split else "3 different photos"
+        raise StudyError(
+            f"{quote_some(few)}: too few photos that can be read. Each class needs {needed} or more, to "
+            "train on, to compare teachers on, and to test on: add photos, or remove the folder"
+        )
+
+
+def _pairs(photos: pd.DataFrame, key: str) -> str:
+    """'7 photos (a = b; c = d)': the first groups of equal `key`."""
+    groups = [" = ".join(sorted(members.path)) for _, members in photos.groupby(key)]
+    more = f"; and {len(groups) - 3} groups more" if len(groups) > 3 else ""
+    return f"{len(photos)} photos ({'; '.join(sorted(groups)[:3])}{more})"

@@ -1,0 +1,376 @@
+"""The networks that could teach: where they come from, whether they load, and what each costs here.
+
+Of these, in this order:
+
+    --weights DIR    every weights file there, or in a folder of it with timm's config.json
+    --plugins FILE   the files in a plugin's dict WEIGHTS, whose values have `model` and `file`
+    neither          SMALL or LARGE of timm's hub, where it can be reached, or what of them was downloaded
+
+The network of a file is the one that a plugin's WEIGHTS names, else the `architecture` in its metadata or in
+config.json beside it, else the one of its stem.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.nn import functional as F
+
+from fgkd.distillation import training
+from fgkd.models import classifier
+from fgkd.study import Model, Recipe, StudyError
+from fgkd.study.errors import expected
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+PROBE_SECONDS = 5.0
+GPU_MEMORY = 7 * 2**30  # bytes from which a GPU takes the large ones
+BATCH = 32  # images whose pass is timed
+SMALL = (
+    *("convnext_atto.d2_in1k", "deit_tiny_patch16_224.fb_in1k", "efficientnet_b0.ra_in1k"),
+    *("mobilenetv2_100.ra_in1k", "mobilenetv3_large_100.ra_in1k", "regnety_008.pycls_in1k"),
+    *("resnet18.a1_in1k", "resnet34.a1_in1k", "tiny_vit_5m_224.dist_in22k_ft_in1k"),
+    *("vit_tiny_patch16_224.augreg_in21k_ft_in1k",),
+)
+LARGE = (
+    *("convnext_base.fb_in22k", "convnext_tiny.fb_in22k", "deit3_base_patch16_224.fb_in22k_ft_in1k"),
+    *("efficientnet_b3.ra2_in1k", "regnety_032.ra_in1k", "resnet50.a1_in1k", "resnet101.a1h_in1k"),
+    *("resnetv2_50x1_bit.goog_in21k", "swin_base_patch4_window7_224.ms_in22k"),
+    *("vit_base_patch16_224.augreg_in21k", "vit_base_patch16_clip_224.openai"),
+    *("vit_small_patch14_dinov2.lvd142m",),
+)
+HEADS = {1000: "in1k", 11221: "in21k", 11821: "in12k", 21841: "in21k", 21843: "in21k"}  # by their classes
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that could teach.
+
+    weights: 'timm', 'pretext', or a file.
+    resolution: side in pixels that it was pretrained at; 0: the views' own.
+    pretraining: what its weights were trained on, by its tag or its head.
+    licence: of the weights, 'unknown' where nothing says it.
+    megabytes, parameters: of all of its weights, in fp32 or as the file is.
+    """
+
+    name: str
+    model: str
+    weights: str
+    resolution: int = 0
+    pretraining: str = "unknown"
+    licence: str = "unknown"
+    megabytes: float = 0.0
+    parameters: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def section(self) -> dict[str, Any]:
+        """Its entry under `teachers:` of a study file."""
+        values: dict[str, Any] = {"model": self.model, "weights": self.weights}
+        if self.resolution:
+            values |= {"resolution": self.resolution}
+        if self.options:
+            values |= {"options": self.options}
+        return values if self.weights == "pretext" else values | {"pretraining": self.pretraining}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The candidates, by name, and why others are left out."""
+
+    candidates: tuple[Candidate, ...]
+    left_out: dict[str, str]
+
+    def table(self) -> pd.DataFrame:
+        """One row per candidate: what it is and what it weighs."""
+        rows = []
+        for candidate in self.candidates:
+            rows.append(
+                {
+                    "teacher": candidate.name,
+                    "model": candidate.model,
+                    "pixels": candidate.resolution or "as the views",
+                    "pretraining": candidate.pretraining,
+                    "million weights": candidate.parameters / 1e6,
+                    "MB": candidate.megabytes,
+                    "licence": candidate.licence,
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def find(names: list[str], folder: Path | None, plugins: tuple[str, ...], device: torch.device) -> Found:
+    """The candidates that load, sorted by name, and why others do not.
+
+    names: limits them; one that is not among the files is a network of timm's hub. Empty: all.
+    folder: with weights.
+    Raises StudyError where none is left, and for a name that cannot be had.
+    """
+    classifier.load_plugins(plugins)
+    files = _files(folder, plugins)
+    hub: list[str] = []
+    left_out: dict[str, str] = {}
+    if names:
+        hub = [name for name in names if name not in files]
+        files = {name: file for name, file in files.items() if name in names}
+        _check_hub(hub, names, list(_files(folder, plugins)), folder)
+    elif not files:
+        hub = _hub_names(device)
+    candidates = []
+    for name in sorted({*files, *hub}):
+        try:
+            candidates.append(_load(name, files.get(name), plugins))
+        except StudyError as error:
+            if names:
+                raise
+            left_out[name] = str(error)
+    if not candidates:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in left_out.items())
+        raise StudyError(f"no network is left that could teach:{reasons}")
+    return Found(tuple(candidates), left_out)
+
+
+def demo(plugins: tuple[str, ...] = ()) -> Found:
+    """Four tiny networks of timm whose pretraining is a set of other drawn birds."""
+    names = ("test_byobnet", "test_efficientnet", "test_efficientnet_gn", "test_resnet")
+    candidates = []
+    for name in names:
+        model = f"{name}.r160_in1k"
+        count = classifier.parameters(timm.create_model(name))
+        candidates.append(
+            Candidate(
+                name=name.removeprefix("test_"),
+                model=model,
+                weights="pretext",
+                pretraining="pretext",
+                licence="its own",
+                megabytes=4 * count / 1e6,
+                parameters=count,
+            )
+        )
+    return Found(tuple(candidates), {})
+
+
+def pretrained(model: str, folder: Path | None, plugins: tuple[str, ...]) -> Candidate | None:
+    """The student's own network with pretrained weights, of a file or the hub; None without."""
+    base = model.partition(".")[0]
+    for name, file in _files(folder, plugins).items():
+        if (_network(file, plugins) or "").partition(".")[0] == base:
+            return _load(name, file, plugins)
+    config = timm.get_pretrained_cfg(model) if timm.is_model(base) else None
+    if config is None or not config.has_weights or not (_is_cached(model) or is_reachable()):
+        return None
+    try:
+        return _load(model, None, plugins)
+    except StudyError:
+        return None
+
+
+def resolution(model: str) -> int:
+    """Side in pixels of the images that timm's network is made for.
+
+    Raises StudyError for a name that timm does not know.
+    """
+    classifier.check_name(model)
+    config = timm.get_pretrained_cfg(model)
+    if config is None:  # a plugin's network without a configuration under its own name
+        network: Any = timm.create_model(model)
+        return int(network.pretrained_cfg["input_size"][-1])
+    return int(config.input_size[-1])
+
+
+def images_per_second(spec: Model, classes: int, device: torch.device, *, crop: int, train: bool) -> float:
+    """Images a second of a network: passes forward, or with `train` its steps; a median of 3."""
+    bare = replace(spec, weights="none")  # speed does not depend on them
+    model = classifier.build(bare, classes, crop=crop, seed=0).to(device).train(train)
+    pixels = torch.randint(0, 256, (BATCH, 3, crop, crop), dtype=torch.uint8).to(device)
+    labels = torch.zeros(BATCH, dtype=torch.long, device=device)
+    optimizer = training.make_optimizer(model, Recipe())
+    seconds = []
+    for _ in range(4):  # the first warms up
+        start = time.perf_counter()
+        with torch.set_grad_enabled(train):
+            logits = model(pixels)
+        if train:
+            F.cross_entropy(logits, labels).backward()
+            optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return BATCH / statistics.median(seconds[1:])
+
+
+def is_reachable() -> bool:
+    """Whether timm's hub answers within five seconds."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answers: list[bool] = []
+
+    def ask():
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+            answers.append(True)
+        except Exception:  # of many types: no route, no name, a proxy's refusal
+            answers.append(False)
+
+    probe = threading.Thread(target=ask, daemon=True)  # a resolver may wait longer than a time-out says
+    probe.start()
+    probe.join(PROBE_SECONDS)
+    return bool(answers) and answers[0]
+
+
+def _hub_names(device: torch.device) -> list[str]:
+    """The hub's networks of a size that suits the machine; those downloaded where it cannot be reached."""
+    large = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory > GPU_MEMORY
+    names = list(LARGE if large else SMALL)
+    if is_reachable():
+        return names
+    names = [name for name in (*SMALL, *LARGE) if _is_cached(name)]
+    if not names:
+        raise StudyError(
+            f"no network to choose from: timm's hub does not answer within {PROBE_SECONDS:g} seconds, and "
+            "neither --weights DIR (a folder of weights files) nor --plugins FILE (a Python file with "
+            "WEIGHTS) is given"
+        )
+    return names
+
+
+def _check_hub(hub: list[str], names: list[str], known: list[str], folder: Path | None) -> None:
+    """Raise StudyError for a name that is neither a file's nor a pretrained network of a hub that answers."""
+    if len(set(names)) < len(names):
+        raise StudyError(f"--teachers names {', '.join(names)}: expected each once")
+    for name in hub:
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+        if config is None or not config.has_weights:
+            place = f"in '{folder}', " if folder else ""
+            raise StudyError(
+                f"teacher '{name}' is not {place}of a plugin's WEIGHTS, nor a pretrained network of timm"
+                f"{expected(name, known)}"
+            )
+        if not _is_cached(name) and not is_reachable():
+            raise StudyError(
+                f"teacher '{name}' has no weights here: timm's hub does not answer within "
+                f"{PROBE_SECONDS:g} seconds; bring a file of them by --weights"
+            )
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the weights of a network were downloaded from timm's hub before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        return False
+    repo = config.hf_hub_id + (f"{config.architecture}.{config.tag}" if config.hf_hub_id[-1] == "/" else "")
+    return isinstance(try_to_load_from_cache(repo, "model.safetensors"), str)
+
+
+def _files(folder: Path | None, plugins: tuple[str, ...]) -> dict[str, Path]:
+    """The weights files, by the name of each: its stem, or that of its folder beside config.json."""
+    if folder is None:
+        return {name: file for name, (_, file) in _registered(plugins).items()}
+    if not folder.is_dir():
+        raise StudyError(f"--weights is '{folder}': expected a folder with weights files")
+    files = {}
+    for path in sorted([*folder.iterdir(), *folder.glob("*/model.safetensors")]):
+        if path.suffix in SUFFIXES and path.is_file():
+            files[path.parent.name if path.parent != folder else path.stem] = path.resolve()
+    if not files:
+        raise StudyError(f"--weights is '{folder}': it holds no {', '.join(SUFFIXES)} file")
+    return files
+
+
+def _registered(plugins: tuple[str, ...]) -> dict[str, tuple[str, Path]]:
+    """The networks and files of the plugins' WEIGHTS, as far as the files are there, by name."""
+    found = {}
+    for plugin in plugins:
+        module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == plugin)
+        for name, value in getattr(module, "WEIGHTS", {}).items():
+            file = (Path(plugin).parent / value.file).resolve()
+            if file.is_file():
+                found[name] = (value.model, file)
+    return found
+
+
+def _network(file: Path, plugins: tuple[str, ...]) -> str | None:
+    """The timm model of a weights file, None where nothing says it: see the module."""
+    for model, other in _registered(plugins).values():
+        if other == file:
+            return model
+    for names in (_metadata(file), _card(file)):
+        if names.get("architecture"):
+            return names["architecture"]
+    return file.stem if timm.is_model(file.stem.partition(".")[0]) else None
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    if file.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(file, "pt") as content:
+            return content.metadata() or {}
+    except (OSError, SafetensorError):  # loading it says so
+        return {}
+
+
+def _card(file: Path) -> dict[str, Any]:
+    """The config.json beside a weights file, as timm writes it."""
+    try:
+        card = json.loads((file.parent / "config.json").read_text())
+        return card if isinstance(card, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _load(name: str, file: Path | None, plugins: tuple[str, ...]) -> Candidate:
+    """A candidate, its network built and its weights loaded once; raises StudyError where they do not fit."""
+    model = name if file is None else _network(file, plugins)
+    if model is None:
+        raise StudyError(
+            f"'{file}' has no network: name it after a timm model, or in a plugin's WEIGHTS "
+            "(see runs/README.md), or beside a config.json of timm"
+        )
+    weights = "timm" if file is None else str(file)
+    size = resolution(model)
+    spec = Model(key=name, model=model, weights=weights, resolution=size)
+    net = classifier.build(spec, None, crop=size, seed=0)
+    if not isinstance(net.net.get_classifier(), torch.nn.Module):
+        raise StudyError(f"'{model}' has several heads, none of which a teacher could train")
+    count = classifier.parameters(net)
+    cards = {} if file is None else _card(file) | _metadata(file)
+    licence = net.net.pretrained_cfg.get("license") if file is None else cards.get("license")
+    stored = 4 * count if file is None else os.path.getsize(file)
+    return Candidate(
+        name=_key(name),
+        model=model,
+        weights=weights,
+        resolution=size,
+        pretraining=_pretraining(spec, net.net.num_classes),
+        licence=licence or "unknown",
+        megabytes=stored / 1e6,
+        parameters=count,
+    )
+
+
+def _key(name: str) -> str:
+    """The name as a study file takes it, which names a folder."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+
+
+def _pretraining(spec: Model, classes: int) -> str:
+    """By timm's tag, or for a file, of which a name says nothing, by the classes of its head."""
+    if not spec.file:
+        return classifier.pretraining(spec)
+    return HEADS.get(classes, f"{classes} classes" if classes else "unknown")

@@ -1,0 +1,201 @@
+"""The candidates in the order of a metric on held-out training photos, and how stable that order is.
+
+Every candidate is trained by the task's recipe on four fifths of the training photos (a stage of the
+selection study, so it is computed once) and measured on the others: TAC, R12, SSP, NLL and their rivals.
+The test photos have no part in it.  Stability is that of the order over bootstrap samples of the held-out
+photos: other photos, the same teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fgkd import metrics, records, stages
+from fgkd.analysis.correlation import spearman
+from fgkd.choose import LOG, candidates
+from fgkd.choose.evidence import PAPER, Rule
+from fgkd.choose.task import Task
+from fgkd.metrics.claims import METRICS
+from fgkd.study import Study, StudyError
+
+DRAWS = 1000
+RESAMPLED = ("nonpositive", "correct", "confidence")  # values of single photos that are no metric
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The candidates, the first of the rule at the top.
+
+    table: one row per candidate: teacher, rank and r12_rank from 1, the metrics of held-out photos, LogME,
+    LEEP and NCE of the training photos, parameters, and the stability of its rank: first (share of bootstrap
+    samples in which it is the first), low and high (95 % of its ranks lie between).
+    ranks: (draws, candidates) rank in each sample, columns as the table's rows; empty where the rule is no
+    function of the held-out photos' logits.
+    rule: by which it ranks.
+    """
+
+    table: pd.DataFrame
+    ranks: pd.DataFrame
+    rule: Rule
+
+    @property
+    def order(self) -> list[str]:
+        """Names, the first of the rule at the top."""
+        return list(self.table.teacher)
+
+    @property
+    def r12_pick(self) -> str:
+        """Whom the paper's R12 picks."""
+        return self.table.set_index("teacher").r12_rank.idxmin()
+
+    @property
+    def tac_pick(self) -> str:
+        """The most accurate candidate on held-out photos."""
+        best = self.table.sort_values(["tac", "teacher"], ascending=[False, True])
+        return best.teacher.iloc[0]
+
+    def stability(self, places: int = 3) -> pd.DataFrame:
+        """Share of bootstrap samples in which each candidate has each of the first places."""
+        shares = {place: (self.ranks == place).mean() for place in range(1, places + 1)}
+        return pd.DataFrame(shares).rename_axis("teacher").reset_index()
+
+    def compare(self) -> str:
+        """Say in a sentence how the rule and the paper's R12 agree."""
+        first = self.order[0]
+        if self.rule.metric == PAPER:
+            return f"Ranked by R12, smaller first ({self.rule.reason})."
+        rho = spearman(self.table["rank"], self.table.r12_rank)
+        agrees = "agrees" if self.r12_pick == first else f"picks {self.r12_pick} instead"
+        return (
+            f"Ranked by {self.rule.label} ({self.rule.reason}). R12 {agrees}; the rank correlation of the "
+            f"two orders is {rho:+.2f}."
+        )
+
+
+def rank(task: Task, study: Study, rule: Rule) -> Ranking:
+    """Train and measure all candidates of the selection study, and order them by a rule.
+
+    Ties go by the name: the order of the list has no part in it.
+    """
+    names = sorted(study.teachers)
+    labels = stages.data(study, task.dataset).test.labels
+    rows = []
+    samples = {}
+    for number, name in enumerate(names, 1):
+        try:
+            result = stages.teacher(study, task.dataset, name, task.recipe)
+        except FloatingPointError as error:
+            task.say(f"teacher {number} of {len(names)}: {name} is left out: {error}")
+            continue
+        logits = result.logits()
+        samples[name] = _samples(logits, labels)
+        row = result.rows.iloc[0]
+        on_test = result.record["on_test"]
+        own = {key: row[key] for key in ("tac", "logme", "leep", "nce", "parameters", "norm", "lr")}
+        rows.append(
+            {"teacher": name} | {key: on_test[key] for key in on_test if key != "train_accuracy"} | own
+        )
+        task.say(
+            f"teacher {number} of {len(names)}: {name}, TAC {row.tac:.1%}, R12 {on_test['ratio12']:.3f} on "
+            f"held-out photos ({result.record['provenance']['seconds']:.0f} s)"
+        )
+    if not rows:
+        raise StudyError(f"no teacher is left: the training of each diverged; see {task.folder / LOG}")
+    table = pd.DataFrame(rows)
+    if table[rule.metric].isna().any():
+        lacking = f"{rule.label} is not defined for all candidates on these photos"
+        rule = Rule(PAPER, f"the paper's rule, since {lacking}")
+    table["rank"] = _ranks(table[rule.metric], rule.direction)
+    table["r12_rank"] = _ranks(table[PAPER], METRICS[PAPER].direction)
+    ranks = _resample(samples, rule)
+    table = table.join(_stability(ranks), on="teacher").sort_values("rank", ignore_index=True)
+    first = ["rank", "teacher", "r12_rank", "first", "low", "high"]
+    table = table[[*first, *(name for name in table if name not in first)]]
+    return Ranking(table, ranks.reindex(columns=list(table.teacher)) if len(ranks) else ranks, rule)
+
+
+def costs(task: Task, study: Study, ranking: Ranking) -> pd.DataFrame:
+    """What each candidate costs here: images a second, and minutes to distil from it.
+
+    images_per_second: passes forward of that network.  minutes: of its views in the bank, and of all of the
+    student's epochs, on all training photos.  Speeds are measured once and kept in speeds.json.
+    """
+    images = stages.data(study, task.dataset)
+    number = len(images.train) + len(images.test)  # of the selection study: all training photos
+    (student,) = study.students.values()
+    recipe = study.recipe("student", student)
+    specs = {name: study.teacher(name) for name in ranking.order} | {"": student}
+    file = task.folder / "speeds.json"
+    known = records.read_json(file) or {}
+    speeds = {}
+    for name, spec in specs.items():
+        key = f"{task.device} {study.views.crop} {spec.resolution} {spec.model} {name == ''}"
+        if key not in known:
+            known[key] = candidates.images_per_second(
+                spec, len(images.classes), task.device, crop=study.views.crop, train=name == ""
+            )
+        speeds[name] = known[key]
+    records.write_json(file, known)
+    rows = []
+    for name in ranking.order:
+        seconds = number * (recipe.n_views / speeds[name] + recipe.epochs / speeds[""])
+        rows.append({"teacher": name, "images_per_second": speeds[name], "minutes": seconds / 60})
+    return pd.DataFrame(rows)
+
+
+def _ranks(values: pd.Series, direction: int) -> pd.Series:
+    """Ranks from 1, the best in the claimed direction first; ties in the order of the rows."""
+    return (values * -direction).rank(method="first", na_option="bottom").astype(int)
+
+
+def _samples(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric of every photo: name -> (N,)."""
+    values = metrics.all_samples(torch.from_numpy(logits), torch.from_numpy(labels))
+    return {name: array.double().numpy() for name, array in values.items()}
+
+
+def _resample(samples: dict[str, dict[str, np.ndarray]], rule: Rule, seed: int = 0) -> pd.DataFrame:
+    """Ranks (draws, candidates) by the rule over bootstrap samples; equal ones share the better."""
+    summarize = _summary(rule.metric, samples)
+    if summarize is None:
+        return pd.DataFrame()
+    names = list(samples)
+    number = len(next(iter(samples.values()))["correct"])
+    rng = np.random.default_rng(seed)
+    scores = np.empty((DRAWS, len(names)))
+    for draw in range(DRAWS):
+        scores[draw] = summarize(rng.integers(number, size=number))
+    return (
+        pd.DataFrame(-rule.direction * scores, columns=names)
+        .rank(axis=1, method="min", na_option="bottom")
+        .astype(int)
+    )
+
+
+def _summary(metric: str, samples: dict[str, dict[str, np.ndarray]]) -> Callable | None:
+    """A function from indices of photos to the metric of every candidate on these photos, (candidates,)."""
+    values = list(samples.values())
+    if metric == "ece":
+        return lambda index: [
+            metrics.calibration_error(of["confidence"][index], of["correct"][index] > 0) for of in values
+        ]
+    column = {"tac": "correct", "ratio12_median": "ratio12"}.get(metric, metric)
+    if column not in values[0] or metric in RESAMPLED:
+        return None
+    array = np.stack([of[column] for of in values])
+    mean = np.nanmedian if metric == "ratio12_median" else np.nanmean
+    return lambda index: mean(array[:, index], axis=1)
+
+
+def _stability(ranks: pd.DataFrame) -> pd.DataFrame:
+    """first, low and high of each candidate; NaN where nothing was resampled."""
+    if not len(ranks):
+        return pd.DataFrame(columns=["first", "low", "high"], dtype=float)
+    low = ranks.quantile(0.025, interpolation="lower")
+    high = ranks.quantile(0.975, interpolation="higher")
+    return pd.DataFrame({"first": (ranks == 1).mean(), "low": low, "high": high})
