@@ -323,7 +323,7 @@ def distill(study: Study, dataset: str, teacher: str, strategy: str) -> DistillR
 
 
 def first_step(study: Study, dataset: str, teacher: str, strategy: str, *, number: int = 8) -> FirstStep:
-    """Take the study's first student through one step on the first views of a few training images.
+    """Take the study's first student through one step, on the first views of a few images.
 
     Raises ValueError for a strategy that is not KD of a view alone.
     """
@@ -409,7 +409,7 @@ def baseline(study: Study, dataset: str) -> pd.Series:
 
 
 def gains(study: Study, dataset: str, teacher: str, strategy: str) -> pd.DataFrame:
-    """What a teacher's students have above the same students without one: a row a student and loss.
+    """What a teacher's students have above the same ones without it: a row a student and loss.
 
     `alone` and `taught` are test accuracies; `gain` is taught less alone, with its 95 % interval over test
     images (`low`, `high`).  NaN where the study has no baseline.

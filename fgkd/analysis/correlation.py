@@ -140,9 +140,10 @@ def share_interval(hits: int, n: int) -> tuple[float, float]:
 
 
 def difference_interval(hits: int, other_hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of the difference of two shares, each of n images (Newcombe 1998, method 10).
+    """95 % interval of the difference of two shares, each of n images (Newcombe 1998).
 
-    It takes the images for different ones: of the same images it is somewhat too wide.  NaN for n = 0.
+    His method 10, from the intervals of both, which takes the images for different ones: of the same images
+    it is somewhat too wide.  NaN for n = 0.
 
     >>> [round(bound, 3) for bound in difference_interval(30, 15, 60)]
     [0.077, 0.403]

@@ -18,7 +18,7 @@ TEACHER, STUDENT = PALETTE[:2]
 
 
 def distillation(image, teacher, student, classes: Sequence[str], label: int) -> Figure:
-    """Teacher and student look at one image; the student learns from the label and from the teacher.
+    """Teacher and student look at one image; the student learns from label and teacher.
 
     image: (H, W, 3); teacher, student: probabilities (C,) of the image; label: of its class.
     """

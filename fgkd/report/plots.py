@@ -72,7 +72,7 @@ def teacher_styles(teachers: Iterable[str]) -> tuple[dict[str, str], dict[str, s
 
 
 def _styles(names: Iterable[str], teachers: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """`teacher_styles`, with other colours for names that are no teacher's, where there are teachers."""
+    """`teacher_styles`, with other colours for names that are no teacher's, if there are any."""
     palette, markers = teacher_styles(teachers)
     others = [name for name in dict.fromkeys(names) if name not in palette]
     if not palette:
@@ -227,7 +227,7 @@ def accuracies(students: pd.DataFrame, teachers: Iterable[str]) -> Figure:
 
 
 def gains(table: pd.DataFrame, teacher: str, teachers: Iterable[str] = ()) -> Figure:
-    """Accuracies with their 95 % intervals: without a teacher, taught by it, and the teacher's own.
+    """Accuracies with 95 % intervals: without a teacher, taught by it, the teacher's own.
 
     table: `name`, `kind` (alone, taught or teacher), `accuracy`, `low` and `high`, a row a mark.
     """

@@ -34,7 +34,9 @@ def exceeds(low: float, high: float, limit: float = 0.0) -> bool | None:
 
 
 def both(*held: bool | None) -> bool | None:
-    """Whether all parts of an expectation held: False where one did not, else None where one cannot be told.
+    """Whether all parts of an expectation held; None where one cannot be told.
+
+    False where one did not, whatever the others.
 
     >>> both(True, None), both(None, False), both(True, True)
     (None, False, True)
