@@ -189,7 +189,7 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def committed_tables(name: str) -> dict[str, pd.DataFrame]:
-    """The tables of a study that are part of the repository, by name: the files `runs/<name>/tables/*.csv`.
+    """The tables of a study in the repository, by name: `runs/<name>/tables/*.csv`.
 
     Raises StudyError where there is none.
     """
