@@ -401,7 +401,7 @@ def test_convnexts_map_has_passed_the_norm_that_its_head_applies_after_pooling()
 def test_each_place_is_normalised_where_a_networks_last_norm_follows_its_pooling(name, options):
     size = options.get("img_size", 64)
     with torch.no_grad():
-        found = teacher(name, **options)._map(images(1, size))
+        found = teacher(name, **options).feature_map(images(1, size))
     assert found.mean(1).abs().max() < 1e-3
     torch.testing.assert_close(found.var(1, correction=0), torch.ones_like(found[:, 0]), rtol=0.05, atol=0)
 
@@ -431,7 +431,9 @@ def test_a_map_stays_as_timm_gives_it_where_the_network_itself_ends_with_its_nor
     """The norms in the heads of test_vit3 and CaiT belong to what attends there, not to the map."""
     net = shaken(timm.create_model(name, num_classes=5, **options))
     expected = trunk(net, classifier.Classifier(net).normalize(images(2)))
-    torch.testing.assert_close(cal.CAL(net, 5, 4).eval()._map(images(2)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        cal.CAL(net, 5, 4).eval().feature_map(images(2)), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def moved(features, labels, start):
