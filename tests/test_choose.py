@@ -64,7 +64,8 @@ def chosen(root):
 
 def test_it_shows_its_progress_then_the_answer(root, chosen):
     lines = chosen.splitlines()
-    assert [line.partition(":")[0] for line in lines[:3]] == [f"teacher {i} of 3" for i in (1, 2, 3)]
+    assert lines[0] == "30 training photos of 3 classes, 6 test photos, 3 candidates"
+    assert [line.partition(":")[0] for line in lines[1:4]] == [f"teacher {i} of 3" for i in (1, 2, 3)]
     assert any(line.startswith("pilot, ") for line in lines)
     answer = next(line for line in lines if line.startswith("Take "))
     values = json.loads((root / "out/choose.json").read_text())

@@ -88,7 +88,7 @@ def conclude(choice: Choice) -> Result:
         "warnings": result.warnings,
         "handed over": choice.handed_over,
         "audit": choice.audit.findings(),
-        "left out": choice.found.left_out,
+        "left out": choice.found.left_out | ranking.left_out,
         "verified": _rows(choice.verification.table),
         "pilots": _rows(pilots.table.drop(columns="seconds")),
     }
