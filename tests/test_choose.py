@@ -95,7 +95,8 @@ def test_the_executed_notebook_is_log_and_page(root, chosen):
     for name in ("index.html", "notebook.html"):
         page = (root / "out" / name).read_text()
         assert "<script" not in page and "http://" not in page
-    assert "Which teacher for these photos?" in (root / "out/index.html").read_text()
+    index = (root / "out/index.html").read_text()
+    assert "Which teacher for these photos?" in index and "peak memory" in index
 
 
 def test_the_student_is_loaded_by_plain_timm_and_as_accurate_as_reported(root, chosen):
@@ -155,3 +156,11 @@ def test_an_interrupted_choice_leaves_no_process_and_goes_on(root, wait_for):
     left = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True).stdout.split()
     assert left == []
     assert (out / "selection/teacher/garden/FZ/test_byobnet/record.json").exists()
+
+
+def test_without_time_and_verification_the_ranking_is_the_answer_and_no_model_is_promised(root, chosen):
+    status, out, error = run(root, "--minutes", "0", "--verify", "0")
+    assert status == 0, error
+    values = json.loads((root / "out/choose.json").read_text())
+    assert "it is the first by" in values["answer"][0] and "No pilot was run: --minutes is 0." in out
+    assert values["handed over"].startswith("There is no model yet") and values["verified"] == []
