@@ -64,7 +64,8 @@ def chosen(root):
 
 def test_it_shows_its_progress_then_the_answer(root, chosen):
     lines = chosen.splitlines()
-    assert [line.partition(":")[0] for line in lines[:3]] == [f"teacher {i} of 3" for i in (1, 2, 3)]
+    assert lines[0] == "30 training photos of 3 classes, 6 test photos, 3 candidates"
+    assert [line.partition(":")[0] for line in lines[1:4]] == [f"teacher {i} of 3" for i in (1, 2, 3)]
     assert any(line.startswith("pilot, ") for line in lines)
     answer = next(line for line in lines if line.startswith("Take "))
     values = json.loads((root / "out/choose.json").read_text())
@@ -94,7 +95,8 @@ def test_the_executed_notebook_is_log_and_page(root, chosen):
     for name in ("index.html", "notebook.html"):
         page = (root / "out" / name).read_text()
         assert "<script" not in page and "http://" not in page
-    assert "Which teacher for these photos?" in (root / "out/index.html").read_text()
+    index = (root / "out/index.html").read_text()
+    assert "Which teacher for these photos?" in index and "peak memory" in index
 
 
 def test_the_student_is_loaded_by_plain_timm_and_as_accurate_as_reported(root, chosen):
@@ -154,3 +156,14 @@ def test_an_interrupted_choice_leaves_no_process_and_goes_on(root, wait_for):
     left = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True).stdout.split()
     assert left == []
     assert (out / "selection/teacher/garden/FZ/test_byobnet/record.json").exists()
+
+
+def test_without_time_pilots_are_read_and_without_verification_no_new_model_is_promised(root, chosen):
+    first = json.loads((root / "out/choose.json").read_text())
+    status, out, error = run(root, "--minutes", "0", "--verify", "0")
+    assert status == 0, error
+    values = json.loads((root / "out/choose.json").read_text())
+    assert values["answer"][0] == first["answer"][0] and "No pilot was run" not in out
+    assert (
+        values["handed over"].startswith("`student/` is that of an earlier run") and values["verified"] == []
+    )

@@ -16,7 +16,7 @@ import pandas as pd
 
 from fgkd import records
 from fgkd.analysis.blocks import MIN_DATASETS, mean_interval
-from fgkd.analysis.groups import agreement, join_students_with_metrics
+from fgkd.analysis.groups import GROUP, agreement, join_students_with_metrics
 from fgkd.metrics.claims import METRICS
 from fgkd.study import PROJECT, Study, load
 
@@ -42,15 +42,25 @@ class Rule:
         return METRICS[self.metric].direction
 
 
-def rule() -> Rule:
-    """The rule that the committed study supports best; the paper's R12 where it cannot tell yet."""
+def rule(recipe: str) -> Rule:
+    """The rule that the committed study supports best; the paper's R12 where it cannot tell yet.
+
+    recipe: of the teachers, FZ, FT or CAL; where too few datasets have its students, all recipes count.
+    """
     file = PROJECT / "runs" / f"{STUDY}.yaml"
     if not file.is_file():
         return Rule(PAPER, "the paper's, since the study on real photos is not beside this package")
     study = load(str(file))
     with _beside_the_file():
         students, metrics = tables(study)
-    return decide(support(students, metrics), len(study.datasets))
+    strategies = study.strategies_using(recipe)
+    supports = []
+    for wanted in (strategies, study.strategies):
+        of_students = students[students.strategy.isin(wanted)] if len(students) else students
+        supports.append(support(of_students, metrics))
+    own, every = supports
+    enough = len(own) and own.datasets.max() >= MIN_DATASETS
+    return decide(own if enough else every, len(study.datasets))
 
 
 def decide(support: pd.DataFrame, planned: int) -> Rule:
@@ -77,16 +87,16 @@ def decide(support: pd.DataFrame, planned: int) -> Rule:
 def support(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per metric, the best first: mean over datasets of its rho, in the claimed way.
 
-    Columns: metric, rho, low and high (its 95 % interval over datasets), datasets.  A dataset counts once all
-    teachers have students there; a metric that lacks one of them is left out.
+    Columns: metric, rho, low and high (its 95 % interval over datasets), datasets.  A group counts once
+    all teachers have students in it; a metric that lacks one of them is left out.
 
     students, metrics: as returned by `tables`
     """
     rows = []
     if len(students):
         points = join_students_with_metrics(students, metrics)
-        complete = points.groupby("dataset").teacher.nunique() == metrics.teacher.nunique()
-        points = points[points.dataset.isin(complete.index[complete])]
+        complete = points.groupby(GROUP).teacher.transform("nunique") == metrics.teacher.nunique()
+        points = points[complete]
         by_dataset = {dataset: agreement(part) for dataset, part in points.groupby("dataset")}
         for name, values in pd.DataFrame(by_dataset).iterrows():
             claim = METRICS[name]

@@ -41,7 +41,7 @@ def write(folder: Path, notebook: Path | None = None) -> Path:
         notes=notes,
         figures=figures,
         tables=tables,
-        facts=_facts(folder, values),
+        facts=_facts(folder, values) | _cost(folder, notebook),
     )
     return write(site, folder)
 
@@ -85,3 +85,14 @@ def _facts(folder: Path, values: Mapping[str, Any]) -> dict[str, str]:
         "student, to deploy": "student/" if (folder / "student").is_dir() else "none: nothing was verified",
         "studies": "selection.yaml, study.yaml",
     }
+
+
+def _cost(folder: Path, notebook: Path | None) -> dict[str, str]:
+    """What the last run took, as papermill and the kernel's end say it."""
+    executed = (notebook and records.read_json(notebook)) or {}
+    seconds = executed.get("metadata", {}).get("papermill", {}).get("duration")
+    ending = records.read_json(folder / "exit.json")
+    if seconds is None or ending is None:
+        return {}
+    took = f"{seconds / 60:.1f} minutes, peak memory {ending['peak_memory_mb']:,} MB"
+    return {"the last run": f"{took}; what an earlier one had computed was read"}

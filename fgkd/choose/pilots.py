@@ -190,7 +190,7 @@ def _search(halving: _Halving, name: str, table: pd.DataFrame) -> tuple[dict[str
 
 def _describe_left(task: Task, halving: _Halving, planned: list[int], survivors: list[str]) -> str:
     """Say what pilots were not run for lack of time."""
-    if not task.minutes:
+    if not task.minutes and not halving.rows:
         return "No pilot was run: --minutes is 0."
     done = {(row["teacher"], row["epochs"]) for row in halving.rows}
     rung = next((rung for rung in planned if any((name, rung) not in done for name in survivors)), None)

@@ -43,6 +43,10 @@ HEADER = """# Written by `fgkd choose`, which continues what is here; `fgkd run`
 def selection(task: Task, audit: Audit, found: Found) -> Study:
     """Write and load the study of the training photos alone."""
     what = "The training photos alone: a fifth of them, held out, is its test split."
+    task.say(
+        f"{audit.count('train', 'held out')} training photos of {audit.classes} classes, "
+        f"{audit.count('test')} test photos, {len(found.candidates)} candidates"
+    )
     raw = _common(task, audit, "selection_photos") | {"teachers": _teachers(found)}
     raw |= {"distillation": PAPER, "losses": {GENTLE_LOSS: {"loss": "kd"} | GENTLE}}
     return _write(task, "selection", what, raw)

@@ -9,7 +9,7 @@ photos: other photos, the same teachers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -37,11 +37,13 @@ class Ranking:
     ranks: (draws, candidates) rank in each sample, columns as the table's rows; empty where the rule is no
     function of the held-out photos' logits.
     rule: by which it ranks.
+    left_out: why candidates could not be trained by the recipe, by name.
     """
 
     table: pd.DataFrame
     ranks: pd.DataFrame
     rule: Rule
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def order(self) -> list[str]:
@@ -86,10 +88,12 @@ def rank(task: Task, study: Study, rule: Rule) -> Ranking:
     labels = stages.data(study, task.dataset).test.labels
     rows = []
     samples = {}
+    left_out: dict[str, str] = {}
     for number, name in enumerate(names, 1):
         try:
             result = stages.teacher(study, task.dataset, name, task.recipe)
-        except FloatingPointError as error:
+        except (FloatingPointError, StudyError) as error:
+            left_out[name] = str(error)
             task.say(f"teacher {number} of {len(names)}: {name} is left out: {error}")
             continue
         logits = result.logits()
@@ -105,7 +109,7 @@ def rank(task: Task, study: Study, rule: Rule) -> Ranking:
             f"held-out photos ({result.record['provenance']['seconds']:.0f} s)"
         )
     if not rows:
-        raise StudyError(f"no teacher is left: the training of each diverged; see {task.folder / LOG}")
+        raise StudyError(f"no teacher is left that could be trained; {LOG} says why of each")
     table = pd.DataFrame(rows)
     if table[rule.metric].isna().any():
         lacking = f"{rule.label} is not defined for all candidates on these photos"
@@ -116,7 +120,7 @@ def rank(task: Task, study: Study, rule: Rule) -> Ranking:
     table = table.join(_stability(ranks), on="teacher").sort_values("rank", ignore_index=True)
     first = ["rank", "teacher", "r12_rank", "first", "low", "high"]
     table = table[[*first, *(name for name in table if name not in first)]]
-    return Ranking(table, ranks.reindex(columns=list(table.teacher)) if len(ranks) else ranks, rule)
+    return Ranking(table, ranks.reindex(columns=list(table.teacher)) if len(ranks) else ranks, rule, left_out)
 
 
 def costs(task: Task, study: Study, ranking: Ranking) -> pd.DataFrame:

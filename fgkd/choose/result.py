@@ -58,9 +58,12 @@ class Result:
 
 def hand_over(task: Task, verification: Verification) -> str:
     """Hand over the student of the choice to `student/`; say in a sentence where it is."""
-    if verification.job is None:
-        return "There is no model yet: --verify 1 trains the student of the choice on all training photos."
     folder = task.folder / "student"
+    if verification.job is None:
+        lacking = "There is no model yet"
+        if folder.is_dir():
+            lacking = "`student/` is that of an earlier run, whose choice may have been another"
+        return f"{lacking}: --verify 1 trains the student of the choice on all training photos."
     try:
         export.hand_over(verification.study, verification.job, STUDENT, "kd", folder)
     except StudyError as error:
@@ -88,7 +91,7 @@ def conclude(choice: Choice) -> Result:
         "warnings": result.warnings,
         "handed over": choice.handed_over,
         "audit": choice.audit.findings(),
-        "left out": choice.found.left_out,
+        "left out": choice.found.left_out | ranking.left_out,
         "verified": _rows(choice.verification.table),
         "pilots": _rows(pilots.table.drop(columns="seconds")),
     }

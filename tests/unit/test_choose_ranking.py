@@ -51,7 +51,7 @@ def test_metrics_that_see_the_student_are_no_rule():
 
 def test_the_committed_records_are_read_wherever_results_of_this_run_go(monkeypatch, tmp_path):
     monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
-    rule = evidence.rule()
+    rule = evidence.rule("FZ")
     assert rule.direction in (1, -1) and rule.reason
     with evidence._beside_the_file():
         assert load("photos").folder == PROJECT / "runs" / "photos"
