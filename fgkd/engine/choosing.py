@@ -54,15 +54,8 @@ def _execute(parameters: dict[str, str | int | float], folder: Path, lock: int) 
         open(folder / "engine.log", "w") as log,
         kernels.warm(environment, (lock,)) as (environment, group),
     ):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fgkd.engine.execute", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            process_group=group,
-            pass_fds=[lock],
-        )
+        command = [sys.executable, "-m", "fgkd.engine.execute", *words]
+        process = kernels.start(command, log, environment, group, lock)
         for line in _follow(folder / LOG, process):
             print(line, flush=True)
     return process.returncode

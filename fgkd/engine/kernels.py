@@ -23,6 +23,7 @@ which leads a session of its own, ends itself.
 import array
 import contextlib
 import fcntl
+import io
 import json
 import os
 import select
@@ -78,6 +79,24 @@ def warm(environment: dict[str, str], lock_fds: tuple[int, ...] = ()):
             if server.stdin:
                 server.stdin.close()
             server.wait()
+
+
+def start(
+    command: list[str], log: io.TextIOWrapper, environment: dict[str, str], group: int | None, lock: int
+) -> subprocess.Popen:
+    """Start a command without input, all that it prints going to a log.
+
+    environment, group: as `warm` yields them; lock: a descriptor that stays open until the command ends.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        process_group=group,
+        pass_fds=[lock],
+    )
 
 
 def _write_kernelspec(folder: Path, address: str) -> None:

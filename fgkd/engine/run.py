@@ -187,15 +187,7 @@ def start_engine(
         kernel_source = kernels.warm(environment, (lock,))
     command += ["--", *(str(study.path(job) / "result.json") for job in jobs)]
     with open(study.folder / "engine.log", "w") as log, kernel_source as (environment, group):
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            process_group=group,
-            pass_fds=[lock],
-        )
+        process = kernels.start(command, log, environment, group, lock)
         yield process
         process.wait()
 
