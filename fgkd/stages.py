@@ -338,8 +338,9 @@ def first_step(study: Study, dataset: str, teacher: str, strategy: str, *, numbe
     chosen = torch.linspace(0, len(images) - 1, min(number, len(images))).long()
     x = images.batch(chosen, images.epoch(study.seed_for("student views", dataset), 0))
     labels = images.labels[chosen]
+    model = load_teacher(study, dataset, teacher, RECIPES[strategy]).cpu()
     with torch.no_grad():
-        told = load_teacher(study, dataset, teacher, RECIPES[strategy]).cpu()(x)
+        told = model(x)
     recipe = dataclasses.replace(study.recipe("student", spec), epochs=1, batch_size=len(chosen))
     objective = training.distillation(
         labels, lambda _, epoch, index: {"logits": told[index]}, study.distillation

@@ -21,7 +21,7 @@ from fgkd.metrics.claims import METRICS
 from fgkd.study import PROJECT, Study, load
 
 STUDY = "photos"
-PAPER = "ratio12"  # the paper's rule
+PAPER_RULE = "ratio12"  # the paper's rule
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def rule(recipe: str) -> Rule:
     """
     file = PROJECT / "runs" / f"{STUDY}.yaml"
     if not file.is_file():
-        return Rule(PAPER, "the paper's, since the study on real photos is not beside this package")
+        return Rule(PAPER_RULE, "the paper's, since the study on real photos is not beside this package")
     study = load(str(file))
     with _beside_the_file():
         students, metrics = tables(study)
@@ -71,16 +71,16 @@ def decide(support: pd.DataFrame, planned: int) -> Rule:
     datasets = int(support.datasets.max()) if len(support) else 0
     if datasets < MIN_DATASETS:
         found = f"of the study on real photos {datasets} of {planned} data sets are complete"
-        return Rule(PAPER, f"the paper's rule: {found}, {MIN_DATASETS} would tell which rule is better")
+        return Rule(PAPER_RULE, f"the paper's rule: {found}, {MIN_DATASETS} would tell which rule is better")
     best = support.iloc[0]
-    paper = support.set_index("metric").loc[PAPER]
+    paper = support.set_index("metric").loc[PAPER_RULE]
     reason = (
         f"on {datasets} sets of real photos its mean rank correlation with the students' accuracy, in the "
         f"claimed direction, is {_interval(best)}, the largest of {len(support)} metrics on the very data "
         "that it was picked by"
     )
-    if best.metric == PAPER:
-        return Rule(PAPER, f"the paper's rule; {reason}")
+    if best.metric == PAPER_RULE:
+        return Rule(PAPER_RULE, f"the paper's rule; {reason}")
     return Rule(best.metric, f"{reason}; that of the paper's R12 is {_interval(paper)}")
 
 

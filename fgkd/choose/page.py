@@ -67,13 +67,9 @@ def _percent(share: float) -> str:
 
 
 def _figures(folder: Path) -> dict[Path, str]:
-    return {
-        folder
-        / "plots"
-        / "places.png": "How often each candidate has which place, over bootstrap samples of the "
-        "held-out photos.",
-        folder / "plots" / "pilots.png": "Pilots: accuracy on held-out photos by epochs of the student.",
-    }
+    places = "How often each candidate has which place, over bootstrap samples of the held-out photos."
+    pilots = "Pilots: accuracy on held-out photos by epochs of the student."
+    return {folder / "plots" / "places.png": places, folder / "plots" / "pilots.png": pilots}
 
 
 def _facts(folder: Path, values: Mapping[str, Any]) -> dict[str, str]:

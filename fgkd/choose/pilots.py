@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from fgkd import records, stages
-from fgkd.choose.plans import GENTLE, GENTLE_LOSS, PAPER, STUDENT
+from fgkd.choose.plans import GENTLE_KD, GENTLE_LOSS, PAPER_KD, STUDENT
 from fgkd.choose.ranking import Ranking
 from fgkd.choose.task import Task
 from fgkd.study import Job, Study
@@ -126,7 +126,7 @@ class _Halving:
             row = words | {"accuracy": math.nan, "train_accuracy": math.nan, "seconds": 0.0}
         if loss == "kd":
             self.rows.append(row)
-        with_loss = "" if loss == "kd" else f", T {GENTLE['temperature']} and beta {GENTLE['beta']}"
+        with_loss = "" if loss == "kd" else f", T {GENTLE_KD['temperature']} and beta {GENTLE_KD['beta']}"
         self.task.say(
             f"pilot, {epochs} of {self.epochs} epochs: {name}{with_loss}, {row['accuracy']:.1%} of held-out "
             f"photos ({row['seconds']:.0f} s)"
@@ -172,14 +172,14 @@ def _search(halving: _Halving, name: str, table: pd.DataFrame) -> tuple[dict[str
     own = table[table.teacher == name]
     words = "T {temperature} and beta {beta}"
     if not len(own):
-        return PAPER, f"{words.format(**PAPER)} are the paper's; there was no pilot to search others."
+        return PAPER_KD, f"{words.format(**PAPER_KD)} are the paper's; there was no pilot to search others."
     epochs = int(own.epochs.max())
     halving.is_over = False
     row = halving.train(name, epochs, GENTLE_LOSS)
     if row is None:
-        return PAPER, f"{words.format(**PAPER)} are the paper's; no time was left to search others."
+        return PAPER_KD, f"{words.format(**PAPER_KD)} are the paper's; no time was left to search others."
     best = own.accuracy.iloc[-1]
-    tried = [(best, PAPER), (row["accuracy"], GENTLE)]
+    tried = [(best, PAPER_KD), (row["accuracy"], GENTLE_KD)]
     tried.sort(key=lambda pair: -pair[0])  # of equal ones the paper's stays first
     (share, chosen), (other_share, other) = tried
     return chosen, (

@@ -19,13 +19,10 @@ from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Candidate, Found
 from fgkd.choose.task import BIRD_SIZE, FAMILY, Task
 from fgkd.records import write_bytes
-from fgkd.study import Model, Study, StudyError, load
+from fgkd.study import Study, StudyError, load
 
-PAPER: dict[str, float] = {"temperature": 2, "beta": 10}  # the paper's
-GENTLE: dict[str, float] = {
-    "temperature": 4,
-    "beta": 1,
-}  # what students of the pilots on photos of birds gained more from
+PAPER_KD: dict[str, float] = {"temperature": 2, "beta": 10}
+GENTLE_KD: dict[str, float] = {"temperature": 4, "beta": 1}  # of which the pilots on birds gained more
 GENTLE_LOSS = "gentle"
 STUDENT = "student"  # the student's name in the studies
 FINETUNED = "finetuned"  # and that of its own network, pretrained
@@ -48,7 +45,7 @@ def selection(task: Task, audit: Audit, found: Found) -> Study:
         f"{audit.count('test')} test photos, {len(found.candidates)} candidates"
     )
     raw = _common(task, audit, "selection_photos") | {"teachers": _teachers(found)}
-    raw |= {"distillation": PAPER, "losses": {GENTLE_LOSS: {"loss": "kd"} | GENTLE}}
+    raw |= {"distillation": PAPER_KD, "losses": {GENTLE_LOSS: {"loss": "kd"} | GENTLE_KD}}
     return _write(task, "selection", what, raw)
 
 
@@ -71,11 +68,6 @@ def finetuned(task: Task, audit: Audit, candidate: Candidate) -> Study:
     raw |= {"teachers": {FINETUNED: entry}, "strategies": ["FT"]}
     raw["recipes"] = {"FT": _recipes(task, audit)["FT"], "student": raw["recipes"]["student"]}
     return _write(task, "finetuned", what, raw)
-
-
-def student(study: Study) -> Model:
-    """The student of one of these studies."""
-    return study.student(STUDENT)
 
 
 def _common(task: Task, audit: Audit, root: str) -> dict[str, Any]:

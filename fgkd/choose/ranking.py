@@ -18,7 +18,7 @@ import torch
 from fgkd import metrics, records, stages
 from fgkd.analysis.correlation import spearman
 from fgkd.choose import LOG, candidates
-from fgkd.choose.evidence import PAPER, Rule
+from fgkd.choose.evidence import PAPER_RULE, Rule
 from fgkd.choose.task import Task
 from fgkd.metrics.claims import METRICS
 from fgkd.study import Study, StudyError
@@ -69,7 +69,7 @@ class Ranking:
     def compare(self) -> str:
         """Say in a sentence how the rule and the paper's R12 agree."""
         first = self.order[0]
-        if self.rule.metric == PAPER:
+        if self.rule.metric == PAPER_RULE:
             return f"Ranked by R12, smaller first ({self.rule.reason})."
         rho = spearman(self.table["rank"], self.table.r12_rank)
         agrees = "agrees" if self.r12_pick == first else f"picks {self.r12_pick} instead"
@@ -113,9 +113,9 @@ def rank(task: Task, study: Study, rule: Rule) -> Ranking:
     table = pd.DataFrame(rows)
     if table[rule.metric].isna().any():
         lacking = f"{rule.label} is not defined for all candidates on these photos"
-        rule = Rule(PAPER, f"the paper's rule, since {lacking}")
+        rule = Rule(PAPER_RULE, f"the paper's rule, since {lacking}")
     table["rank"] = _ranks(table[rule.metric], rule.direction)
-    table["r12_rank"] = _ranks(table[PAPER], METRICS[PAPER].direction)
+    table["r12_rank"] = _ranks(table[PAPER_RULE], METRICS[PAPER_RULE].direction)
     ranks = _resample(samples, rule)
     table = table.join(_stability(ranks), on="teacher").sort_values("rank", ignore_index=True)
     first = ["rank", "teacher", "r12_rank", "first", "low", "high"]

@@ -10,7 +10,7 @@ import yaml
 from fgkd import stages
 from fgkd import study as studies
 from fgkd.choose import pilots
-from fgkd.choose.plans import GENTLE, PAPER
+from fgkd.choose.plans import GENTLE_KD, PAPER_KD
 
 NAMES = ["byobnet", "efficientnet", "resnet"]
 
@@ -23,7 +23,7 @@ def selection(write_study):
             "students": {"student": {"model": "test_byobnet"}},
             "strategies": ["FZ"],
             "recipes.student.epochs": 4,
-            "losses": {"gentle": {"loss": "kd"} | GENTLE},
+            "losses": {"gentle": {"loss": "kd"} | GENTLE_KD},
         },
         name="selection",
     )
@@ -55,7 +55,7 @@ def test_pilots_halve_the_better_half_and_go_on_with_the_same_trainings(selectio
     found = pilots.run(asked, selection, ranked(), COSTS)
     assert list(found.table.teacher) == [pilots.ALONE, "byobnet", "efficientnet"]
     assert set(found.table.epochs) == {1} and set(found.table.of) == {4}
-    assert found.left == "" and found.distillation in (PAPER, GENTLE)
+    assert found.left == "" and found.distillation in (PAPER_KD, GENTLE_KD)
     better = found.table.iloc[1:].sort_values("accuracy", ascending=False, kind="stable").teacher.iloc[0]
     assert found.order[0] == better and sorted(found.order) == NAMES and found.order[2] == "resnet"
     assert len(asked.said) == 4 and "T 4 and beta 1" in asked.said[-1]
@@ -88,7 +88,7 @@ def test_a_pilots_row_is_computed_again_when_its_recipe_changes(selection, tmp_p
 def test_without_time_the_order_is_the_rankings_and_it_says_so(selection, task):
     found = pilots.run(task(0.0), selection, ranked(["resnet", "byobnet", "efficientnet"]), COSTS)
     assert found.order == ["resnet", "byobnet", "efficientnet"] and not len(found.table)
-    assert found.left == "No pilot was run: --minutes is 0." and found.distillation == PAPER
+    assert found.left == "No pilot was run: --minutes is 0." and found.distillation == PAPER_KD
     slow = pilots.run(task(0.5), selection, ranked(), COSTS.assign(minutes=60.0))
     assert slow.left == "No pilot was run: the first takes longer than 0.5 minutes; give more --minutes."
 

@@ -59,18 +59,18 @@ def test_a_teachers_result_does_not_depend_on_the_other_candidates_or_their_orde
 
 def test_students_of_small_sets_take_1200_steps_up_to_200_epochs(asked):
     task, audit = asked
-    recipe = plans.study(task, audit, Found(TEACHERS, {}), plans.PAPER).recipes["student"]
+    recipe = plans.study(task, audit, Found(TEACHERS, {}), plans.PAPER_KD).recipes["student"]
     assert recipe.epochs == 200 and recipe.warmup_steps == 20  # a step an epoch
     audit.photos.loc[:, "use"] = "train"
     many = audits.Audit(audit.root, audit.photos.loc[audit.photos.index.repeat(100)], False)
-    recipe = plans.study(task, many, Found(TEACHERS, {}), plans.PAPER).recipes["student"]
+    recipe = plans.study(task, many, Found(TEACHERS, {}), plans.PAPER_KD).recipes["student"]
     assert recipe.epochs == 40 and recipe.warmup_steps == 100  # 47 steps an epoch would do with 26
 
 
 def test_the_students_own_pretrained_network_is_tuned_at_the_students_size_beside_the_study(asked):
     task, audit = asked
     own = Candidate("lcnet", "lcnet_050", "timm", 224, "in1k")
-    study = plans.study(task, audit, Found(TEACHERS, {}), plans.GENTLE)
+    study = plans.study(task, audit, Found(TEACHERS, {}), plans.GENTLE_KD)
     tuned = plans.finetuned(task, audit, own)
     assert tuned.folder == study.folder and tuned.teacher(plans.FINETUNED).resolution == 96
     assert tuned.strategies == ("FT",) and study.distillation.temperature == 4
@@ -79,7 +79,7 @@ def test_the_students_own_pretrained_network_is_tuned_at_the_students_size_besid
 
 def test_each_file_says_what_wrote_it_and_is_plain_yaml(asked):
     task, audit = asked
-    study = plans.study(task, audit, Found(TEACHERS, {}), plans.PAPER)
+    study = plans.study(task, audit, Found(TEACHERS, {}), plans.PAPER_KD)
     with open(study.file) as file:
         text = file.read()
     assert text.startswith("# Written by `fgkd choose`") and str(task.folder) not in text

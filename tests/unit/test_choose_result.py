@@ -15,7 +15,7 @@ from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Candidate, Found
 from fgkd.choose.evidence import Rule
 from fgkd.choose.pilots import ALONE, Pilots
-from fgkd.choose.plans import PAPER
+from fgkd.choose.plans import PAPER_KD
 from fgkd.choose.ranking import Ranking
 from fgkd.choose.result import Choice
 from fgkd.choose.task import Task
@@ -66,7 +66,7 @@ def choose(tmp_path):
             found,
             Ranking(pd.DataFrame(rows), pd.DataFrame(), Rule("ratio12", "the paper's rule")),
             pd.DataFrame({"teacher": names, "images_per_second": 100.0, "minutes": 2.0}),
-            Pilots(pilots, list(names), PAPER, "", "T 2 and beta 10 are the paper's."),
+            Pilots(pilots, list(names), PAPER_KD, "", "T 2 and beta 10 are the paper's."),
             Verification(pd.DataFrame(table, columns=verification.COLUMNS), 100, None, object()),
             "The student lies in `student/`.",
         )

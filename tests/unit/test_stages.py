@@ -618,6 +618,11 @@ def test_the_first_step_is_kd_and_cross_entropy_on_the_students_own_views(finish
         assert torch.allclose(ours[clear], theirs[clear], atol=1e-5)
 
 
+def test_a_first_step_trains_its_teacher_where_none_is_there(make_study):
+    study = make_study({"strategies": ["FT"]})
+    assert stages.first_step(study, "birds", "resnet", "FT", number=4).teacher.shape[0] == 4
+
+
 def test_only_plain_kd_has_a_first_step(finished):
     with pytest.raises(ValueError, match="strategy is 'TGDA': expected FZ, FT or CAL"):
         stages.first_step(finished, "birds", "resnet", "TGDA")
