@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +80,8 @@ class Checkpoint:
         ([], None) without a file, or with one that cannot be read.  How the optimizer computes stays as it is
         on this device.
         """
-        if not self.file.exists():
-            return [], None
-        try:
-            state = torch.load(self.file, map_location="cpu", weights_only=True)
-        except Exception as error:  # of many types, by where the file is damaged
-            print(
-                f"checkpoint '{self.file.name}' cannot be read ({type(error).__name__}): training starts anew"
-            )
+        state = read(self.file)
+        if state is None:
             return [], None
         self.model.load_state_dict(state["model"])
         for group in state["optimizer"]["param_groups"]:
@@ -109,10 +104,29 @@ class Checkpoint:
             "history": history,
             "begun": None if progress is None else progress.state(),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_bytes(self.file, buffer.getvalue())
+        write(self.file, state)
         self.written = time.monotonic()
+
+
+def read(file: Path) -> Any:
+    """What `write` wrote, on the CPU; None where the file is absent or unreadable (said)."""
+    if not file.exists():
+        return None
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types, by where the file is damaged
+        print(f"checkpoint '{file.name}' cannot be read ({type(error).__name__}): it is computed anew")
+        return None
+
+
+def write(file: Path, state: Any) -> None:
+    """Write tensors, alone or in lists and dicts, atomically.
+
+    Raises OSError as `records.write_bytes` does.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(file, buffer.getvalue())
 
 
 def random_state(device: torch.device) -> list[Tensor]:

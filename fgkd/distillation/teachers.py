@@ -56,8 +56,9 @@ class TeacherTraining:
     def _frozen_features(self) -> list[Tensor]:
         """The backbone's features in each view, computed once for all trainings of the last layer."""
         recipe = self.study.recipe("FZ", self.study.teacher(self.job.teacher))
-        title = f"{self.job.teacher} FZ"
-        return training.features(self._build(), self.images, recipe, views_seed=self._views_seed, title=title)
+        file = self.study.path(self.job) / f"checkpoint-features-{self.study.fingerprint(self.job)}.pt"
+        options: dict[str, Any] = {"views_seed": self._views_seed, "title": f"{self.job.teacher} FZ"}
+        return training.features(self._build(), self.images, recipe, checkpoint=file, **options)
 
     @property
     def _views_seed(self) -> int:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from fgkd import metrics
 from fgkd.data import views
 from fgkd.data.datasets import Split
+from fgkd.distillation import checkpoint as checkpoints
 from fgkd.distillation import losses
 from fgkd.distillation.checkpoint import Checkpoint, EpochProgress
 from fgkd.models import cal
@@ -279,14 +280,23 @@ def batches(
 
 @torch.no_grad()
 def features(
-    model: Classifier, images: Images, recipe: Recipe, *, views_seed: int, title: str
+    model: Classifier, images: Images, recipe: Recipe, *, views_seed: int, title: str, checkpoint: Path
 ) -> list[Tensor]:
-    """The frozen backbone's pooled features (N, D) in each view that recipe FZ trains on."""
+    """The frozen backbone's pooled features (N, D) in each view that recipe FZ trains on.
+
+    checkpoint: where each view's are kept, with its number added to the name, and left to the caller to
+    delete.
+    """
     model.eval()
     features_of_views = []
     for view in tqdm(range(recipe.n_views), desc=f"{title}: features", unit="view", disable=None):
-        pooled = [model.features_and_logits(x)[0] for _, x in batches(images, images.epoch(views_seed, view))]
-        features_of_views.append(torch.cat(pooled))
+        file = checkpoint.with_name(f"{checkpoint.stem}-{view}{checkpoint.suffix}")
+        pooled = checkpoints.read(file)
+        if pooled is None:
+            crops = images.epoch(views_seed, view)
+            pooled = torch.cat([model.features_and_logits(x)[0] for _, x in batches(images, crops)])
+            checkpoints.write(file, pooled)
+        features_of_views.append(pooled.to(images.device))
     return features_of_views
 
 

@@ -131,7 +131,7 @@ def test_a_training_equals_a_plain_loop_whether_or_not_it_is_killed(checkpoint, 
     history = trainings.train(kind, whole, tmp_path / "other.pt")
     assert history == plainly(kind, plain)
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1)
-    kill_at_write(monkeypatch, 6)
+    kill_at_write(monkeypatch, 6 + (trainings.KEPT if kind == "FZ" else 0))  # FZ writes its features first
     with pytest.raises(KeyboardInterrupt):
         trainings.train(kind, trainings.network(kind), checkpoint)
     monkeypatch.setattr(checkpoints, "write_bytes", write_bytes)
@@ -566,13 +566,29 @@ def test_fz_changes_the_last_layer_and_nothing_else(images, tmp_path, views_kept
     net = model()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     recipe = Recipe(epochs=3, lr=0.1, views=views_kept)
-    features = training.features(net, images, recipe, views_seed=1, title="FZ")
+    kept = tmp_path / "features.pt"
+    features = training.features(net, images, recipe, views_seed=1, title="FZ", checkpoint=kept)
     history = training.fit_head(net, images, features, recipe, seed=2, checkpoint=tmp_path / "c", title="FZ")
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if k.startswith(classifier.head_prefix(net))}
     assert (
         any("running_mean" in k for k in before) and len(history) == 3 and len(features) == (views_kept or 3)
     )
+
+
+@pytest.mark.fault("features of FZ computed in part")
+def test_features_of_fz_are_read_where_a_killed_run_has_left_them(images, tmp_path, monkeypatch):
+    net = model()
+    options = {"views_seed": 1, "title": "FZ", "checkpoint": tmp_path / "features.pt"}
+    whole = training.features(net, images, Recipe(epochs=3, views=3), **options)
+    (tmp_path / "features-1.pt").write_bytes(b"cut short")
+    (tmp_path / "features-2.pt").unlink()
+    passes = []
+    parts = net.features_and_logits
+    monkeypatch.setattr(net, "features_and_logits", lambda x: passes.append(len(x)) or parts(x))
+    resumed = training.features(net, images, Recipe(epochs=3, views=3), **options)
+    assert sum(passes) == 2 * len(images)
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
 def test_fz_is_refused_where_more_than_the_last_layer_follows_the_features(images, tmp_path, monkeypatch):

@@ -61,7 +61,9 @@ def train(kind, model, checkpoint, *, device="cpu", source=None, with_recipe=Non
     with_recipe = with_recipe or recipe(kind)
     options = {"seed": SEED, "checkpoint": checkpoint}
     if kind == "FZ":
-        features = training.features(model, source, Recipe(epochs=KEPT), views_seed=VIEWS_SEED, title="FZ")
+        kept = checkpoint.with_name(f"{checkpoint.name}-features.pt")
+        of = {"views_seed": VIEWS_SEED, "title": "FZ", "checkpoint": kept}
+        features = training.features(model, source, Recipe(epochs=KEPT), **of)
         return training.fit_head(model, source, features, with_recipe, **options)
     match kind:
         case "CE":
