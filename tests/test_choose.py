@@ -1,7 +1,9 @@
 """`fgkd choose` from a folder of photos to a model, through papermill, with tiny networks."""
 
+import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -30,8 +32,9 @@ def environment(root):
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FGKD_RUNS": str(root)}
 
 
-def run(root, *more):
-    done = subprocess.run(command(root, *more), env=environment(root), capture_output=True, text=True)
+def run(root, *more, **options):
+    options |= {"env": environment(root), "capture_output": True, "text": True}
+    done = subprocess.run(command(root, *more), **options)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -156,6 +159,19 @@ def test_an_interrupted_choice_leaves_no_process_and_goes_on(root, wait_for):
     left = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True).stdout.split()
     assert left == []
     assert (out / "selection/teacher/garden/FZ/test_byobnet/record.json").exists()
+
+
+@pytest.mark.fault("a full disk in a choice")
+def test_a_full_disk_is_one_sentence_and_the_choice_goes_on(root):
+    """No file may be longer than 200 kB, which the first teacher's is."""
+    options = ("--minutes", "0", "--verify", "0", "--out", str(root / "full"))
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
+    status, out, error = run(root, *options, preexec_fn=limit)
+    assert status == 2 and "Traceback" not in out + error and len(error.splitlines()) == 1
+    assert "model.safetensors" in error and "the disk or quota is full: free some space" in error
+    status, _, error = run(root, *options)
+    assert status == 0, error
+    assert len(pd.read_csv(root / "full/ranking.csv")) == len(TEACHERS)
 
 
 def test_without_time_pilots_are_read_and_without_verification_no_new_model_is_promised(root, chosen):
