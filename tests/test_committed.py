@@ -1,0 +1,55 @@
+"""The committed study on real photos, rebuilt from its records: no photo, weights or plugin is at hand."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from fgkd import study as studies
+
+RUNS = studies.PROJECT / "runs"
+RECORDS = ("record.json", "result.json")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with the records alone."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in RECORDS:
+        for file in (RUNS / "photos").rglob(name):
+            if "study" not in file.relative_to(RUNS).parts:
+                to = folder / file.relative_to(RUNS)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, to)
+    return folder
+
+
+def call(runs, verb):
+    environment = os.environ | {"FGKD_RUNS": str(runs), "FGKD_REALDATA": str(runs / "absent")}
+    words = [sys.executable, "-m", "fgkd.cli", verb, str(RUNS / "photos.yaml")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_its_tables_are_those_of_its_records(runs):
+    call(runs, "report")
+    committed = {file.name: file.read_text() for file in (RUNS / "photos/tables").glob("*.csv")}
+    rebuilt = {file.name: file.read_text() for file in (runs / "photos/tables").glob("*.csv")}
+    assert committed.keys() == rebuilt.keys() and len(committed) > 10
+    changed = [name for name in committed if committed[name] != rebuilt[name]]
+    assert not changed, f"not as `fgkd report runs/photos.yaml` writes them: {changed}"
+
+
+def test_its_status_says_what_is_done(runs):
+    shown = call(runs, "status")
+    results = list((runs / "photos").rglob("result.json"))
+    assert sum(line.startswith("done") for line in shown.splitlines()) >= len(results) > 0
+
+
+def test_every_student_says_where_it_comes_from():
+    students = pd.read_csv(RUNS / "photos/tables/students.csv")
+    assert students[["run", "commit", "seed", "device"]].notna().all(axis=None)
