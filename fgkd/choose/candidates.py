@@ -50,6 +50,7 @@ LARGE = (
     *("vit_base_patch16_224.augreg_in21k", "vit_base_patch16_clip_224.openai"),
     *("vit_small_patch14_dinov2.lvd142m",),
 )
+DEMO = ("byobnet", "efficientnet", "efficientnet_gn", "resnet")  # timm's test_<name>
 HEADS = {1000: "in1k", 11221: "in21k", 11821: "in12k", 21841: "in21k", 21843: "in21k"}  # by their classes
 
 
@@ -140,16 +141,22 @@ def find(names: list[str], folder: Path | None, plugins: tuple[str, ...], device
     return Found(tuple(candidates), left_out)
 
 
-def demo(plugins: tuple[str, ...] = ()) -> Found:
-    """Four tiny networks of timm whose pretraining is a set of other drawn birds."""
-    names = ("test_byobnet", "test_efficientnet", "test_efficientnet_gn", "test_resnet")
-    candidates = []
+def demo(names: tuple[str, ...] = ()) -> Found:
+    """Four tiny networks of timm whose pretraining is a set of other drawn birds.
+
+    names: limits them; empty: all.
+    Raises StudyError for another name.
+    """
     for name in names:
-        model = f"{name}.r160_in1k"
-        count = classifier.parameters(timm.create_model(name))
+        if name not in DEMO:
+            raise StudyError(f"teacher '{name}' is none of the drawn birds'{expected(name, DEMO)}")
+    candidates = []
+    for name in names or DEMO:
+        model = f"test_{name}.r160_in1k"
+        count = classifier.parameters(timm.create_model(model))
         candidates.append(
             Candidate(
-                name=name.removeprefix("test_"),
+                name=name,
                 model=model,
                 weights="pretext",
                 pretraining="pretext",

@@ -123,3 +123,10 @@ def test_the_students_own_pretrained_network_is_found_by_its_model(tmp_path):
     assert own.name == "mine" and own.weights == str(tmp_path / "mine.safetensors")
     assert candidates.pretrained("test_resnet", tmp_path, ()) is None
     assert candidates.pretrained("lcnet_035", None, ()) is None
+
+
+def test_the_drawn_birds_have_candidates_of_their_own_which_names_limit():
+    assert [candidate.name for candidate in candidates.demo(("resnet",)).candidates] == ["resnet"]
+    assert len(candidates.demo().candidates) == 4
+    with pytest.raises(StudyError, match="teacher 'resnt' is none of the drawn birds'.*expected one of byo"):
+        candidates.demo(("resnt",))
