@@ -19,6 +19,7 @@ from fgkd.report.site import STATES, Entry, Site, Table, write
 from fgkd.study import PRETEXT, PROJECT, RECIPES, Job, Study
 
 RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "pilot", "random", "no teacher")
+PAPERS = ("ratio12", "ssp", "tac")  # the metrics that the paper compares
 SECTIONS = {
     "intro": "The idea",
     "data": "Data",
@@ -163,7 +164,10 @@ def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame
         "in another colour the rules that see students first.",
         "regret": "What each rule's pick loses against the best teacher of a group: "
         "one dot per group, in black their mean, with its 95 % interval where there are six datasets.",
-        "heat": "Spearman's rho in the claimed direction: blue agrees with the claim, red contradicts it. "
+        "agreements": "Spearman's rho in the claimed direction, a mark per data set; black: the mean over "
+        "groups, with its 95 % interval over data sets where there are six. Below the paper's three the "
+        "other metrics that see no student, the best first.",
+        "heat": "The same in each group: blue agrees with the claim, red contradicts it. "
         "A pilot sees a tenth of each student's epochs (rounded up), agreement the whole student.",
         "strengths": "Share of groups by strength of |rho|, which forgives a wrong sign; "
         "dashed: the share that would be strong under the null.",
@@ -172,13 +176,12 @@ def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame
         "capacity": "The teacher's size against its R12 and against its students' accuracy.",
     }
     drawings = {
-        "against": plots.metric_scatter(
-            example, ["ratio12", "ssp", "tac"], teachers, alone=_alone(example, students)
-        ),
-        "ranks": plots.ranks(example, ["ratio12", "ssp", "tac"], teachers),
+        "against": plots.metric_scatter(example, PAPERS, teachers, alone=_alone(example, students)),
+        "ranks": plots.ranks(example, PAPERS, teachers),
         "accuracies": plots.accuracies(students, teachers),
         "picks": plots.selection_chart(tables["picks"]),
         "regret": plots.regret(choices, rules),
+        "agreements": plots.agreements(rhos, _blind(tables["headline"])),
         "heat": plots.rho_heatmap(rhos),
         "strengths": plots.strengths(rhos, ["ratio12", "ratio12_median", "ssp", "tac"], null),
         "progress": plots.progress(trained, teachers),
@@ -188,6 +191,12 @@ def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame
     for name, drawing in drawings.items():
         plots.save(drawing, folder, name)
     return [(folder / f"{name}.svg", caption) for name, caption in captions.items()]
+
+
+def _blind(headline: pd.DataFrame) -> list[str]:
+    """The registered metrics, then those others that see no student, in the order of the headline."""
+    seeing = {name for name, claim in METRICS.items() if claim.begun or claim.afterwards}
+    return list(dict.fromkeys([*PAPERS, *(name for name in headline.metric if name not in seeing)]))
 
 
 def _alone(example: pd.DataFrame, students: pd.DataFrame) -> float | None:

@@ -475,6 +475,31 @@ def rho_heatmap(correlations: pd.DataFrame, metrics: Sequence[str] = ("ratio12",
     return figure
 
 
+def agreements(correlations: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """Rho of each metric in the claimed direction: a mark per dataset, black the mean.
+
+    The mean has its 95 % interval over datasets where there are six.
+    """
+    figure, (axis,) = _panels(1, 7, 0.36 * len(metrics) + 1.2)
+    defined = correlations[correlations.agrees.notna() & correlations.metric.isin(metrics)]
+    places = {metric: place for place, metric in enumerate(metrics)}
+    means = defined.groupby(["dataset", "metric"], sort=False).agrees.mean().reset_index()
+    look = _look("dataset", dict.fromkeys(correlations.dataset))
+    seaborn.scatterplot(
+        means.assign(y=means.metric.map(places)), x="agrees", y="y", s=45, zorder=3, ax=axis, **look
+    )
+    for metric, rows in defined.groupby("metric"):
+        y = places[metric]
+        axis.plot([rows.agrees.mean()] * 2, (y - 0.3, y + 0.3), color="black", linewidth=2)
+        axis.plot(mean_interval(rows.agrees, rows.dataset), (y, y), color="black", linewidth=2)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(yticks=range(len(metrics)), yticklabels=[METRICS[metric].label for metric in metrics])
+    axis.set(xlabel="rho with student accuracy, in the claimed direction", ylabel="", xlim=(-1.03, 1.03))
+    axis.invert_yaxis()
+    axis.legend(**OUTSIDE)
+    return figure
+
+
 def strengths(correlations: pd.DataFrame, metrics: Sequence[str], null: float | None) -> Figure:
     """Share of groups by strength of abs(rho), a bar per metric; dashed: under the null.
 

@@ -255,6 +255,22 @@ def test_four_teachers_are_never_called_strong(number):
     assert ("strong" in title) == (number > 4) and f"(n = {number})" in title
 
 
+@pytest.mark.parametrize("datasets", ["abcde", "abcdef"])
+def test_the_agreement_of_a_metric_has_a_mark_per_dataset_and_an_interval_over_six(datasets):
+    rows = [
+        {"dataset": dataset, "metric": metric, "loss": loss, "agrees": i / 10 + (loss == "kd") / 5}
+        for i, dataset in enumerate(datasets)
+        for metric in ("ratio12", "tac")
+        for loss in ("kd", "tuned")
+    ]
+    (axis,) = plots.agreements(pd.DataFrame(rows), ["tac", "ratio12"]).axes
+    marks = np.concatenate([marks.get_offsets() for marks in axis.collections])
+    assert sorted(marks[:, 0]) == pytest.approx(sorted(2 * [i / 10 + 0.1 for i in range(len(datasets))]))
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["TAC", "R12"]
+    bars = [line.get_xdata() for line in axis.lines if len(set(line.get_ydata())) == 1]
+    assert len(bars) == 2 and np.isnan(bars).all() == (len(datasets) < 6)
+
+
 @pytest.mark.parametrize("number, warned", [(4, True), (5, False)])
 def test_the_shares_of_strong_groups_say_where_no_order_is_significant(number, warned):
     rows = [
