@@ -149,13 +149,13 @@ def describe_standings(standings: pd.DataFrame, picks: pd.DataFrame) -> str:
     tied = teachers.teacher[1:][teachers.tied[1:].astype(bool)]
     if len(tied):
         text += f" {_join_names(tied)} cannot be told apart from it."
+    if teachers.groups.nunique() > 1:
+        text = "Students are still missing: the teachers' means are over different groups and do not compare."
     named = picks[picks.rule.isin(["R12", "TAC", "SSP"])]
     chosen = [f"{row.rule} picks {row.teacher}, {row.accuracy:.1%}" for row in named.itertuples()]
     text += f" {'; '.join(chosen)}."
     if "TAC" in set(named.rule):
         text += " To pick by TAC takes labelled test images."
-    if teachers.groups.nunique() > 1:
-        text += " Students are still missing: these means are over different groups and do not compare."
     return text
 
 

@@ -187,7 +187,8 @@ def show_results(study: Study, index: Path) -> None:
         standings = selection.standings(points, students, data)
         answer = selection.describe_standings(standings, selection.selection_summary(points, students))
         gains = findings.describe_gains(findings.distillation_gains(points, students, data))
-        show("", frame_table(standings, 4, width), "", Text(f"{answer} {gains}"))
+        counted = standings.assign(groups=standings.groups.map("{:.0f}".format, na_action="ignore"))
+        show("", frame_table(counted, 4, width), "", Text(f"{answer} {gains}"))
     lacks = groups.explain_missing_rho(frames.get("correlations", pd.DataFrame()))
     show("", lacks or frame_table(frames["headline"], 3, width))
     if width < UNLIMITED and not lacks:
