@@ -248,7 +248,8 @@ def test_a_batch_of_one_has_a_value_and_a_gradient(loss):
     found = loss(student, logits(1, seed=2))
     found.backward()
     assert found.isfinite() and student.grad.isfinite().all()
-    assert (found == 0 and not student.grad.any()) == (loss in (losses.rkd, losses.pkt))
+    is_nothing = found == 0 and student.grad.abs().max() < 1e-12  # rounding, on some processors
+    assert is_nothing == (loss in (losses.rkd, losses.pkt))
 
 
 def test_rkd_of_two_images_is_zero():
