@@ -484,10 +484,11 @@ def agreements(correlations: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     defined = correlations[correlations.agrees.notna() & correlations.metric.isin(metrics)]
     places = {metric: place for place, metric in enumerate(metrics)}
     means = defined.groupby(["dataset", "metric"], sort=False).agrees.mean().reset_index()
-    look = _look("dataset", dict.fromkeys(correlations.dataset))
-    seaborn.scatterplot(
-        means.assign(y=means.metric.map(places)), x="agrees", y="y", s=45, zorder=3, ax=axis, **look
-    )
+    if len(means):
+        look = _look("dataset", dict.fromkeys(correlations.dataset))
+        marks = means.assign(place=means.metric.map(places))
+        seaborn.scatterplot(marks, x="agrees", y="place", s=45, zorder=3, ax=axis, **look)
+        axis.legend(**OUTSIDE)
     for metric, rows in defined.groupby("metric"):
         y = places[metric]
         axis.plot([rows.agrees.mean()] * 2, (y - 0.3, y + 0.3), color="black", linewidth=2)
@@ -496,7 +497,6 @@ def agreements(correlations: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     axis.set(yticks=range(len(metrics)), yticklabels=[METRICS[metric].label for metric in metrics])
     axis.set(xlabel="rho with student accuracy, in the claimed direction", ylabel="", xlim=(-1.03, 1.03))
     axis.invert_yaxis()
-    axis.legend(**OUTSIDE)
     return figure
 
 
