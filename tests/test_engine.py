@@ -121,7 +121,7 @@ def test_records_alone_make_the_study_done_in_another_clone_and_give_its_tables_
     for file in (smoke[0] / "smoke" / "tables").glob("*.csv"):
         assert (runs / "smoke" / "tables" / file.name).read_bytes() == file.read_bytes(), file.name
     figures = {f.name for f in (smoke[0] / "smoke" / "figures").iterdir()}
-    assert len(figures) == 18 and {f.name for f in (runs / "smoke" / "figures").iterdir()} == figures
+    assert len(figures) == 20 and {f.name for f in (runs / "smoke" / "figures").iterdir()} == figures
     assert sum(f.stat().st_size for f in before if f.is_file()) < 700_000
 
 
