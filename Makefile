@@ -22,11 +22,14 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 study: env
 	$(BIN)/fgkd run runs/$(STUDY).yaml
 
+# A process a core, the tests of a file in one of them.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 test: env
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 unit: env
-	$(BIN)/python -m pytest tests/unit
+	$(PYTEST) tests/unit
 
 # What `make test` also checks: mistakes, layout and types, in code and notebooks, and the house's own rules.
 lint: env
@@ -37,7 +40,7 @@ lint: env
 	  tests/unit/test_notebook_style.py -k "not linter"
 
 notebooks: env
-	$(BIN)/python -m pytest tests/test_notebooks.py notebooks
+	$(PYTEST) tests/test_notebooks.py notebooks
 
 # Run the notebooks in their order at their defaults and store their outputs without times and paths, as they
 # are committed.

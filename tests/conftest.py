@@ -7,15 +7,16 @@ import tempfile
 import time
 from pathlib import Path
 
-RESULTS = tempfile.TemporaryDirectory(prefix="fgkd-tests-")
-os.environ["FGKD_RUNS"] = RESULTS.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them
+    RESULTS = tempfile.TemporaryDirectory(prefix="fgkd-tests-")
+    os.environ["FGKD_RUNS"] = RESULTS.name
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import yaml  # noqa: E402
+import pytest
+import torch
+import yaml
 
-from fgkd import stages  # noqa: E402
-from fgkd import study as studies  # noqa: E402
+from fgkd import stages
+from fgkd import study as studies
 
 torch.set_num_threads(1)
 
