@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # parallel tests wait for a core asleep
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them
     RESULTS = tempfile.TemporaryDirectory(prefix="fgkd-tests-")
     os.environ["FGKD_RUNS"] = RESULTS.name
