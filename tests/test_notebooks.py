@@ -10,6 +10,7 @@ import sys
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
 from fgkd.choose import NOTEBOOK
@@ -41,6 +42,16 @@ def test_papermill_knows_the_type_the_default_and_the_meaning_of_each_parameter(
     for line in nbformat.read(notebook_file, 4).cells[2].source.splitlines():
         name, kind, default, meaning = re.fullmatch(r"(\w+): (\w+) = (\S+)  # (.+)", line).groups()
         assert f"{name}: {kind} (default {default})" in shown.stdout and meaning.split()[0] in shown.stdout
+
+
+def test_all_cells_run_again_in_the_same_kernel(notebook_file):
+    notebook = nbformat.read(notebook_file, 4)
+    where = {"metadata": {"path": str(notebook_file.parent)}}
+    client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where)
+    with client.setup_kernel():
+        for _ in range(2):
+            for place, cell in enumerate(notebook.cells):
+                client.execute_cell(cell, place)
 
 
 @pytest.mark.parametrize(

@@ -418,15 +418,17 @@ def check_parameters(namespace: dict[str, Any], **types_: type) -> None:
 
     namespace: the notebook's `globals()` in the cell after its parameters.
     types_: each parameter's name and type.
-    papermill itself accepts any name and ends with exit status 0.
+    papermill itself accepts any name and ends with exit status 0.  Names are checked once in a kernel: a cell
+    that runs again finds those that the notebook's other cells have made.
     Raises StudyError naming the parameter.
     """
     simple = (str, int, float, bool, list, tuple, dict, type(None))
     jupyter = {"In", "Out", "exit", "quit"}
     names = {name for name, value in namespace.items() if isinstance(value, simple)} - jupyter
     public = {name for name in names if not name.startswith("_")}
-    if message := unknown_name(public, types_, "parameter"):
+    if not namespace.get("_names_checked") and (message := unknown_name(public, types_, "parameter")):
         raise StudyError(f"this notebook: {message}")
+    namespace["_names_checked"] = True
     for name, kind in types_.items():
         value = namespace[name]
         is_bool = isinstance(value, bool)

@@ -686,6 +686,15 @@ def test_parameters_of_other_names_or_types_are_refused(namespace, message):
         studies.check_parameters({"image": 1} | namespace, study=str, dataset=str, image=int)
 
 
+def test_a_cell_that_runs_again_takes_what_other_cells_have_made_and_still_looks_at_types():
+    namespace = {"study": "smoke", "image": 1}
+    studies.check_parameters(namespace, study=str, image=int)
+    namespace |= {"T": 4.0, "rows": [], "image": 2}
+    studies.check_parameters(namespace, study=str, image=int)
+    with pytest.raises(StudyError, match="parameter 'image' is '3'"):
+        studies.check_parameters(namespace | {"image": "3"}, study=str, image=int)
+
+
 def test_tgda_students_read_the_bank_of_the_cal_teacher_and_only_that_bank_holds_crops(make_study):
     study = make_study({"strategies": ["FT", "CAL", "TGDA"], "recipes.CAL": {"epochs": 1}})
     for strategy in ("CAL", "TGDA"):
