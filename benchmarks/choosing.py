@@ -7,7 +7,7 @@ The first table has a row per rule: mean regret in points of student accuracy ag
 the datasets that are complete, with its 95 % interval from six of them on, and the share of all teachers'
 students' training that it sees.  The rule of the study itself is picked on the other datasets alone, each
 left out in turn.  Pilots are successive halving on the students' training accuracies, which the records hold
-for every epoch; `fgkd choose` measures its own on held-out photos.  The second table compares choices with
+for every epoch; `fgkd choose` measures its own on the fewer held-out photos.  The second table compares choices with
 the study: a folder's dataset has the name of its photos, teachers are matched by the files of their weights.
 """
 
@@ -61,11 +61,12 @@ def regrets(study: Study) -> pd.DataFrame:
         picks: dict[str, tuple[str | None, float]]
         picks = {METRICS[name].label: (_pick(group, name), 0.0) for name in SHOWN}
         picks["random"] = (None, 0.0)
+        halves = {METRICS[name].label: name for name in ("ratio12", "tac")}
         if len(support):
-            own = support.metric.iloc[0]
-            picks["the study's rule"] = (_pick(group, own), 0.0)
-        for name in ("ratio12", "tac"):
-            picks[f"pilots, half by {METRICS[name].label}"] = _halve(group, name, seen.loc[key])
+            halves["the study's rule"] = support.metric.iloc[0]
+            picks["the study's rule"] = (_pick(group, halves["the study's rule"]), 0.0)
+        for label, name in halves.items():
+            picks[f"pilots, half by {label}"] = _halve(group, name, seen.loc[key])
         for rule, (pick, cost) in picks.items():
             reached = group.accuracy.mean() if pick is None else group.accuracy[group.teacher == pick].item()
             regret = 100 * (group.accuracy.max() - reached)
