@@ -7,8 +7,9 @@ The first table has a row per rule: mean regret in points of student accuracy ag
 the datasets that are complete, with its 95 % interval from six of them on, and the share of all teachers'
 students' training that it sees.  The rule of the study itself is picked on the other datasets alone, each
 left out in turn.  Pilots are successive halving on the students' training accuracies, which the records hold
-for every epoch; `fgkd choose` measures its own on the fewer held-out photos.  The second table compares choices with
-the study: a folder's dataset has the name of its photos, teachers are matched by the files of their weights.
+for every epoch; `fgkd choose` measures its own on held-out photos, which are fewer.  The second table
+compares choices with the study: a folder's dataset has the name of its photos, teachers are matched by the
+files of their weights.
 """
 
 from __future__ import annotations
