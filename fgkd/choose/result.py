@@ -9,7 +9,7 @@ import pandas as pd
 import timm
 
 from fgkd import export, records
-from fgkd.analysis.correlation import MIN_SIGNIFICANT
+from fgkd.analysis.correlation import MIN_SIGNIFICANT, difference_interval
 from fgkd.choose import verification as verifications
 from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Found
@@ -130,7 +130,34 @@ def warn(choice: Choice) -> list[str]:
             f"Mixed pretraining ({', '.join(kinds)}): metrics of logits may order the pretraining sets more "
             "than the teachers."
         )
-    return sentences + _warn_of_student(choice) + _warn_of_head_start(choice) + _warn_of_finetuned(choice)
+    sentences += _warn_of_pilots(choice) + _warn_of_student(choice)
+    return sentences + _warn_of_head_start(choice) + _warn_of_finetuned(choice)
+
+
+def _warn_of_pilots(choice: Choice) -> list[str]:
+    """Warn where pilots as long as the choice's are no worse but by chance."""
+    longest, own = _longest_pilots(choice)
+    photos = choice.audit.count("held out")
+    tied = []
+    for name, accuracy in longest.items():
+        low, _ = difference_interval(round(own * photos), round(accuracy * photos), photos)
+        if low <= 0:
+            tied.append(name)
+    if not tied:
+        return []
+    return [
+        f"Pilots that tell little: on {photos} held-out photos the lead of {choice.teacher} over "
+        f"{', '.join(sorted(tied))} may be chance; more --minutes make pilots longer."
+    ]
+
+
+def _longest_pilots(choice: Choice) -> tuple[pd.Series, float]:
+    """Accuracies of other teachers' pilots as long as the choice's, and its own; NaN without one."""
+    table = choice.pilots.table
+    table = table[(table.teacher != ALONE) & table.accuracy.notna()]
+    epochs = table.epochs[table.teacher == choice.teacher].max()
+    longest = table[table.epochs == epochs].set_index("teacher").accuracy
+    return longest.drop(choice.teacher, errors="ignore"), longest.get(choice.teacher, math.nan)
 
 
 def _warn_of_student(choice: Choice) -> list[str]:
@@ -213,8 +240,7 @@ def _answer(choice: Choice) -> list[str]:
         row = own.iloc[-1]
         how = f"its pilot names {row.accuracy:.1%} of held-out photos rightly after {row.epochs} of {row.of} "
         how += "epochs"
-        longest = pilots.table[(pilots.table.epochs == row.epochs) & (pilots.table.teacher != ALONE)]
-        rivals = longest[longest.teacher != choice.teacher].accuracy
+        rivals, _ = _longest_pilots(choice)
         if len(rivals):
             how += f", the best of the others {rivals.max():.1%}"
     first = ranking.table["first"].iloc[0]

@@ -87,9 +87,9 @@ def mathml(latex: str, *, display: bool = True) -> str:
 
 
 def text(plain: object) -> Markup:
-    """Escape a plain text, with its `$...$` as formulas: for captions and names."""
+    """Escape a plain text, with its `$...$` as formulas and what stands in backticks as code."""
     pieces = re.split(FORMULA, str(plain))  # texts and formulas by turns
-    pieces[::2] = map(html.escape, pieces[::2])
+    pieces[::2] = [re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(piece)) for piece in pieces[::2]]
     pieces[1::2] = [mathml(formula, display=False) for formula in pieces[1::2]]
     return Markup("".join(pieces))
 

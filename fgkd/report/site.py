@@ -90,7 +90,7 @@ class Table:
 class Site:
     """What the index shows, from top to bottom.
 
-    Texts are plain, and `$...$` in them is a formula.
+    Texts are plain; `$...$` in them is a formula, and what stands in backticks code.
 
     answer: paragraphs, the first one in large type with the table of `standings` next to it.
     missing: runs that are not there.

@@ -29,7 +29,15 @@ NAMES = ["a", "b", "c", "d", "e"]
 def choose(tmp_path):
     """(changes) -> a choice of five candidates in which nothing speaks against the first, but for changes."""
 
-    def make(names=NAMES, first=0.95, nonpositive=0.0, pretraining="in1k", parameters=10**7, verified=None):
+    def make(
+        names=NAMES,
+        first=0.95,
+        nonpositive=0.0,
+        pretraining="in1k",
+        parameters=10**7,
+        verified=None,
+        rival=0.1,
+    ):
         metrics = dict.fromkeys(("tac", "ratio12", "ssp", "nll", "logme"), 0.5)
         rows = []
         for number, name in enumerate(names, 1):
@@ -52,11 +60,11 @@ def choose(tmp_path):
             for student, share in accuracy.items()
         ]
         pilots = pd.DataFrame(
-            {"epochs": 4, "of": 40, "teacher": [ALONE, "a", "b"], "accuracy": [0.1, 0.3, 0.2]}
+            {"epochs": 4, "of": 40, "teacher": [ALONE, "a", "b"], "accuracy": [0.1, 0.3, rival]}
         ).assign(train_accuracy=0.2, seconds=1.0)
         photos = pd.DataFrame(
-            {"label": ["x", "y"] * 3, "use": ["train"] * 2 + ["held out"] * 2 + ["test"] * 2}
-        ).assign(error="", path="p", name="x/p", digest=list("abcdef"), group=range(6), side=64)
+            {"label": ["x", "y"] * 52, "use": ["train"] * 2 + ["held out"] * 100 + ["test"] * 2}
+        ).assign(error="", path="p", name="x/p", digest=range(104), group=range(104), side=64)
         task = Task(
             Path("garden"), "lcnet_035", (), None, (), "FZ", 1.0, 1, 0, tmp_path, torch.device("cpu"), False
         )
@@ -89,6 +97,7 @@ def test_where_nothing_speaks_against_the_choice_nothing_is_said(choose):
             "R12 means nothing where a second logit is 0 or negative, as in more than 1% of",
         ),
         ({"pretraining": "mixed"}, "Mixed pretraining (in1k, in21k)"),
+        ({"rival": 0.25}, "on 100 held-out photos the lead of a over b may be chance"),
         ({"parameters": 1000}, "million weights) is larger than all candidates; the choice is one of them."),
         (
             {"verified": {"from a": 0.6, ALONE: 0.79}},
@@ -119,6 +128,7 @@ def test_the_answer_the_table_and_the_page_name_the_choice_and_its_costs(choose,
     assert values["choice"] == "a" and values["verified"][1]["teacher_accuracy"] is None
     text = page.write(tmp_path).read_text()
     assert "Take a as the teacher" in text and "<script" not in text
+    assert "The student lies in <code>student/</code>." in text
 
 
 def test_without_verification_there_is_no_model_and_it_says_how_to_get_one(choose):
