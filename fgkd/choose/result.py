@@ -161,13 +161,13 @@ def _longest_pilots(choice: Choice) -> tuple[pd.Series, float]:
 
 
 def _warn_of_student(choice: Choice) -> list[str]:
-    """Warn of a student that is larger than a candidate."""
-    candidates = choice.found.candidates
-    size = classifier.parameters(timm.create_model(choice.task.student))
-    smaller = [candidate.name for candidate in candidates if candidate.parameters < size]
+    """Warn of a student that is larger than a candidate, both with a head for the photos' classes."""
+    table = choice.ranking.table
+    size = classifier.parameters(timm.create_model(choice.task.student, num_classes=choice.audit.classes))
+    smaller = list(table.teacher[table.parameters < size])
     if not smaller:
         return []
-    which = "all candidates" if len(smaller) == len(candidates) else ", ".join(smaller)
+    which = "all candidates" if len(smaller) == len(table) else ", ".join(sorted(smaller))
     more = "; the choice is one of them" if choice.teacher in smaller else ""
     return [f"The student ({size / 1e6:.2f} million weights) is larger than {which}{more}."]
 

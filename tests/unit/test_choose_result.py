@@ -112,6 +112,12 @@ def test_each_reason_not_to_trust_it_is_said(choose, changes, sentence):
     assert sum(sentence in warning for warning in result.warn(choose(**changes))) == 1
 
 
+def test_a_student_is_compared_with_candidates_by_heads_for_the_photos_classes(choose):
+    """With a head for ImageNet's classes lcnet_035 has 1.64 million weights, for two classes 0.37."""
+    assert result.warn(choose(parameters=400_000)) == []
+    assert "The student (0.37 million weights)" in result.warn(choose(parameters=360_000))[-1]
+
+
 def test_the_answer_the_table_and_the_page_name_the_choice_and_its_costs(choose, tmp_path):
     choice = choose()
     concluded = result.conclude(choice)
