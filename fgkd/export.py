@@ -497,6 +497,15 @@ def _describe_timm(trained: Trained, own_network: bool) -> str:
         'data = resolve_data_config(pretrained_cfg=config["pretrained_cfg"])',
         "transform = create_transform(**data)  # of an upright RGB photo",
     ]
+    sizes, resolution = trained.study.views, trained.spec.resolution
+    if resolution not in (0, sizes.crop):
+        lines[1] = "from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor"
+        view = f"Resize(({sizes.resize}, {sizes.resize}), 3), CenterCrop({sizes.crop})"  # 3: bicubic
+        lines[4:] = [
+            'cfg = config["pretrained_cfg"]',
+            f"resize = Compose([{view}, ToTensor(), Resize({resolution})])",
+            'transform = Compose([resize, Normalize(cfg["mean"], cfg["std"])])  # of an upright RGB photo',
+        ]
     return "\n\n".join(filter(None, ["With timm:", "    " + "\n    ".join(lines), _warn_of_timm(trained)]))
 
 
@@ -507,8 +516,8 @@ def _warn_of_timm(trained: Trained) -> str:
     if resolution not in (0, sizes.crop):
         return (
             f"The network was trained on views of {sizes.crop} pixels that were then resized to {resolution} "
-            "(bilinear, antialiased), which `model.onnx` does inside. timm's transform resizes photos once: "
-            "accuracy may differ from the one above."
+            "(bilinear, antialiased), as this transform does, and `model.onnx` inside. timm's own, by "
+            "config.json, resizes photos once: by it accuracy may differ from the one above."
         )
     margin = sizes.resize - sizes.crop
     if round(margin / 2) != margin // 2:
