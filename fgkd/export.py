@@ -489,24 +489,26 @@ def _describe_timm(trained: Trained, own_network: bool) -> str:
             '**config["model_args"]).eval()'
         )
         first = "import network  # beside this card: registers the network, which timm lacks\n    "
-    lines = [
-        f"{first}import json, timm",
-        "from timm.data import create_transform, resolve_data_config",
-        'config = json.load(open("FOLDER/config.json"))',
-        load,
-        'data = resolve_data_config(pretrained_cfg=config["pretrained_cfg"])',
-        "transform = create_transform(**data)  # of an upright RGB photo",
-    ]
-    sizes, resolution = trained.study.views, trained.spec.resolution
-    if resolution not in (0, sizes.crop):
-        lines[1] = "from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor"
-        view = f"Resize(({sizes.resize}, {sizes.resize}), 3), CenterCrop({sizes.crop})"  # 3: bicubic
-        lines[4:] = [
-            'cfg = config["pretrained_cfg"]',
-            f"resize = Compose([{view}, ToTensor(), Resize({resolution})])",
-            'transform = Compose([resize, Normalize(cfg["mean"], cfg["std"])])  # of an upright RGB photo',
-        ]
+    imported, transform = _timm_transform(trained)
+    lines = [f"{first}import json, timm", imported, 'config = json.load(open("FOLDER/config.json"))']
+    lines += [load, *transform]
     return "\n\n".join(filter(None, ["With timm:", "    " + "\n    ".join(lines), _warn_of_timm(trained)]))
+
+
+def _timm_transform(trained: Trained) -> tuple[str, list[str]]:
+    """The import and the lines that make `transform`: timm's own, or one that resizes twice."""
+    sizes, resolution = trained.study.views, trained.spec.resolution
+    if resolution in (0, sizes.crop):
+        return "from timm.data import create_transform, resolve_data_config", [
+            'data = resolve_data_config(pretrained_cfg=config["pretrained_cfg"])',
+            "transform = create_transform(**data)  # of an upright RGB photo",
+        ]
+    view = f"Resize(({sizes.resize}, {sizes.resize}), 3), CenterCrop({sizes.crop})"  # 3: bicubic
+    return "from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor", [
+        'cfg = config["pretrained_cfg"]',
+        f"resize = Compose([{view}, ToTensor(), Resize({resolution})])",
+        'transform = Compose([resize, Normalize(cfg["mean"], cfg["std"])])  # of an upright RGB photo',
+    ]
 
 
 def _warn_of_timm(trained: Trained) -> str:

@@ -135,7 +135,7 @@ def warn(choice: Choice) -> list[str]:
 
 
 def _warn_of_pilots(choice: Choice) -> list[str]:
-    """Warn where pilots as long as the choice's are no worse but by chance."""
+    """Warn where the choice's pilot leads others of its length by no more than chance."""
     longest, own = _longest_pilots(choice)
     photos = choice.audit.count("held out")
     tied = []
@@ -145,9 +145,10 @@ def _warn_of_pilots(choice: Choice) -> list[str]:
             tied.append(name)
     if not tied:
         return []
+    longer = "; more --minutes make pilots longer" if choice.pilots.left else ""
     return [
         f"Pilots that tell little: on {photos} held-out photos the lead of {choice.teacher} over "
-        f"{', '.join(sorted(tied))} may be chance; more --minutes make pilots longer."
+        f"{', '.join(sorted(tied))} may be chance{longer}."
     ]
 
 
