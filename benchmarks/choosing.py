@@ -5,11 +5,11 @@
 
 The first table has a row per rule: mean regret in points of student accuracy against the best teacher, over
 the datasets that are complete, with its 95 % interval from six of them on, and the share of all teachers'
-students' training that it sees.  The rule of the study itself is picked on the other datasets alone, each
-left out in turn.  Pilots are successive halving on the students' training accuracies, which the records hold
-for every epoch; `fgkd choose` measures its own on held-out photos, which are fewer.  The second table
-compares choices with the study: a folder's dataset has the name of its photos, teachers are matched by the
-files of their weights.
+students' training that it sees.  The rule of the study itself is picked, for the teachers' recipe, on the
+other datasets alone, each left out in turn.  Pilots are successive halving on the students' training
+accuracies, which the records hold for every epoch; `fgkd choose` measures its own on held-out photos, which
+are fewer.  The second table compares choices with the study: a folder's dataset has the name of its photos,
+teachers are matched by the files of their weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fgkd.analysis.groups import GROUP, join_students_with_metrics
 from fgkd.choose import evidence
 from fgkd.choose.pilots import epochs_of_rungs
 from fgkd.metrics.claims import METRICS
-from fgkd.study import Study
+from fgkd.study import RECIPES, Study
 
 SHOWN = ("ratio12", "ratio12_median", "ssp", "tac", "nll", "logme")
 
@@ -58,7 +58,8 @@ def regrets(study: Study) -> pd.DataFrame:
     for key, group in points.groupby(GROUP):
         group = group.sort_values("teacher").reset_index(drop=True)
         others = students[students.dataset != key[0]]
-        support = evidence.support(others, metrics[metrics.dataset != key[0]])
+        recipe = RECIPES[key[2]]
+        support = evidence.support_of(recipe, study, others, metrics[metrics.dataset != key[0]])
         picks: dict[str, tuple[str | None, float]]
         picks = {METRICS[name].label: (_pick(group, name), 0.0) for name in SHOWN}
         picks["random"] = (None, 0.0)

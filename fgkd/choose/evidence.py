@@ -53,14 +53,16 @@ def rule(recipe: str) -> Rule:
     study = load(str(file))
     with _beside_the_file():
         students, metrics = tables(study)
-    strategies = study.strategies_using(recipe)
-    supports = []
-    for wanted in (strategies, study.strategies):
-        of_students = students[students.strategy.isin(wanted)] if len(students) else students
-        supports.append(support(of_students, metrics))
-    own, every = supports
-    enough = len(own) and own.datasets.max() >= MIN_DATASETS
-    return decide(own if enough else every, len(study.datasets))
+    return decide(support_of(recipe, study, students, metrics), len(study.datasets))
+
+
+def support_of(recipe: str, study: Study, students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """`support` by the students of one recipe's teachers; by all, below six datasets of these."""
+    if len(students):
+        own = support(students[students.strategy.isin(study.strategies_using(recipe))], metrics)
+        if len(own) and own.datasets.max() >= MIN_DATASETS:
+            return own
+    return support(students, metrics)
 
 
 def decide(support: pd.DataFrame, planned: int) -> Rule:

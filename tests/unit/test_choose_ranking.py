@@ -42,6 +42,23 @@ def test_below_six_complete_datasets_the_rule_is_the_papers():
     assert evidence.decide(evidence.support(pd.DataFrame(), pd.DataFrame()), 7).metric == "ratio12"
 
 
+def test_the_rule_is_picked_on_the_students_of_the_recipe_where_six_datasets_have_them():
+    students, metrics = tables("123456")
+    reverse = students.assign(strategy="FT", accuracy=1 - students.accuracy)
+    students = pd.concat([students.assign(strategy="FZ"), reverse])
+    metrics = pd.concat([metrics.assign(strategy="FZ"), metrics.assign(strategy="FT")])
+    study = load("photos")
+
+    def best(recipe, students):
+        return evidence.support_of(recipe, study, students, metrics).set_index("metric").rho
+
+    assert best("FZ", students)["tac"] == 1 and best("FZ", students)["ratio12"] == -1
+    assert best("FT", students)["tac"] == -1 and best("FT", students)["ratio12"] == 1
+    assert best("CAL", students)["tac"] == 0 and best("CAL", students)["ratio12"] == 0
+    few = students[(students.strategy == "FZ") | (students.dataset < "3")]
+    assert best("FT", few)["tac"] == pytest.approx(4 / 6)
+
+
 def test_metrics_that_see_the_student_are_no_rule():
     students, metrics = tables("123456")
     seen = students.assign(pilot=students.accuracy, agreement=students.accuracy)
