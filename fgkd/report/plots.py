@@ -542,7 +542,7 @@ def selection_chart(rules: pd.DataFrame) -> Figure:
         axis.plot(ends, (y, y), color="black", linewidth=2)
     axis.margins(y=0.01)
     axis.invert_yaxis()
-    axis.set(xlim=(0, 110 * accuracy.max()))
+    axis.set_xlim(left=0)
     axis.set_xlabel(f"student accuracy, %, mean over {rules.groups.max()} groups")
     return figure
 

@@ -175,6 +175,15 @@ def test_a_rule_that_sees_students_says_how_much_of_their_training_it_takes():
     assert {"best, after 100% of all trainings", "TAC"} <= set(colours)
 
 
+def test_the_best_rule_takes_most_of_the_width():
+    table = points(("FT", "TGDA"))
+    bars = plots.selection_chart(selection.selection_summary(table, table.assign(seed=0))).axes[0]
+    left, right = bars.get_xlim()
+    longest = max(bar.get_width() for bar in bars.patches)
+    assert left == 0 and longest == pytest.approx(100 * table.groupby("strategy").accuracy.max().mean())
+    assert 0.5 * right < longest < right
+
+
 def test_reliability_by_hand():
     logits, labels = np.log([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]]), np.array([0, 0, 1, 0])
     axis = plots.reliability({"teacher": logits}, labels).axes[0]
