@@ -44,12 +44,17 @@ def test_its_tables_are_those_of_its_records(runs):
     assert not changed, f"not as `fgkd report runs/photos.yaml` writes them: {changed}"
 
 
-def test_its_status_says_what_is_done(runs):
-    shown = call(runs, "status")
-    results = list((runs / "photos").rglob("result.json"))
-    assert sum(line.startswith("done") for line in shown.splitlines()) >= len(results) > 0
+def test_its_status_says_that_all_is_done(runs):
+    """But the three notebooks that the engine runs over the whole study: they have no record."""
+    lines = call(runs, "status").splitlines()
+    left = {line.split()[1] for line in lines if line.startswith(("waiting", "failed", "running", "ready"))}
+    assert left == {"study/intro", "study/correlation", "study/report"}
+    done = sum(line.startswith("done") for line in lines)
+    assert done == len(list(studies.load("photos").jobs())) - len(left) > 900
 
 
-def test_every_student_says_where_it_comes_from():
+def test_every_teacher_has_a_student_by_every_strategy_that_says_where_it_comes_from():
     students = pd.read_csv(RUNS / "photos/tables/students.csv")
     assert students[["run", "commit", "seed", "device"]].notna().all(axis=None)
+    cells = students[students.strategy != "CE"][["dataset", "teacher", "strategy"]].drop_duplicates()
+    assert len(cells) == 7 * 13 * 4
