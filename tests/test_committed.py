@@ -47,7 +47,7 @@ def test_its_tables_are_those_of_its_records(runs):
 def test_its_status_says_that_all_is_done(runs):
     """But the three notebooks that the engine runs over the whole study: they have no record."""
     lines = call(runs, "status").splitlines()
-    left = {line.split()[1] for line in lines if line.startswith(("waiting", "failed", "running", "ready"))}
+    left = {line.split()[1] for line in lines if line.startswith(("waiting", "failed", "running", "stale"))}
     assert left == {"study/intro", "study/correlation", "study/report"}
     done = sum(line.startswith("done") for line in lines)
     assert done == len(list(studies.load("photos").jobs())) - len(left) > 900
