@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import nbformat
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 from PIL import Image
@@ -26,6 +27,27 @@ def notebook_file(request):
 
 def code(notebook):
     return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def what_is_said(name, out, **parameters):
+    """The sentences that a notebook shows when it is executed with these parameters."""
+    words = [word for pair in parameters.items() for word in ("-r", pair[0], str(pair[1]))]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fgkd.engine.execute",
+            str(PROJECT / f"notebooks/{name}.ipynb"),
+            str(out),
+            *words,
+        ],
+        env=os.environ | {"FGKD_WARM": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = [output for cell in code(nbformat.read(out, 4)) for output in cell.outputs if "data" in output]
+    return [output.data.get("text/markdown", "") for output in outputs]
 
 
 def test_there_is_a_notebook_for_every_stage():
@@ -94,24 +116,20 @@ def test_classes_that_their_colour_tells_apart_are_not_held_to_be_fine_grained(t
             folder.mkdir(parents=True)
             for i in range(number):
                 Image.new("RGB", (36, 36), tuple(c + i for c in colour)).save(folder / f"{split}-{i}.png")
-    study, out = (
-        write_study({"datasets.photos": {"kind": "folder", "root": "photos"}}),
-        tmp_path / "out.ipynb",
-    )
-    notebook = PROJECT / "notebooks" / "02_data.ipynb"
-    words = [str(notebook), str(out), "-r", "study", str(study), "-r", "dataset", "photos"]
-    done = subprocess.run(
-        [sys.executable, "-m", "fgkd.engine.execute", *words],
-        env=os.environ | {"FGKD_WARM": "0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    said = [
-        o.data.get("text/markdown", "") for c in code(nbformat.read(out, 4)) for o in c.outputs if "data" in o
-    ]
+    study = write_study({"datasets.photos": {"kind": "folder", "root": "photos"}})
+    said = what_is_said("02_data", tmp_path / "out.ipynb", study=study, dataset="photos")
     assert any(
         text.startswith("**Did not hold.** Of 24 test images, with 95 % intervals: mean image 100.0%")
         for text in said
     )
     assert "Which classes are siblings these images do not say." in said
+
+
+def test_a_study_of_one_teacher_says_how_far_the_seed_moves_its_students(tmp_path, write_study):
+    changes = {"seed": [0, 1], "strategies": ["FZ"], "teachers": {"resnet": {"model": "test_resnet"}}}
+    study = write_study(changes | {"pretext": ..., "recipes.pretext": ...})
+    said = what_is_said("06_correlation", tmp_path / "out.ipynb", study=study)
+    spread = pd.read_csv(tmp_path / "tiny/tables/students.csv").query("strategy == 'FZ'").accuracy.std()
+    expected = f"**Cannot tell.** One teacher's students differ by {spread:.1%} (sd) between seeds."
+    assert expected in said
+    assert any("the smallest p that there can be, that of a perfect order, is 1." in text for text in said)

@@ -159,12 +159,12 @@ def difference_interval(hits: int, other_hits: int, n: int) -> tuple[float, floa
 
 
 def smallest_p(n: int) -> float:
-    """The smallest exact two-sided p of n teachers: two of their n! orders are perfect.
+    """The smallest exact two-sided p of n teachers: two of their n! orders are perfect, where there are two.
 
-    >>> round(smallest_p(4), 3)
-    0.083
+    >>> round(smallest_p(4), 3), smallest_p(1)
+    (0.083, 1.0)
     """
-    return 2 / math.factorial(n)
+    return min(1.0, 2 / math.factorial(n))
 
 
 def strength(rho: float) -> str:
