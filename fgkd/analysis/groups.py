@@ -7,6 +7,7 @@ study's seeds: a teacher's metrics and the accuracy of its student.
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -171,6 +172,30 @@ def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     other_seed = pd.concat(rhos).mean()
     table.loc["other seed"] = [*other_seed, other_seed.mean()]
     return table.rename_axis("metric").reset_index()
+
+
+def orders(points: pd.DataFrame) -> pd.DataFrame:
+    """How far two ways to teach put the same teachers in the same order: one row a pair of ways.
+
+    Columns: `one` and `other`, a strategy with its loss each, such as 'FZ kd'; the groups and datasets that
+    have both; `rho` of the accuracies of their students, the mean over groups, with its 95 % interval over
+    datasets (low, high; NaN below six).  One seed's luck lies in it, and what the ways really differ in.
+
+    points: as returned by `join_students_with_metrics`
+    """
+    ways = points.strategy + " " + points.loss
+    wide = points.assign(way=ways).pivot(index=[*GROUP[:2], "teacher"], columns="way", values="accuracy")
+    rows = []
+    for one, other in itertools.combinations(dict.fromkeys(ways), 2):
+        rhos = {
+            keys: spearman(both[one], both[other])
+            for keys, both in wide[[one, other]].dropna().groupby(GROUP[:2])
+        }
+        known = pd.Series(rhos, dtype=float).dropna()
+        names = [dataset for dataset, _ in known.index]
+        low, high = mean_interval(known, names)
+        rows.append([one, other, len(known), len(set(names)), known.mean(), low, high])
+    return pd.DataFrame(rows, columns=["one", "other", "groups", "datasets", "rho", "low", "high"])
 
 
 def ranking_stability(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataFrame:

@@ -109,6 +109,7 @@ def conclude(
         "pay": findings.distillation_gains(points, students, tables["data"]),
         "temperatures": findings.temperatures(correlations, study),
         "progress": findings.progress(records.with_tac(tables["metrics"], tables["teachers"])),
+        "orders": groups.orders(points),
         "mixes": findings.mixes(points, [*records.TRAITS, *records.WORDS]),
     }
 

@@ -64,6 +64,30 @@ def test_a_confound_that_makes_a_metric_look_good_is_gone_inside_families():
     assert groups.agreement(points, within="norm").ratio12 == -1
 
 
+def test_two_ways_to_teach_are_compared_by_the_order_of_their_teachers():
+    """Only of the birds, whose groups have three teachers in common, is the order of FZ and FT known."""
+    accuracies = {
+        ("birds", "FZ", "kd"): {"a": 0.1, "b": 0.2, "c": 0.3},
+        ("birds", "FT", "kd"): {"a": 0.1, "b": 0.3, "c": 0.2},
+        ("cars", "FZ", "kd"): {"a": 0.1, "b": 0.2, "c": 0.3},
+        ("cars", "FT", "kd"): {"a": 0.3, "b": 0.2},
+        ("cars", "FT", "soft"): {"a": 0.3, "b": 0.2, "c": 0.1},
+    }
+    rows = [
+        {"dataset": d, "student": "small", "strategy": s, "loss": loss, "teacher": t, "accuracy": accuracy}
+        for (d, s, loss), students in accuracies.items()
+        for t, accuracy in students.items()
+    ]
+    found = groups.orders(pd.DataFrame(rows)).set_index(["one", "other"])
+    assert found.rho.dropna().to_dict() == pytest.approx({("FZ kd", "FT kd"): 0.5, ("FZ kd", "FT soft"): -1})
+    assert found.groups.to_dict() == {
+        ("FZ kd", "FT kd"): 1,
+        ("FZ kd", "FT soft"): 1,
+        ("FT kd", "FT soft"): 0,
+    }
+    assert found.low.isna().all()
+
+
 def test_settling_by_hand():
     values = {
         "a": [1.0, 3.0, 1.0],

@@ -352,9 +352,9 @@ def test_a_finished_study_shows_its_figures_headline_and_claims_from_records_alo
     assert all(any(rule in text for text in picked[:3]) for rule in ("R12", "TAC", "SSP"))
     sizes = {
         name: len(pd.read_csv(written / f"{name}.csv"))
-        for name in ("pay", "temperatures", "progress", "power")
+        for name in ("pay", "temperatures", "progress", "power", "orders")
     }
-    assert sizes == {"pay": 6, "temperatures": 0, "progress": 4, "power": 30}
+    assert sizes == {"pay": 6, "temperatures": 0, "progress": 4, "power": 30, "orders": 1}
 
 
 def test_the_claims_have_a_page_with_the_command_the_time_and_the_interval_of_each(finished):
