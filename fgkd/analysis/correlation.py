@@ -159,7 +159,9 @@ def difference_interval(hits: int, other_hits: int, n: int) -> tuple[float, floa
 
 
 def smallest_p(n: int) -> float:
-    """The smallest exact two-sided p of n teachers: two of their n! orders are perfect, where there are two.
+    """The smallest exact two-sided p of n teachers: two of their n! orders are perfect.
+
+    Of one teacher there is one order, and p is 1.
 
     >>> round(smallest_p(4), 3), smallest_p(1)
     (0.083, 1.0)

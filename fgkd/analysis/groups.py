@@ -175,7 +175,7 @@ def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def orders(points: pd.DataFrame) -> pd.DataFrame:
-    """How far two ways to teach put the same teachers in the same order: one row a pair of ways.
+    """How far two ways to teach put the same teachers in one order: a row a pair of ways.
 
     Columns: `one` and `other`, a strategy with its loss each, such as 'FZ kd'; the groups and datasets that
     have both; `rho` of the accuracies of their students, the mean over groups, with its 95 % interval over
