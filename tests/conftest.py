@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ from fgkd import stages
 from fgkd import study as studies
 
 torch.set_num_threads(1)
+# A shell's background jobs ignore the interrupts that tests send, and so would what these start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = {
     "question": "Does it run?",
