@@ -8,9 +8,11 @@ place in the file, such as ".crop is 37: expected ..."; `explain` says pydantic'
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -30,7 +32,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import SkipJsonSchema
 
-from fgkd.study import plugins
+from fgkd.study import contents, plugins
 from fgkd.study.errors import StudyError, expected, unknown_name
 
 Official = Literal["aircraft", "cars", "cub", "dogs", "flowers", "moe", "nabirds", "pets"]
@@ -46,6 +48,7 @@ LOSSES: dict[str, dict[str, Any]]  # the built-in losses: the options of each wi
 LOSSES = {"kd": {}}  # KD itself, with its own temperature or beta
 LOSSES |= plugins.loss_options((Path(__file__).parents[1] / "distillation/losses.py").read_text())
 
+MAX_NAME = 100  # characters: names are those of folders, and parts of longer ones
 KEY = "<key>"  # the key by which an entry of a mapping is told its name; files cannot use it
 CONFIG = ConfigDict(extra="forbid", validate_by_name=True)
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -61,7 +64,8 @@ EXPECTED = {  # by the type of pydantic's error
     "finite_number": "a finite number",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "{ge:g} or more",
-    "less_than_equal": "{le:g} or less",
+    "less_than_equal": "{le:,} or less",
+    "less_than": "less than {lt:g}",
 }
 
 
@@ -75,6 +79,10 @@ def _to_float(value: Any) -> Any:
         return value
 
 
+def _to_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) else value
+
+
 def _to_path(path: str, info: ValidationInfo) -> str:
     """An absolute path from one relative to the study file; as it is where no file is read.
 
@@ -83,7 +91,7 @@ def _to_path(path: str, info: ValidationInfo) -> str:
     if info.context is None:
         return path
     path = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: os.environ.get(match[1]) or match[2], path)
-    return str((info.context["folder"] / os.path.expandvars(os.path.expanduser(path))).resolve())
+    return contents.absolute(os.path.expandvars(path), info.context["folder"])
 
 
 def _to_weights(weights: str, info: ValidationInfo) -> str:
@@ -95,18 +103,33 @@ def _to_weights(weights: str, info: ValidationInfo) -> str:
     return _to_path(weights, info)
 
 
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        values = "text, finite numbers, true, false, empty values, and lists and mappings of these"
+        raise ValueError(f" cannot be written as JSON ({error}): expected {values}") from None
+    return options
+
+
 Key = Annotated[SkipJsonSchema[str], Field(validation_alias=KEY)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-FileName = Annotated[Name, BeforeValidator(str, json_schema_input_type=str | int)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)]
+ToText = BeforeValidator(_to_text, json_schema_input_type=str | float | bool)
+Written = Annotated[str, ToText]  # `files` hands it over as it is written
+FileName = Annotated[Name, ToText]
 RelativePath = Annotated[str, AfterValidator(_to_path)]
 Weights = Annotated[str, AfterValidator(_to_weights)]
-Integer = Annotated[int, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Several = Annotated[int, Field(strict=True, ge=2)]
+Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+Whole = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Few = Annotated[int, Field(strict=True, ge=1, le=1024)]
+Species = Annotated[int, Field(strict=True, ge=2, le=10_000)]
+Pixels = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 Number = Annotated[float, Field(strict=True), BeforeValidator(_to_float)]
 NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), BeforeValidator(_to_float)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), BeforeValidator(_to_float)]
+Share = Annotated[float, Field(strict=True, gt=0, lt=1), BeforeValidator(_to_float)]
 BirdSize = Annotated[float, Field(strict=True, ge=0.2, le=1), BeforeValidator(_to_float)]
 NUMBERS = TypeAdapter(tuple[Number, ...])
 
@@ -133,8 +156,8 @@ def _check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 RatesInput = Positive | list[Positive]
 Rates = Annotated[float | tuple[float, ...], PlainValidator(_to_rates, json_schema_input_type=RatesInput)]
-SeedList = BeforeValidator(_to_list, json_schema_input_type=Whole | list[Whole])
-Seeds = Annotated[tuple[Whole, ...], SeedList, AfterValidator(_check_seeds)]
+SeedList = BeforeValidator(_to_list, json_schema_input_type=Seed | list[Seed])
+Seeds = Annotated[tuple[Seed, ...], SeedList, AfterValidator(_check_seeds)]
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -166,16 +189,16 @@ class DataSpec(Section):
     kind: Literal["birds", "folder", Official] = "birds"
     # where it lies, relative to the study file; one of the paper's: by default its kind in FGKD_DATA
     root: RelativePath | None = None
-    classes: tuple[str, ...] = ()  # folder: only these classes; empty: all
-    test_fraction: Number = 0.2  # folder without train/ and test/: share of each class to test on
-    species: Several = 24  # birds: number of classes
+    classes: tuple[Written, ...] = ()  # folder: only these classes; empty: all
+    test_fraction: Share = 0.2  # folder without train/ and test/: share of each class to test on
+    species: Species = 24  # birds: number of classes
     family_size: Count = 4  # birds: sibling species in a family
     train: Count = 40  # birds: training images per species
     test: Count = 20  # birds: test images per species
     size: BirdSize = 1.0  # birds: share of the usual size, in which a bird nearly fills the image
-    seed: Integer = 0  # birds: which species; folder: which split
+    seed: Seed = 0  # birds: which species; folder: which split
     check_counts: StrictBool = True  # one of the paper's: refuse counts that are not the official ones
-    resize: Count = 72  # side in pixels of the cached square images: that of `views`
+    resize: Pixels = 72  # side in pixels of the cached square images: that of `views`
     note: str = ""  # what a reader of its numbers should know
 
     @classmethod
@@ -203,7 +226,7 @@ class Recipe(Section):
     min_lr: NotNegative = 1e-5  # learning rate where the cosine ends
     clip: Positive = 1.0  # largest gradient norm
     views: Whole = 0  # FZ and students: views of each image, taken in turn; 0: one per epoch
-    maps: Count = 32  # CAL only: attention maps
+    maps: Few = 32  # CAL only: attention maps
     search_epochs: Whole = 0  # of each training in a search for a rate; 0: as many as epochs
 
     @property
@@ -255,7 +278,7 @@ class Model(Section):
     model: str  # timm name, with its tag
     # none, pretext (teachers alone), timm, or a .safetensors or .pth file relative to the study file
     weights: Weights = "none"
-    options: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of timm.create_model
+    options: Options = Field(default_factory=dict)  # keyword arguments of timm.create_model
     resolution: Whole = 0  # side in pixels to which the network resizes its views; 0: as they come
     recipe: StudentValues = Field(default_factory=dict)  # values that replace those of its recipe
     pretraining: str = ""  # what its weights were trained on; empty: as timm's tag says
@@ -279,8 +302,8 @@ class Teacher(Model):
 class Views(Section):
     """The sizes of images and of the crops that networks take."""
 
-    resize: Count = 72  # side in pixels of the cached square images
-    crop: Count = 64  # side in pixels of what a network is given
+    resize: Pixels = 72  # side in pixels of the cached square images
+    crop: Pixels = 64  # side in pixels of what a network is given
 
     @model_validator(mode="after")
     def _check_crop(self) -> Views:
@@ -308,9 +331,9 @@ class Loss(Section):
     weight: NotNegative = 1.0  # of the auxiliary loss
     # logits, or features: the pooled ones before the last layer
     applies_to: Literal["logits", "features"] = Field(default="logits", validation_alias="on")
-    students: tuple[str, ...] = ()  # trained with it; empty: all
+    students: tuple[Written, ...] = ()  # trained with it; empty: all
     strategies: tuple[str, ...] = ()  # in which it is added; empty: all
-    options: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the loss's function
+    options: Options = Field(default_factory=dict)  # keyword arguments of the loss's function
 
     @property
     def function(self) -> str:
@@ -336,7 +359,7 @@ class StudyConfig(Section):
     # one, or several, each of which repeats the whole matrix
     seeds: Seeds = Field(default=(0,), validation_alias="seed")
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto takes a GPU where there is one
-    threads: Count = 1  # CPU threads of one run
+    threads: Few = 1  # CPU threads of one run
     online: StrictBool = False  # true runs the teacher in every step instead of reading the bank
     compile: StrictBool = False  # true runs networks through torch.compile
     plugins: tuple[RelativePath, ...] = ()  # Python files that add networks, losses or metrics
@@ -353,7 +376,7 @@ class StudyConfig(Section):
     losses: dict[Name, Loss] = Field(default_factory=dict)  # further ones, one more training each
     # what a run of each stage requests from the machine or the cluster
     resources: dict[Stage, Resources] = Field(default_factory=dict, validate_default=True)
-    runs_per_gpu: Count = 1  # how many runs share a GPU of this machine
+    runs_per_gpu: Few = 1  # how many runs share a GPU of this machine
 
     @field_validator("datasets", "teachers", "students", "losses", mode="before")
     @classmethod
@@ -388,6 +411,8 @@ class StudyConfig(Section):
                 raise ValueError(f"{place}.resize is {spec.resize}: expected {size}")
         if PRETEXT in self.datasets or "none" in self.teachers:
             raise ValueError("'pretext' as a dataset and 'none' as a teacher are taken: give other names")
+        for names in ((*self.datasets, PRETEXT), self.teachers, self.students, (*self.losses, "ce", "kd")):
+            _check_different(names)
         for loss in self.losses.values():
             for field, known in (("students", self.students), ("strategies", self.strategies)):
                 unknown = [name for name in getattr(loss, field) if name not in known]
@@ -418,6 +443,15 @@ class StudyConfig(Section):
                 f"recipes lacks {missing}: add each with its epochs, batch_size, optimizer and lr"
             )
         return self
+
+
+def _check_different(names: Iterable[str]) -> None:
+    """Refuse names of folders that some file systems take for one: those that differ only in case."""
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(name.casefold(), name)
+        if other != name:
+            raise ValueError(f"'{other}' and '{name}' differ only in case, as folders may not: rename one")
 
 
 def check_weights(model: Model) -> None:
@@ -460,8 +494,8 @@ def explain(error: ValidationError, file: str) -> str:
         return f"{file}: '{place}' is missing or empty: expected a mapping of names to settings"
     if kind == "missing":
         return f"{'.'.join(names[:-1])} lacks '{names[-1]}': add it"
-    if kind == "string_pattern_mismatch":
-        characters = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+    if kind in ("string_pattern_mismatch", "string_too_long"):
+        characters = f"letters, digits, '.', '_' and '-', at most {MAX_NAME}, the first a letter or digit"
         return f"{noun} is named {value!r}: expected {characters}, since it names a folder"
     if kind == "literal_error":
         choices = [choice.strip("'") for choice in re.split(", | or ", details["expected"])]

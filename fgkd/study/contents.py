@@ -10,11 +10,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from fgkd.study import plugins
 
 LENGTH = 16  # hexadecimal digits of a digest
+
+
+def absolute(path: str | Path, folder: str | Path = "") -> str:
+    """An absolute path, `~` expanded; a link is not followed, since its own name, ending and folder count."""
+    path = os.path.join(folder, os.path.expanduser(path)).rstrip(os.sep) or os.sep
+    parent, name = os.path.split(path)
+    return os.path.normpath(os.path.join(os.path.realpath(parent), name))
 
 
 def of_text(text: str) -> str:
@@ -30,6 +38,8 @@ def of_file(path: str | Path) -> str | None:
     try:
         status = os.stat(path)
     except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):  # a device or pipe may have no end
         return None
     return _of_file(str(path), status.st_size, status.st_mtime_ns)
 

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from fgkd.study import contents
 from fgkd.study.config import StudyConfig, complete_losses, explain
 from fgkd.study.errors import StudyError, expected
 from fgkd.study.jobs import Study
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCHEMA = TypeAdapter(StudyConfig)
+MAX_VALUES = 100_000  # in a file, its aliases written out
+MAX_MESSAGE = 600  # characters
+CORE = "tag:yaml.org,2002:"
+TEXT = f"{CORE}str"
+SCALARS = {  # what a plain scalar is, by the core schema of YAML 1.2; text where it is none of these
+    "merge": "<<",
+    "null": "~|null|Null|NULL|",
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+# where scalars are names: text as they are written, such as 010
+WRITTEN = (("name",), ("datasets", "*", "classes"), ("pretext", "classes"), ("losses", "*", "students"))
 
 
 def load(study: str) -> Study:
@@ -24,7 +40,12 @@ def load(study: str) -> Study:
     Raises StudyError naming the key or value that is wrong, what was expected and what to do.
     """
     file = find(study)
-    return check(read(file), file.resolve())
+    try:
+        return check(read(file), Path(contents.absolute(file)))
+    except RecursionError:
+        raise StudyError(
+            f"{file.name} is nested too deeply, or has too many bases one above the other: write it plainly"
+        ) from None
 
 
 def check(raw: dict[str, Any], file: Path) -> Study:
@@ -36,9 +57,13 @@ def check(raw: dict[str, Any], file: Path) -> Study:
     context = {"folder": file.parent}
     try:
         config = SCHEMA.validate_python(given, context=context, by_name=False)
+        losses = complete_losses(config.losses, config.plugins)
     except ValidationError as error:
-        raise StudyError(explain(error, file.name)) from None
-    losses = complete_losses(config.losses, config.plugins)
+        message = " ".join(explain(error, file.name).split())
+        half = MAX_MESSAGE // 2
+        raise StudyError(
+            message if len(message) <= MAX_MESSAGE else f"{message[:half]} ... {message[-half:]}"
+        ) from None
     return Study(**vars(config) | {"losses": losses}, file=str(file))
 
 
@@ -90,16 +115,60 @@ def read(file: Path, *above: Path) -> dict[str, Any]:
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(file.read_text(), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        loader = _Loader(file.read_bytes())
+        node = loader.get_single_node()
+        raw = None if node is None else loader.construct_document(_check(node, file))
+    except StudyError:
+        raise
+    except (yaml.YAMLError, ValueError, LookupError) as error:  # the last two of values of explicit tags
         advice = ": indent with spaces, not tabs" if r"'\t'" in str(error) else ""
-        raise StudyError(f"{file} is not YAML: {' '.join(str(error).split())}{advice}") from None
+        problem = " ".join(str(error).replace('in "<byte string>",', "in").split())
+        raise StudyError(f"{file} is not YAML: {problem}{advice}") from None
     if isinstance(raw, dict):
         return raw
     content = "holds a list" if isinstance(raw, list) else "holds one value"
     if raw is None:
         content = "is empty"
     raise StudyError(f"{file} {content}: expected keys and values such as 'datasets:' and 'teachers:'")
+
+
+def _check(node: yaml.Node, file: Path) -> yaml.Node:
+    """The root of a file of bounded size, the names that its lists hold made text as they are written."""
+    if _count(node, {}) > MAX_VALUES:
+        raise StudyError(
+            f"{file.name} holds more than {MAX_VALUES:,} values, its aliases (*name) written out, or an "
+            "alias that holds itself: say each thing once"
+        )
+    for path in WRITTEN:
+        _take_as_written(node, path)
+    return node
+
+
+def _count(node: yaml.Node, counts: dict[int, float]) -> float:
+    """The values of a node, those of its aliases each time; infinitely many where it holds itself."""
+    if isinstance(node, yaml.ScalarNode):
+        if re.search("[\0\ud800-\udfff]", node.value):
+            line = node.start_mark.line + 1
+            raise StudyError(f"line {line} holds {node.value!r}: expected characters that a text may hold")
+        return 1
+    if id(node) not in counts:
+        counts[id(node)] = math.inf
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        counts[id(node)] = 1 + sum(_count(part, counts) for part in parts)
+    return counts[id(node)]
+
+
+def _take_as_written(node: yaml.Node, path: tuple[str, ...]) -> None:
+    """Make the scalars at a path of keys ('*' is any) text: 010 is '010', whatever YAML takes it for."""
+    if isinstance(node, yaml.MappingNode) and path:
+        for key, value in node.value:
+            if path[0] in ("*", key.value):
+                _take_as_written(value, path[1:])
+    elif isinstance(node, yaml.SequenceNode) and not path:
+        for item in node.value:
+            item.tag = TEXT if isinstance(item, yaml.ScalarNode) else item.tag
+    elif isinstance(node, yaml.ScalarNode) and not path and node.tag != f"{CORE}null":
+        node.tag = TEXT
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -116,33 +185,35 @@ def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose booleans and floats are those of version 1.2, whose keys are text, and none given twice."""
+    """YAML 1.2's scalars: 010 is ten, 1:30 is text.  Keys are text, and none is there twice."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, regex) for tag, regex in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_constructors: ClassVar = {
+        tag: yaml.SafeLoader.yaml_constructors[tag]
+        for tag in (None, TEXT, *(CORE + name for name in ("null", "bool", "float", "seq", "map")))
     }
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key, _ in node.value if keys.count(key.value) > 1]
-        if twice:
-            raise StudyError(
-                f"key '{twice[-1].value}' is there twice, "
-                f"again in line {twice[-1].start_mark.line + 1}: remove or rename one"
-            )
+        known = set()
+        for key, _ in node.value:
+            if str(key.value) in known:
+                line = key.start_mark.line + 1
+                raise StudyError(
+                    f"key '{key.value}' is there twice, again in line {line}: remove or rename one"
+                )
+            known.add(str(key.value))
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node):
         super().flatten_mapping(node)
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                key.tag = "tag:yaml.org,2002:str"
+                key.tag = TEXT
+
+    def construct_integer(self, node):
+        return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
+_Loader.add_constructor(f"{CORE}int", _Loader.construct_integer)
+for _name, _pattern in SCALARS.items():
+    _Loader.add_implicit_resolver(CORE + _name, re.compile(rf"(?:{_pattern})\Z"), [None])

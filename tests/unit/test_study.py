@@ -7,6 +7,7 @@ import inspect
 import itertools
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,14 @@ def test_a_base_that_cannot_be_followed_is_refused(write_study, tmp_path, text, 
         studies.load(str(tmp_path / "mine.yaml"))
 
 
+def test_a_chain_of_too_many_bases_is_refused(tmp_path):
+    for number in range(1500):
+        (tmp_path / f"{number}.yaml").write_text(f"base: {number + 1}.yaml")
+    (tmp_path / "1500.yaml").write_text("seed: 0")
+    with pytest.raises(StudyError, match=r"0.yaml is nested too deeply, or has too many bases"):
+        studies.load(str(tmp_path / "0.yaml"))
+
+
 def test_an_edited_plugin_makes_the_trainings_stale(make_study, tmp_path):
     (tmp_path / "mine.py").write_text("@register_model\ndef net(): return 1\n")
     study = make_study({"plugins": ["mine.py"], "teachers.resnet.model": "net"})
@@ -414,6 +423,61 @@ def test_a_name_written_as_a_number_is_a_name(make_study):
         {"datasets": {2011: {"species": 3}}, "teachers": {1: {"model": "test_resnet"}}, "name": 7}
     )
     assert study.name == "7" and Job("teacher", "2011", "1", "FT") in study.jobs()
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("seed", "010", 10),
+        ("seed", "+4", 4),
+        ("seed", "0o10", 8),
+        ("seed", "0x1F", 31),
+        ("name", "0123", "0123"),
+        ("name", "1e5", "1e5"),
+        ("name", "1.50", "1.50"),
+        ("name", "0x1F", "0x1F"),
+        ("name", "true", "true"),
+        ("name", "2019-01-01", "2019-01-01"),
+        ("name", "null", "tiny"),
+        ("question", "1:30", "1:30"),
+        ("question", "12_34", "12_34"),
+        ("question", "2019-01-01", "2019-01-01"),
+        ("question", "Trueish", "Trueish"),
+        ("question", "1e5abc", "1e5abc"),
+    ],
+)
+def test_a_plain_scalar_is_what_yaml_1_2_takes_it_for_and_a_name_what_is_written(
+    write_study, key, text, value
+):
+    file = write_study({key: "VALUE"})
+    file.write_text(file.read_text().replace("VALUE", text))
+    assert getattr(studies.load(str(file)), key) == value
+
+
+def test_classes_and_students_of_a_loss_are_names_as_they_are_written(write_study):
+    file = write_study(
+        {
+            "students.007": {"model": "test_byobnet"},
+            "losses": {"dkd": {"students": ["STUDENTS"]}},
+            "datasets.mine": {"kind": "folder", "root": "photos", "classes": ["CLASSES"]},
+        }
+    )
+    names = ("008", "1:30", "1e5", "2019-01-01", "no", "true", "null", "0x1F", ".5")
+    text = file.read_text().replace("STUDENTS", "007")
+    file.write_text(re.sub("( *- )CLASSES", lambda item: "\n".join(item[1] + name for name in names), text))
+    study = studies.load(str(file))
+    assert study.losses["dkd"].students == ("007",) and study.data("mine").classes == names
+
+
+def test_a_study_that_is_a_link_is_named_by_it_and_finds_what_lies_beside_it(write_study, tmp_path):
+    file = write_study({"teachers.resnet.weights": "w.pth"}, "blob")
+    link = tmp_path / "snapshot" / "mine.yaml"
+    link.parent.mkdir()
+    link.symlink_to(file)
+    (tmp_path / "cd45").touch()
+    (link.parent / "w.pth").symlink_to(tmp_path / "cd45")
+    study = studies.load(str(link))
+    assert study.name == "mine" and study.teacher("resnet").weights == str(link.parent / "w.pth")
 
 
 def test_results_lie_in_fgkd_runs_or_beside_the_file(tiny, tmp_path, monkeypatch):
@@ -560,6 +624,25 @@ WRONG = [
     ({"recipes.FT.weight_decay": -0.1}, "recipes.FT.weight_decay is -0.1: expected 0 or more"),
     ({"distillation.temperature": 0}, "distillation.temperature is 0.0: expected more than 0"),
     ({"distillation.beta": -1}, "distillation.beta is -1.0: expected 0 or more"),
+    ({"seed": 2**63}, "seed is 9223372036854775808: expected 9,223,372,036,854,775,807 or less"),
+    ({"threads": 2**63}, "threads is 9223372036854775808: expected 1,024 or less"),
+    ({"views.resize": 10**6}, "views.resize is 1000000: expected 10,000 or less"),
+    ({"recipes.FT.epochs": 10**12}, "recipes.FT.epochs is 1000000000000: expected 1,000,000 or less"),
+    ({"datasets.birds.species": 10**9}, "datasets.birds.species is 1000000000: expected 10,000 or less"),
+    ({"datasets.birds.seed": -1}, "datasets.birds.seed is -1: expected 0 or more"),
+    ({"datasets.birds.test_fraction": math.nan}, "test_fraction is nan: expected"),
+    ({"datasets.birds.test_fraction": math.inf}, "test_fraction is inf: expected less than 1"),
+    ({"datasets.birds.test_fraction": 5}, "test_fraction is 5.0: expected less than 1"),
+    ({"datasets.birds.test_fraction": -1}, "test_fraction is -1.0: expected more than 0"),
+    ({"teachers.Resnet": {"model": "test_resnet"}}, "'resnet' and 'Resnet' differ only in case"),
+    ({"students.SMALL": {"model": "test_resnet"}}, "'small' and 'SMALL' differ only in case"),
+    ({"datasets.Pretext": {}}, "'Pretext' and 'pretext' differ only in case"),
+    ({"losses": {"KD": {"loss": "dkd"}}}, "'KD' and 'kd' differ only in case"),
+    ({f"teachers.{'x' * 101}": {"model": "test_resnet"}}, "teacher is named 'x+': .*at most 100"),
+    ({"name": "x" * 101}, "name is named 'x+': .*at most 100"),
+    ({"teachers.resnet.options": {"x": math.nan}}, "options cannot be written as JSON"),
+    ({"teachers.resnet.options": {"x": [-math.inf]}}, "options cannot be written as JSON"),
+    ({"question": ["x"] * 500}, r"question is \['x', .* \.\.\. .*expected text"),
 ]
 
 
@@ -570,6 +653,7 @@ def test_a_wrong_study_is_refused_with_the_value_and_the_remedy(make_study, chan
     assert "\n" not in str(error.value)
 
 
+BOMB = [b"x%d: &x%d [%s]\n" % (k, k, b",".join(7 * [b"*x%d" % (k - 1)])) for k in range(1, 8)]
 ODD = [None, -1, 1.5, True, "", "x", [], ["x", "x"], {"a": None}, datetime.date(2020, 1, 1), math.inf, 10**30]
 
 
@@ -603,6 +687,21 @@ def test_any_value_anywhere_is_taken_or_refused_in_one_line(write_study):
         (b"a:\n\t- b", "spaces, not tabs"),
         (b"question: \xff\xfe", "is not YAML"),
         (b"seed: 1\nseed: 2", "key 'seed' is there twice.*line 2"),
+        (b"a: " + 3000 * b"[" + 3000 * b"]", "nested too deeply"),
+        (b"a: &a [*a]", "an alias that holds itself"),
+        (b"a: &a {b: *a}", "an alias that holds itself"),
+        (b"x0: &x0 [1,1,1,1,1,1,1]\n" + b"".join(BOMB), "more than 100,000 values"),
+        (b"a: !!timestamp 2020-01-01", "is not YAML: could not determine a constructor"),
+        (b"a: !!binary aGk=", "is not YAML: could not determine a constructor"),
+        (b"a: !!set {b}", "is not YAML: could not determine a constructor"),
+        (b"a: !!python/name:os.system", "is not YAML: could not determine a constructor"),
+        (b"a: !!int x", "is not YAML: invalid literal"),
+        (b"a: !!bool maybe", "is not YAML"),
+        (b"a: !!float ''", "is not YAML"),
+        (b"a: " + 5000 * b"9", "is not YAML: Exceeds the limit"),
+        (b"? [a]\n: 1", "is not YAML.*unhashable key"),
+        (b'a: "\\0"', r"line 1 holds '\\x00': expected characters"),
+        (b'a: 1\nb: "\\ud800"', r"line 2 holds '\\ud800': expected characters"),
     ],
 )
 def test_a_file_that_is_no_study_is_refused(tmp_path, text, message):
