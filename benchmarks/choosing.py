@@ -2,6 +2,7 @@
 
     python benchmarks/choosing.py photos                          the study's records alone
     python benchmarks/choosing.py photos FOLDER [FOLDER ...]      and choices that `fgkd choose` made
+    python benchmarks/choosing.py photos --rules FILE             what ranks teachers best, for `fgkd choose`
 
 The first table has a row per rule: mean regret in points of student accuracy against the best teacher, over
 the datasets that are complete, with its 95 % interval from six of them on, and the share of all teachers'
@@ -10,6 +11,11 @@ other datasets alone, each left out in turn.  Pilots are successive halving on t
 accuracies, which the records hold for every epoch; `fgkd choose` measures its own on held-out photos, which
 are fewer.  The second table compares choices with the study: a folder's dataset has the name of its photos,
 teachers are matched by the files of their weights.
+
+The file of rules, runs/photos/tables/rules.csv, has a row per recipe of teachers and metric, the best first:
+the mean over datasets of Spearman's rho of its ranking of the teachers with their students' accuracies, in
+the claimed direction.  Teachers are compared on photos that they were not trained on, there as by `fgkd
+choose`: the metrics are those of their test logits.  Metrics that see the student have no part in it.
 """
 
 from __future__ import annotations
@@ -23,15 +29,90 @@ import pandas as pd
 
 from fgkd import records
 from fgkd import study as studies
-from fgkd.analysis.blocks import mean_interval
+from fgkd.analysis.blocks import MIN_DATASETS, mean_interval
 from fgkd.analysis.correlation import spearman
-from fgkd.analysis.groups import GROUP, join_students_with_metrics
-from fgkd.choose import evidence
+from fgkd.analysis.groups import GROUP, agreement, join_students_with_metrics
 from fgkd.choose.pilots import epochs_of_rungs
 from fgkd.metrics.claims import METRICS
 from fgkd.study import RECIPES, Study
 
+SUPPORT = ["metric", "rho", "low", "high", "datasets"]
 SHOWN = ("ratio12", "ratio12_median", "ssp", "tac", "nll", "logme")
+
+
+def rules(study: Study) -> pd.DataFrame:
+    """The rows of `support_of` for each recipe of the study's teachers."""
+    students, metrics = tables(study)
+    recipes = dict.fromkeys(RECIPES[name] for name in study.strategies)
+    frames = [support_of(recipe, study, students, metrics).assign(recipe=recipe) for recipe in recipes]
+    return pd.concat(frames)[["recipe", *SUPPORT]]
+
+
+def support_of(recipe: str, study: Study, students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """`support` by the students of one recipe's teachers; by all, below six datasets of these."""
+    if len(students):
+        own = support(students[students.strategy.isin(study.strategies_using(recipe))], metrics)
+        if len(own) and own.datasets.max() >= MIN_DATASETS:
+            return own
+    return support(students, metrics)
+
+
+def support(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row per metric, the best first: mean over datasets of its rho, in the claimed way.
+
+    Columns: metric, rho, low and high (its 95 % interval over datasets), datasets.  A group counts once
+    all teachers have students in it; a metric that lacks one of them is left out.
+
+    students, metrics: as returned by `tables`
+    """
+    rows = []
+    if len(students):
+        points = join_students_with_metrics(students, metrics)
+        complete = points.groupby(GROUP).teacher.transform("nunique") == metrics.teacher.nunique()
+        points = points[complete]
+        by_dataset = {dataset: agreement(part) for dataset, part in points.groupby("dataset")}
+        for name, values in pd.DataFrame(by_dataset).iterrows():
+            claim = METRICS[name]
+            if claim.begun or claim.afterwards or claim.plugin or values.isna().any() or not len(values):
+                continue
+            low, high = mean_interval(values, values.index)
+            rows.append(
+                {"metric": name, "rho": values.mean(), "low": low, "high": high, "datasets": len(values)}
+            )
+    frame = pd.DataFrame(rows, columns=SUPPORT)
+    return frame.sort_values(["rho", "metric"], ascending=[False, True], ignore_index=True)
+
+
+def tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The students of a study, and its teachers' metrics on test images, from records alone.
+
+    Metrics have a row per dataset, teacher, strategy and seed, with TAC, size and transfer scores.
+    """
+    known: dict = {}
+    students: list[dict] = []
+    metrics: list[dict] = []
+    for job in study.jobs():
+        seed = {"seed": study.seed_of(job)}
+        for stored in records.records(study, job, known) if job.stage in ("teacher", "distill") else ():
+            if job.stage == "distill":
+                students += [row | seed for row in stored["rows"]]
+                continue
+            on_test = {name: value for name, value in stored["on_test"].items() if name != "train_accuracy"}
+            own = {name: stored["rows"][0].get(name) for name in ("tac", "parameters", *records.TRANSFER)}
+            for strategy in study.strategies_using(job.strategy):
+                keys = {"dataset": job.dataset, "teacher": job.teacher, "strategy": strategy}
+                metrics.append(keys | seed | on_test | own)
+    taught = [row for row in students if row["strategy"] != "CE"]
+    known_teachers = {(row["dataset"], row["teacher"], row["strategy"], row["seed"]) for row in metrics}
+    taught = [
+        row
+        for row in taught
+        if (row["dataset"], row["teacher"], row["strategy"], row["seed"]) in known_teachers
+    ]
+    frame = pd.DataFrame(metrics)
+    for name in records.TRANSFER if len(frame) else ():
+        frame[name] = frame[name].astype(float)
+    return pd.DataFrame(taught), frame
 
 
 def histories(study: Study) -> pd.DataFrame:
@@ -49,7 +130,7 @@ def histories(study: Study) -> pd.DataFrame:
 
 def regrets(study: Study) -> pd.DataFrame:
     """One row per complete group and rule: regret in points, cost as a share of all students' training."""
-    students, metrics = evidence.tables(study)
+    students, metrics = tables(study)
     points = join_students_with_metrics(students, metrics)
     complete = points.groupby(GROUP).teacher.transform("nunique") == metrics.teacher.nunique()
     points = points[complete]
@@ -59,7 +140,7 @@ def regrets(study: Study) -> pd.DataFrame:
         group = group.sort_values("teacher").reset_index(drop=True)
         others = students[students.dataset != key[0]]
         recipe = RECIPES[key[2]]
-        support = evidence.support_of(recipe, study, others, metrics[metrics.dataset != key[0]])
+        support = support_of(recipe, study, others, metrics[metrics.dataset != key[0]])
         picks: dict[str, tuple[str | None, float]]
         picks = {METRICS[name].label: (_pick(group, name), 0.0) for name in SHOWN}
         picks["random"] = (None, 0.0)
@@ -98,7 +179,7 @@ def compare(study: Study, folder: Path) -> list[dict]:
     names = {Path(teacher.file).name: key for key, teacher in study.teachers.items() if teacher.file}
     files = {key: Path(teacher.file).name for key, teacher in own.teachers.items() if teacher.file}
     table["teacher"] = [names.get(files.get(name, "")) for name in table.teacher]
-    students, _ = evidence.tables(study)
+    students, _ = tables(study)
     dataset = next(iter(own.datasets))
     rows = []
     for key, group in students[students.dataset == dataset].groupby(GROUP):
@@ -150,8 +231,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", help="a study with records, by its name in runs/ or its file")
     parser.add_argument("folders", nargs="*", type=Path, help="results of `fgkd choose`")
+    parser.add_argument("--rules", type=Path, help="write there what ranks teachers best, and nothing else")
     options = parser.parse_args()
     study = studies.load(options.study)
+    if options.rules:
+        records.write_table(rules(study), options.rules)
+        return
     print(summarize(regrets(study)).round(2).to_string(index=False))
     rows = [row for folder in options.folders for row in compare(study, folder)]
     if rows:

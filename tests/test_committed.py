@@ -39,6 +39,7 @@ def call(runs, verb, study="photos"):
 def test_its_tables_are_those_of_its_records(runs):
     call(runs, "report")
     committed = {file.name: file.read_text() for file in (RUNS / "photos/tables").glob("*.csv")}
+    committed.pop("rules.csv")  # by a benchmark, which has a test of its own
     rebuilt = {file.name: file.read_text() for file in (runs / "photos/tables").glob("*.csv")}
     assert committed.keys() == rebuilt.keys() and len(committed) > 10
     changed = [name for name in committed if committed[name] != rebuilt[name]]

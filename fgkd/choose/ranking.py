@@ -1,9 +1,9 @@
 """The candidates in the order of a metric on held-out training photos, and how stable that order is.
 
 Every candidate is trained by the task's recipe on four fifths of the training photos (a stage of the
-selection study, so it is computed once) and measured on the others: TAC, R12, SSP, NLL and their rivals.
-The test photos have no part in it.  Stability is that of the order over bootstrap samples of the held-out
-photos: other photos, the same teachers.
+selection study, so it is computed once) and measured on the others.  The test photos have no part in it.
+The metric is the one that ranked teachers best in the committed study on real photos.  Stability is that of
+the order over bootstrap samples of the held-out photos: other photos, the same teachers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,35 @@ import pandas as pd
 import torch
 
 from fgkd import metrics, records, stages
+from fgkd.analysis.blocks import MIN_DATASETS
 from fgkd.analysis.correlation import spearman
 from fgkd.choose import LOG, candidates
-from fgkd.choose.evidence import PAPER_RULE, Rule
 from fgkd.choose.task import Task
 from fgkd.metrics.claims import METRICS
-from fgkd.study import Study, StudyError
+from fgkd.study import PROJECT, Study, StudyError
 
+RULES = PROJECT / "runs" / "photos" / "tables" / "rules.csv"  # by benchmarks/choosing.py
+PAPER_RULE = "ratio12"
 DRAWS = 1000
 RESAMPLED = ("nonpositive", "correct", "confidence")  # values of single photos that are no metric
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The metric that ranks, and why, in a sentence."""
+
+    metric: str
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """The metric's short name."""
+        return METRICS[self.metric].label
+
+    @property
+    def direction(self) -> int:
+        """+1 where larger is better, -1 where smaller is."""
+        return METRICS[self.metric].direction
 
 
 @dataclass(frozen=True)
@@ -34,9 +54,8 @@ class Ranking:
     table: one row per candidate: teacher, rank and r12_rank from 1, the metrics of held-out photos, LogME,
     LEEP and NCE of the training photos, parameters, and the stability of its rank: first (share of bootstrap
     samples in which it is the first), low and high (95 % of its ranks lie between).
-    ranks: (draws, candidates) rank in each sample, columns as the table's rows; empty where the rule is no
-    function of the held-out photos' logits.
-    rule: by which it ranks.
+    ranks: (draws, candidates) rank in each sample; without a draw where the rule is no function of the
+    held-out photos' logits.
     left_out: why candidates could not be trained by the recipe, by name.
     """
 
@@ -62,9 +81,9 @@ class Ranking:
         return best.teacher.iloc[0]
 
     def stability(self, places: int = 3) -> pd.DataFrame:
-        """Share of bootstrap samples in which each candidate has each of the first places."""
+        """Share of bootstrap samples in which each candidate has each of the first places, if any."""
         shares = {place: (self.ranks == place).mean() for place in range(1, places + 1)}
-        return pd.DataFrame(shares).rename_axis("teacher").reset_index()
+        return pd.DataFrame(shares).dropna().rename_axis("teacher").reset_index()
 
     def compare(self) -> str:
         """Say in a sentence how the rule and the paper's R12 agree."""
@@ -77,6 +96,40 @@ class Ranking:
             f"Ranked by {self.rule.label} ({self.rule.reason}). R12 {agrees}; the rank correlation of the "
             f"two orders is {rho:+.2f}."
         )
+
+
+def rule(recipe: str) -> Rule:
+    """The rule that the committed study supports best for teachers of a recipe: FZ, FT or CAL."""
+    if not RULES.is_file():
+        return Rule(PAPER_RULE, "the paper's, since the study on real photos is not beside this package")
+    support = pd.read_csv(RULES)
+    return decide(support[support.recipe == recipe])
+
+
+def decide(support: pd.DataFrame) -> Rule:
+    """The metric of the largest mean rho, or the paper's R12 below six datasets.
+
+    support: one row per metric, the best first: its mean rho with the students' accuracy over `datasets`, in
+    the claimed direction, with its 95 % interval, low and high.
+    """
+    datasets = int(support.datasets.max()) if len(support) else 0
+    if datasets < MIN_DATASETS:
+        complete = f"of the study on real photos {datasets} data sets are complete"
+        return Rule(
+            PAPER_RULE, f"the paper's rule: {complete}, {MIN_DATASETS} would tell which rule is better"
+        )
+    found = {
+        row.metric: f"{row.rho:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for row in support.itertuples()
+    }
+    best = support.metric.iloc[0]
+    reason = (
+        f"on {datasets} sets of real photos its mean rank correlation with the students' accuracy, in the "
+        f"claimed direction, is {found[best]}, the largest of {len(support)} metrics on the very data that "
+        "it was picked by"
+    )
+    if best == PAPER_RULE:
+        return Rule(PAPER_RULE, f"the paper's rule; {reason}")
+    return Rule(best, f"{reason}; that of the paper's R12 is {found[PAPER_RULE]}")
 
 
 def rank(task: Task, study: Study, rule: Rule) -> Ranking:
@@ -96,14 +149,12 @@ def rank(task: Task, study: Study, rule: Rule) -> Ranking:
             left_out[name] = str(error)
             task.say(f"teacher {number} of {len(names)}: {name} is left out: {error}")
             continue
-        logits = result.logits()
-        samples[name] = _samples(logits, labels)
+        of_photos = metrics.all_samples(torch.from_numpy(result.logits()), torch.from_numpy(labels))
+        samples[name] = {key: values.double().numpy() for key, values in of_photos.items()}
         row = result.rows.iloc[0]
-        on_test = result.record["on_test"]
-        own = {key: row[key] for key in ("tac", "logme", "leep", "nce", "parameters", "norm", "lr")}
-        rows.append(
-            {"teacher": name} | {key: on_test[key] for key in on_test if key != "train_accuracy"} | own
-        )
+        on_test = {key: value for key, value in result.record["on_test"].items() if key != "train_accuracy"}
+        own = row[["tac", "logme", "leep", "nce", "parameters", "norm", "lr"]].to_dict()
+        rows.append({"teacher": name} | on_test | own)
         task.say(
             f"teacher {number} of {len(names)}: {name}, TAC {row.tac:.1%}, R12 {on_test['ratio12']:.3f} on "
             f"held-out photos ({result.record['provenance']['seconds']:.0f} s)"
@@ -120,7 +171,7 @@ def rank(task: Task, study: Study, rule: Rule) -> Ranking:
     table = table.join(_stability(ranks), on="teacher").sort_values("rank", ignore_index=True)
     first = ["rank", "teacher", "r12_rank", "first", "low", "high"]
     table = table[[*first, *(name for name in table if name not in first)]]
-    return Ranking(table, ranks.reindex(columns=list(table.teacher)) if len(ranks) else ranks, rule, left_out)
+    return Ranking(table, ranks[list(table.teacher)], rule, left_out)
 
 
 def costs(task: Task, study: Study, ranking: Ranking) -> pd.DataFrame:
@@ -157,33 +208,21 @@ def _ranks(values: pd.Series, direction: int) -> pd.Series:
     return (values * -direction).rank(method="first", na_option="bottom").astype(int)
 
 
-def _samples(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Every metric of every photo: name -> (N,)."""
-    values = metrics.all_samples(torch.from_numpy(logits), torch.from_numpy(labels))
-    return {name: array.double().numpy() for name, array in values.items()}
-
-
 def _resample(samples: dict[str, dict[str, np.ndarray]], rule: Rule, seed: int = 0) -> pd.DataFrame:
     """Ranks (draws, candidates) by the rule over bootstrap samples; equal ones share the better."""
-    summarize = _summary(rule.metric, samples)
+    summarize = _summary(rule.metric, list(samples.values()))
     if summarize is None:
-        return pd.DataFrame()
-    names = list(samples)
+        return pd.DataFrame(columns=list(samples), dtype=float)
     number = len(next(iter(samples.values()))["correct"])
     rng = np.random.default_rng(seed)
-    scores = np.empty((DRAWS, len(names)))
-    for draw in range(DRAWS):
-        scores[draw] = summarize(rng.integers(number, size=number))
-    return (
-        pd.DataFrame(-rule.direction * scores, columns=names)
-        .rank(axis=1, method="min", na_option="bottom")
-        .astype(int)
+    scores = pd.DataFrame(
+        [summarize(rng.integers(number, size=number)) for _ in range(DRAWS)], columns=list(samples)
     )
+    return (-rule.direction * scores).rank(axis=1, method="min", na_option="bottom").astype(int)
 
 
-def _summary(metric: str, samples: dict[str, dict[str, np.ndarray]]) -> Callable | None:
+def _summary(metric: str, values: list[dict[str, np.ndarray]]) -> Callable | None:
     """A function from indices of photos to the metric of every candidate on these photos, (candidates,)."""
-    values = list(samples.values())
     if metric == "ece":
         return lambda index: [
             metrics.calibration_error(of["confidence"][index], of["correct"][index] > 0) for of in values
@@ -198,8 +237,6 @@ def _summary(metric: str, samples: dict[str, dict[str, np.ndarray]]) -> Callable
 
 def _stability(ranks: pd.DataFrame) -> pd.DataFrame:
     """first, low and high of each candidate; NaN where nothing was resampled."""
-    if not len(ranks):
-        return pd.DataFrame(columns=["first", "low", "high"], dtype=float)
     low = ranks.quantile(0.025, interpolation="lower")
     high = ranks.quantile(0.975, interpolation="higher")
     return pd.DataFrame({"first": (ranks == 1).mean(), "low": low, "high": high})

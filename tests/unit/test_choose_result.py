@@ -13,10 +13,9 @@ from fgkd.choose import page, result, verification
 from fgkd.choose import task as tasks
 from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Candidate, Found
-from fgkd.choose.evidence import Rule
 from fgkd.choose.pilots import ALONE, Pilots
 from fgkd.choose.plans import PAPER_KD
-from fgkd.choose.ranking import Ranking
+from fgkd.choose.ranking import Ranking, Rule
 from fgkd.choose.result import Choice
 from fgkd.choose.task import Task
 from fgkd.choose.verification import TUNED, Verification
