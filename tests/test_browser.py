@@ -8,11 +8,13 @@ the network.
 import base64
 import itertools
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import attacks
 import nbformat
 import pytest
 import websocket
@@ -298,3 +300,32 @@ def test_nothing_is_wrong_with_a_page_without_a_fault(tab, tmp_path):
 def test_a_page_with_a_fault_fails(check, fault, tab, tmp_path):
     (tmp_path / "page.html").write_text(BLANK % fault)
     assert CHECKS[check](tab, tmp_path / "page.html")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    return attacks.hostile_site(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.mark.parametrize("policy", ["", "no policy"])
+@pytest.mark.parametrize("name", ["index", "claims", "run"])
+def test_nothing_that_stands_in_a_study_is_executed_or_loaded(name, policy, hostile, tab):
+    """The allow list holds without the policy that every page has, too."""
+    page = hostile[name]
+    if policy:
+        page = page.with_name(f"bare-{page.name}")
+        page.write_text(re.sub("<meta http-equiv=.*", "", hostile[name].read_text(), count=1))
+    assert requests(tab, page) == []
+    tab.evaluate("document.querySelectorAll('*').forEach(e => e.closest('a[href]') || e.click?.())")
+    tab.show(page)
+    assert tab.evaluate("location.href") == page.as_uri()
+    assert tab.evaluate("document.title") != "PWNED" and not tab.told("Runtime.exceptionThrown")
+
+
+def test_the_policy_of_a_page_stops_a_script_that_were_in_it(hostile, tab, tmp_path):
+    for name, path in hostile.items():
+        (tmp_path / "page.html").write_text(
+            path.read_text().replace("<h1", f"<script>{attacks.CODE}</script><h1")
+        )
+        tab.show(tmp_path / "page.html", fresh=True)
+        assert tab.evaluate("document.title") != "PWNED", name

@@ -42,6 +42,7 @@ def write(folder: Path, notebook: Path | None = None) -> Path:
         figures=figures,
         tables=tables,
         facts=_facts(folder, values) | _cost(folder, notebook),
+        folders=(folder, folder.parent),
     )
     return write(site, folder)
 

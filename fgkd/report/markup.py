@@ -10,14 +10,19 @@ rendering, knows neither MathML nor header cells.  Ours takes that filter's plac
 import functools
 import html
 import itertools
+import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from bleach.sanitizer import Cleaner
 from bs4 import BeautifulSoup, NavigableString
 from latex2mathml.converter import convert
 from markupsafe import Markup
+
+from fgkd.study import PROJECT
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Pandoc's rule for `$...$`: no space inside the dollars, no digit after them, so that '$5 to $10' stays money
@@ -33,6 +38,7 @@ largeop linethickness lspace mathvariant maxsize minsize movablelimits notation 
 stretchy symmetric voffset width"""
 # Elements of an output that go with their content, which is no text for a reader
 DROPPED = ["script", "style", "noscript", "template", "iframe", "object", "svg", "title"]
+BINARY = ("image/png", "image/jpeg")  # base64, in which a path may stand by chance
 AMOUNT = r"[<≤≥>~]?\s?[-+\u2212±]?[\d.,]+(e[-+]?\d+)?\s?(%|s|ms|MB|GB|†)?( ± [\d.]+%)?"
 NUMBER = re.compile(rf"{AMOUNT}|nan|NaN|-?inf|\u2013|")
 
@@ -74,15 +80,16 @@ def clean_output(markup: str) -> str:
 
 
 def mathml(latex: str, *, display: bool = True) -> str:
-    """Convert LaTeX to MathML, or show its source where that fails.
+    r"""Convert LaTeX to MathML, or show its source where that fails.
+
+    latex2mathml escapes nothing inside of `\text`: its result passes the allow list, as all HTML here.
 
     display: as a formula on a line of its own, which scrolls where it is too wide.
     """
     try:
-        math = convert(latex.strip(), display="block" if display else "inline")
+        math = clean_text(convert(latex.strip(), display="block" if display else "inline"))
     except Exception:  # latex2mathml raises a dozen unrelated types; the reader still gets the source
         math = f"<code>{html.escape(latex)}</code>"
-    math = math.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
     return f'<span class="formula">{math}</span>' if display else math
 
 
@@ -92,6 +99,37 @@ def text(plain: object) -> Markup:
     pieces[::2] = [re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(piece)) for piece in pieces[::2]]
     pieces[1::2] = [mathml(formula, display=False) for formula in pieces[1::2]]
     return Markup("".join(pieces))
+
+
+def shorten_paths(value: Any, folders: Sequence[Path]) -> Any:
+    """Take folders of this machine off the paths in a text, or in the texts of a notebook.
+
+    A page is read by others, whom it need not tell where its files lie, and whose home that is.  A file in
+    one of the folders, or in the project, is left with its path in there; the home folder becomes `~`.
+    """
+    if isinstance(value, dict):
+        return {key: part if key in BINARY else shorten_paths(part, folders) for key, part in value.items()}
+    if isinstance(value, list):
+        return [shorten_paths(part, folders) for part in value]
+    return _paths(*folders)(value) if isinstance(value, str) else value
+
+
+@functools.cache
+def _paths(*folders: Path) -> Callable[[str], str]:
+    """The function that shortens a text for `shorten_paths`."""
+    homes = {os.path.abspath(Path.home()), os.path.realpath(Path.home())}
+    places = {path(folder) for folder in (PROJECT, *folders) for path in (os.path.abspath, os.path.realpath)}
+    names = sorted({*homes, *places} - {"/"}, key=len, reverse=True)
+    written = "|".join(re.escape(form(name)) for name in names for form in (str, html.escape))
+    pattern = re.compile(rf"(?<![\w.~-])({written})(?:(/)|(?![\w.-]))")
+
+    def shorten(match: re.Match) -> str:
+        folder, slash = match.groups(default="")
+        if folder in homes:
+            return f"~{slash}"
+        return "" if slash else Path(folder).name
+
+    return functools.partial(pattern.sub, shorten)
 
 
 def make_tables_readable(soup: BeautifulSoup, name: str = "Table") -> None:
@@ -133,7 +171,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def render(template: str, **values) -> bytes:
+def render(template: str, **values) -> str:
     """Render one of our templates, with the style sheet inlined."""
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    return _environment().get_template(template).render(style=style, **values).encode()
+    return _environment().get_template(template).render(style=style, **values)

@@ -9,7 +9,9 @@ no text of their own.
 """
 
 import functools
+import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,15 +25,7 @@ from traitlets.config import Config
 
 from fgkd import records
 from fgkd.report import markup
-from fgkd.study import PROJECT
 
-# A notebook after a kill in mid-write, of an unknown format, or without an image that it attaches
-UNREADABLE = (
-    nbformat.reader.NotJSONError,
-    nbformat.NBFormatError,
-    nbformat.ValidationError,
-    mistune.InvalidNotebook,
-)
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 # The richest first. Inside <img> an SVG runs no script; scripts and widgets are shown by their text, if any.
 IMAGES = ["image/svg+xml", "image/png", "image/jpeg"]
@@ -42,16 +36,37 @@ BAR = re.compile(r"\d+%\|.*\||\[\d+:\d\d(:\d\d)?(<[^\],]*)?,[^\]]*/[^\]]*\]|^\s+
 CURSOR = re.compile(r"\x1b\[\d*[A-HJK]")
 
 
-def write_page(notebook: Path, file: Path, *, title: str | None = None, home: str = "index.html") -> None:
-    """Render an executed notebook to one self-contained file, atomically.
+class Unreadable(ValueError):
+    """A notebook cut by a kill, of an unknown format, or without an image that it attaches."""
+
+
+def write_page(
+    notebook: Path,
+    file: Path,
+    *,
+    title: str | None = None,
+    home: str = "index.html",
+    folders: Sequence[Path] = (),
+) -> None:
+    """Render an executed notebook to one self-contained file, atomically, unless it is there already.
 
     title: names the run in the page's header and in the browser's tab (default: the first heading).
     home: address of the index, relative to `file`.
-    Raises one of UNREADABLE.
+    folders: taken off the paths in the page, as by `markup.shorten_paths`.
+    Raises Unreadable.
     """
-    body, _ = _exporter().from_filename(str(notebook))
-    soup = BeautifulSoup(body, "html.parser")
-    _make_accessible(soup)
+    content = notebook.read_bytes()
+    places = [str(place).encode() for place in (title, home, *folders)]
+    digest = hashlib.sha256(b"\0".join([_renderer(), *places, content])).hexdigest()
+    if file.exists() and digest.encode() in file.read_bytes()[:1000]:
+        return
+    try:
+        cells = nbformat.from_dict(markup.shorten_paths(nbformat.reads(content.decode(), 4), folders))
+        body, _ = _exporter().from_notebook_node(cells, {"metadata": {"path": str(notebook.parent)}})
+        soup = BeautifulSoup(body, "html.parser")
+        _make_accessible(soup)
+    except Exception as error:  # a dozen unrelated types, by what is wrong in which of its parts
+        raise Unreadable(f"'{notebook}' cannot be shown: {type(error).__name__}: {error}") from error
     heading = soup.find(HEADINGS)
     page = markup.render(
         "page.html.j2",
@@ -61,8 +76,16 @@ def write_page(notebook: Path, file: Path, *, title: str | None = None, home: st
         has_h1=soup.h1 is not None,
         failed=soup.select_one("[data-count]"),
         home=quote(home),
+        digest=digest,
     )
-    records.write_bytes(file, page)
+    records.write_bytes(file, page.encode())
+
+
+@functools.cache
+def _renderer() -> bytes:
+    """The digest of the code that renders a page: of another version it is rendered again."""
+    sources = [Path(__file__), Path(markup.__file__), *sorted(markup.TEMPLATES.iterdir())]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).digest()
 
 
 @functools.cache
@@ -79,7 +102,6 @@ def _exporter() -> TemplateExporter:
         "clean_output": markup.clean_output,
         "mathml": markup.mathml,
         "clear_progress": clear_progress,
-        "relative_paths": lambda source: source.replace(f"{PROJECT}/", ""),
     }
     template = str(markup.TEMPLATES / "cells.html.j2")
     return TemplateExporter(Config(config), template_name="base", template_file=template, filters=filters)

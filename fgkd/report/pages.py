@@ -86,6 +86,7 @@ def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
         claims=None if claims is None else _claims_table(study, claims, tables),
         tables=[Table(name, frame) for name, frame in tables.items()],
         facts=_facts(study),
+        folders=(study.folder, study.folder.parent, Path(study.file).parent),
     )
     return write(site, study.folder / "report")
 

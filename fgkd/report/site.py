@@ -98,6 +98,7 @@ class Site:
     figures: SVG or PNG files with captions, the first with the table of the `headline`.
     claims: shown on a page of its own.
     facts: what the study was made with.
+    folders: of this machine, taken off the paths on all pages.
     """
 
     title: str
@@ -112,13 +113,14 @@ class Site:
     claims: Table | None = None
     tables: Sequence[Table] = ()
     facts: Mapping[str, str] | None = None
+    folders: tuple[Path, ...] = ()
 
 
 def write(site: Site, folder: Path) -> Path:
     """Write a site and return the path of its index.
 
-    A page is rendered again only where it is older than its notebook or than the code that renders it.  A
-    notebook that cannot be read gets no page and is named in the index.
+    A page carries the digest of the notebook and code that it came from, and is rendered again where they
+    are others now.  A notebook that cannot be read gets no page and is named in the index.
     Raises ValueError where two runs would share a page.
     """
     repeated = [href for href, count in Counter(entry.href for entry in site.entries).items() if count > 1]
@@ -130,28 +132,24 @@ def write(site: Site, folder: Path) -> Path:
     for table in (site.standings, site.headline, site.claims, *site.tables):
         if table:
             records.write_table(table.frame, folder / "tables" / f"{table.name}.csv")
-    pages = {entry.href: _write_page(entry, folder) for entry in site.entries}
+    pages = {entry.href: _write_page(entry, folder, site.folders) for entry in site.entries}
     unreadable = [entry.title for entry in site.entries if pages[entry.href] == "unreadable"]
-    index = markup.render("index.html.j2", site=site, pages=pages, unreadable=unreadable)
-    records.write_bytes(folder / "index.html", index)
-    if site.claims:
-        records.write_bytes(folder / "claims.html", markup.render("claims.html.j2", site=site))
+    for name in ("index", "claims") if site.claims else ("index",):
+        page = markup.render(f"{name}.html.j2", site=site, pages=pages, unreadable=unreadable)
+        records.write_bytes(folder / f"{name}.html", markup.shorten_paths(page, site.folders).encode())
     return folder / "index.html"
 
 
-def _write_page(entry: Entry, folder: Path) -> str:
-    """Render the page of an ended run unless it is fresh: 'page', 'none' or 'unreadable'."""
+def _write_page(entry: Entry, folder: Path, folders: tuple[Path, ...]) -> str:
+    """Render the page of an ended run unless it is there: 'page', 'none' or 'unreadable'."""
     page = folder / entry.href
     if entry.state not in ("done", "failed") or not entry.notebook.exists():
         return "none"
-    sources = [entry.notebook, Path(notebook.__file__), Path(markup.__file__), *markup.TEMPLATES.iterdir()]
-    if page.exists() and page.stat().st_mtime >= max(source.stat().st_mtime for source in sources):
-        return "page"
-    names = filter(None, (entry.row, entry.title))
+    title = f"{entry.section}: {' · '.join(filter(None, (entry.row, entry.title)))}"
     home = Path(os.path.relpath(folder / "index.html", page.parent)).as_posix()
     try:
-        notebook.write_page(entry.notebook, page, title=f"{entry.section}: {' · '.join(names)}", home=home)
-    except notebook.UNREADABLE:
+        notebook.write_page(entry.notebook, page, title=title, home=home, folders=folders)
+    except notebook.Unreadable:
         page.unlink(missing_ok=True)
         return "unreadable"
     return "page"

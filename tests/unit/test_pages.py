@@ -3,6 +3,7 @@
 import os
 import re
 
+import attacks
 import nbformat
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
 from fgkd import records
+from fgkd import study as studies
 from fgkd.analysis import paper
 from fgkd.report import notebook, pages, site
 
@@ -265,15 +267,11 @@ def test_a_table_is_written_whole_and_shown_in_part(build):
     assert list(pd.read_csv(index.parent / "tables" / "headline.csv")["metric"]) == ["R12", HARM]
 
 
-def test_a_fresh_page_is_not_rendered_again(build, tmp_path):
+def test_a_fresh_page_is_not_rendered_again(build):
     page = build().parent / "teachers" / "a b.html"
     first = page.stat().st_mtime_ns
     build()
     assert page.stat().st_mtime_ns == first
-    later = page.stat().st_mtime + 10
-    os.utime(tmp_path / "good.ipynb", (later, later))
-    build()
-    assert page.stat().st_mtime_ns != first
 
 
 @pytest.mark.parametrize(
@@ -283,13 +281,13 @@ def test_a_fresh_page_is_not_rendered_again(build, tmp_path):
 )
 def test_a_notebook_that_is_none_is_unreadable(content, tmp_path):
     (tmp_path / "run.ipynb").write_text(content)
-    with pytest.raises(notebook.UNREADABLE):
+    with pytest.raises(notebook.Unreadable):
         notebook.write_page(tmp_path / "run.ipynb", tmp_path / "run.html")
     assert not (tmp_path / "run.html").exists()
 
 
 def test_an_image_that_is_not_attached_makes_a_notebook_unreadable(render):
-    with pytest.raises(notebook.UNREADABLE):
+    with pytest.raises(notebook.Unreadable):
         render(new_markdown_cell("![a bird](attachment:bird.png)"))
 
 
@@ -439,3 +437,50 @@ def test_losses_of_other_temperatures_are_a_table_next_to_kd(finished, make_stud
     assert temperatures.loss.to_list() == ["soft"] * 3 and set(temperatures.temperature) == {4}
     known = temperatures.dropna(subset="difference")
     assert len(known) and (known.difference == 0).all() and set(known.datasets) == {1}
+
+
+FORBIDDEN = ["script", "iframe", "object", "embed", "form", "base", "link", "svg", "template", "noscript"]
+
+
+def test_no_attack_is_more_than_text_in_any_place_of_a_site(tmp_path):
+    for page in map(parse, attacks.hostile_site(tmp_path).values()):
+        assert not page([*FORBIDDEN, "textarea", "xmp", "maction", "annotation-xml", "mglyph"])
+        assert len(page("style")) == 1 and not page("meta", attrs={"http-equiv": "refresh"})
+        names = {name for tag in page.main(True) for name in tag.attrs}
+        assert not [name for name in names if name.startswith("on") or ":" in name]
+        assert not names & {"srcdoc", "srcset", "action", "formaction", "background"}
+        styled = {tag["style"] for tag in page.main(style=True)}
+        assert all(re.fullmatch(r"(text-align: \w+;?|)", style) for style in styled), styled
+        for tag in page(href=True) + page(src=True):
+            address = tag.get("href", tag.get("src"))
+            assert re.match("#|https?:|data:image/|figures/|tables/|(index|claims|run).html", address), tag
+        assert "49" not in page.main.text and "7*7" in page.main.text
+
+
+def test_a_page_of_another_notebook_is_rendered_again_however_old_that_is(tmp_path):
+    entry = site.Entry("Data", "birds", tmp_path / "a.ipynb", "a.html", "done")
+    for source in ("first", "second"):
+        save(entry.notebook, new_markdown_cell(source))
+        os.utime(entry.notebook, (1, 1))
+        site.write(site.Site("x", "x", [], [entry]), tmp_path / "site")
+        assert source in (tmp_path / "site" / "a.html").read_text()
+
+
+@pytest.mark.parametrize("file", ["x.yaml", "a & b's.yaml", "é/x.yaml", "runs/x/data/birds.npy"])
+def test_no_page_tells_where_its_files_lie(file, render, tmp_path, monkeypatch):
+    home = tmp_path / "home" / "alice"
+    monkeypatch.setenv("HOME", str(home))
+    error = new_output("error", ename="OSError", evalue=f"{home}/{file}", traceback=[f"in {home}/{file}:3"])
+    inside = home / "study"
+    cells = [
+        new_code_cell(f"study = '{inside}/{file}'", outputs=[stream(f"read {inside}/{file}, {home}"), error]),
+        new_markdown_cell(f"of {home}/{file}, {studies.PROJECT}/notebooks/a.ipynb and {inside}"),
+    ]
+    page = render(*cells, folders=(inside,))
+    assert "alice" not in str(page) and str(studies.PROJECT) not in str(page)
+    assert f"'{file}'" in page.text and f"~/{file}" in page.text and "and study" in page.text
+    text = f"{home}/{file} and {home}s/b"
+    options = {"title": text, "question": text, "answer": [text], "missing": [text], "notes": [text]}
+    index = site.write(site.Site(**options, entries=[], facts={text: text}, folders=(inside,)), tmp_path)
+    assert f"~/{file}" in parse(index).text and f"{home}/" not in parse(index).text
+    assert f"{home}s/b" in parse(index).text
