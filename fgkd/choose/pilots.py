@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from fgkd import records, stages
-from fgkd.choose.plans import GENTLE_KD, GENTLE_LOSS, PAPER_KD, STUDENT
 from fgkd.choose.ranking import Ranking
-from fgkd.choose.task import Task
+from fgkd.choose.task import GENTLE_KD, GENTLE_LOSS, PAPER_KD, STUDENT, Task
 from fgkd.study import Job, Study
 
 ALONE = "no teacher"

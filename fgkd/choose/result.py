@@ -14,9 +14,8 @@ from fgkd.choose import verification as verifications
 from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Found
 from fgkd.choose.pilots import ALONE, Pilots
-from fgkd.choose.plans import STUDENT
 from fgkd.choose.ranking import Ranking
-from fgkd.choose.task import Task
+from fgkd.choose.task import STUDENT, Task
 from fgkd.choose.verification import TUNED, Verification
 from fgkd.metrics.claims import UNDEFINED
 from fgkd.models import classifier

@@ -14,13 +14,13 @@ import pandas as pd
 
 from fgkd import stages
 from fgkd.analysis.correlation import share_interval
-from fgkd.choose import candidates, plans
+from fgkd.choose import candidates
+from fgkd.choose import task as tasks
 from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Found
 from fgkd.choose.pilots import ALONE, Pilots
-from fgkd.choose.plans import FINETUNED
 from fgkd.choose.ranking import Ranking
-from fgkd.choose.task import Task
+from fgkd.choose.task import FINETUNED, Task
 from fgkd.study import Job, Study
 
 DRAWS = 4000
@@ -51,7 +51,7 @@ def verify(task: Task, audit: Audit, found: Found, ranking: Ranking, pilots: Pil
 
     With them the student without a teacher and, where its network has pretrained weights, that, fine-tuned.
     """
-    study = plans.study(task, audit, found, pilots.distillation)
+    study = tasks.study(task, audit, found, pilots.distillation)
     images = stages.data(study, task.dataset)
     labels = images.test.labels
     reasons = _reasons(task, ranking, pilots) if task.verify else {}
@@ -74,7 +74,7 @@ def verify(task: Task, audit: Audit, found: Found, ranking: Ranking, pilots: Pil
         task.say(f"student {student}: {correct[student].mean():.1%} of {len(labels)} test photos")
     if task.verify and (own := candidates.pretrained(task.student, task.weights, task.plugins)):
         student = TUNED
-        tuned = plans.finetuned(task, audit, own)
+        tuned = tasks.finetuned(task, audit, own)
         result = stages.teacher(tuned, task.dataset, FINETUNED, "FT")
         correct[student] = result.logits().argmax(1) == labels
         rows.append({"student": student, "why": f"its own weights ({own.name})", "teacher_accuracy": None})

@@ -10,7 +10,7 @@ import yaml
 from fgkd import stages
 from fgkd import study as studies
 from fgkd.choose import pilots
-from fgkd.choose.plans import GENTLE_KD, PAPER_KD
+from fgkd.choose.task import GENTLE_KD, PAPER_KD
 
 NAMES = ["byobnet", "efficientnet", "resnet"]
 

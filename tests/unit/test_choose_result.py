@@ -14,10 +14,9 @@ from fgkd.choose import task as tasks
 from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Candidate, Found
 from fgkd.choose.pilots import ALONE, Pilots
-from fgkd.choose.plans import PAPER_KD
 from fgkd.choose.ranking import Ranking, Rule
 from fgkd.choose.result import Choice
-from fgkd.choose.task import Task
+from fgkd.choose.task import PAPER_KD, Task
 from fgkd.choose.verification import TUNED, Verification
 from fgkd.study import StudyError
 

@@ -6,7 +6,6 @@ import yaml
 from PIL import Image
 
 from fgkd.choose import audit as audits
-from fgkd.choose import plans
 from fgkd.choose import task as tasks
 from fgkd.choose.candidates import Candidate, Found
 from fgkd.study import Job
@@ -37,7 +36,7 @@ def asked(tmp_path, monkeypatch):
 
 def test_the_selection_study_sees_the_training_photos_alone(asked):
     task, audit = asked
-    study = plans.selection(task, audit, Found(TEACHERS, {}))
+    study = tasks.selection(task, audit, Found(TEACHERS, {}))
     assert study.folder == task.folder / "selection" and list(study.teachers) == ["byobnet", "resnet", "vit"]
     assert (study.views.resize, study.views.crop) == (128, 112)
     assert study.student("student").resolution == 96
@@ -53,33 +52,33 @@ def test_a_teachers_result_does_not_depend_on_the_other_candidates_or_their_orde
     job = Job("teacher", "garden", "resnet", "FZ")
     prints = set()
     for teachers in (TEACHERS, TEACHERS[::-1], TEACHERS[1:2]):
-        prints.add(plans.selection(task, audit, Found(teachers, {})).fingerprint(job))
+        prints.add(tasks.selection(task, audit, Found(teachers, {})).fingerprint(job))
     assert len(prints) == 1
 
 
 def test_students_of_small_sets_take_1200_steps_up_to_200_epochs(asked):
     task, audit = asked
-    recipe = plans.study(task, audit, Found(TEACHERS, {}), plans.PAPER_KD).recipes["student"]
+    recipe = tasks.study(task, audit, Found(TEACHERS, {}), tasks.PAPER_KD).recipes["student"]
     assert recipe.epochs == 200 and recipe.warmup_steps == 20  # a step an epoch
     audit.photos.loc[:, "use"] = "train"
     many = audits.Audit(audit.root, audit.photos.loc[audit.photos.index.repeat(100)], False)
-    recipe = plans.study(task, many, Found(TEACHERS, {}), plans.PAPER_KD).recipes["student"]
+    recipe = tasks.study(task, many, Found(TEACHERS, {}), tasks.PAPER_KD).recipes["student"]
     assert recipe.epochs == 40 and recipe.warmup_steps == 100  # 47 steps an epoch would do with 26
 
 
 def test_the_students_own_pretrained_network_is_tuned_at_the_students_size_beside_the_study(asked):
     task, audit = asked
     own = Candidate("lcnet", "lcnet_050", "timm", 224, "in1k")
-    study = plans.study(task, audit, Found(TEACHERS, {}), plans.GENTLE_KD)
-    tuned = plans.finetuned(task, audit, own)
-    assert tuned.folder == study.folder and tuned.teacher(plans.FINETUNED).resolution == 96
+    study = tasks.study(task, audit, Found(TEACHERS, {}), tasks.GENTLE_KD)
+    tuned = tasks.finetuned(task, audit, own)
+    assert tuned.folder == study.folder and tuned.teacher(tasks.FINETUNED).resolution == 96
     assert tuned.strategies == ("FT",) and study.distillation.temperature == 4
     assert tuned.fingerprint(Job("data", "garden")) == study.fingerprint(Job("data", "garden"))
 
 
 def test_each_file_says_what_wrote_it_and_is_plain_yaml(asked):
     task, audit = asked
-    study = plans.study(task, audit, Found(TEACHERS, {}), plans.PAPER_KD)
+    study = tasks.study(task, audit, Found(TEACHERS, {}), tasks.PAPER_KD)
     with open(study.file) as file:
         text = file.read()
     assert text.startswith("# Written by `fgkd choose`") and str(task.folder) not in text
