@@ -32,7 +32,7 @@ from fgkd import study as studies
 from fgkd.analysis.blocks import MIN_DATASETS, mean_interval
 from fgkd.analysis.correlation import spearman
 from fgkd.analysis.groups import GROUP, agreement, join_students_with_metrics
-from fgkd.choose.pilots import epochs_of_rungs
+from fgkd.choose.students import epochs_of_rungs
 from fgkd.metrics.claims import METRICS
 from fgkd.study import RECIPES, Study
 

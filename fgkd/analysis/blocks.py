@@ -67,6 +67,17 @@ def mean_test(values, blocks) -> tuple[float, float, float]:
     return low, high, math.nan if math.isnan(low) else swap_p(values, blocks)
 
 
+def exceeds(low: float, high: float, limit: float = 0.0) -> bool | None:
+    """Whether an interval lies above a limit: None where it contains the limit, or is NaN.
+
+    >>> exceeds(0.1, 0.3), exceeds(-0.3, -0.1), exceeds(-0.1, 0.3)
+    (True, False, None)
+    """
+    if math.isnan(low) or math.isnan(high) or low <= limit <= high:
+        return None
+    return bool(low > limit)
+
+
 def shared_error(errors, blocks) -> float:
     """Half the 95 % interval of a mean whose errors are shared inside blocks, as test images.
 

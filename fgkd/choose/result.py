@@ -10,13 +10,11 @@ import timm
 
 from fgkd import export, records
 from fgkd.analysis.correlation import MIN_SIGNIFICANT, difference_interval
-from fgkd.choose import verification as verifications
 from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Found
-from fgkd.choose.pilots import ALONE, Pilots
 from fgkd.choose.ranking import Ranking
+from fgkd.choose.students import ALONE, TUNED, Pilots, Verification, describe
 from fgkd.choose.task import STUDENT, Task
-from fgkd.choose.verification import TUNED, Verification
 from fgkd.metrics.claims import UNDEFINED
 from fgkd.models import classifier
 from fgkd.study import StudyError
@@ -250,7 +248,7 @@ def _answer(choice: Choice) -> list[str]:
     sentences = [
         f"Take {choice.teacher} as the teacher of {choice.task.student}: {how}.",
         f"{ranking.compare()}{share}",
-        verifications.describe(choice.verification),
+        describe(choice.verification),
         pilots.searched,
         pilots.left,
     ]

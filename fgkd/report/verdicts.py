@@ -6,9 +6,9 @@ side, did not hold where it lies beyond it on the other side, and cannot be told
 
 from __future__ import annotations
 
-import math
-
 from IPython.display import Markdown
+
+from fgkd.analysis.blocks import exceeds as exceeds
 
 WORDS = {True: "Held.", False: "Did not hold.", None: "Cannot tell."}
 
@@ -20,17 +20,6 @@ def verdict(held: bool | None, text: str) -> Markdown:
     '**Cannot tell.** The interval contains 0.'
     """
     return Markdown(f"**{WORDS[None if held is None else bool(held)]}** {text}")
-
-
-def exceeds(low: float, high: float, limit: float = 0.0) -> bool | None:
-    """Whether an interval lies above a limit: None where it contains the limit, or is NaN.
-
-    >>> exceeds(0.1, 0.3), exceeds(-0.3, -0.1), exceeds(-0.1, 0.3)
-    (True, False, None)
-    """
-    if math.isnan(low) or math.isnan(high) or low <= limit <= high:
-        return None
-    return bool(low > limit)
 
 
 def both(*held: bool | None) -> bool | None:

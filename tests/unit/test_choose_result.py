@@ -9,15 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fgkd.choose import page, result, verification
+from fgkd.choose import page, result, students
 from fgkd.choose import task as tasks
 from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Candidate, Found
-from fgkd.choose.pilots import ALONE, Pilots
 from fgkd.choose.ranking import Ranking, Rule
 from fgkd.choose.result import Choice
+from fgkd.choose.students import ALONE, TUNED, VERIFIED, Pilots, Verification
 from fgkd.choose.task import PAPER_KD, Task
-from fgkd.choose.verification import TUNED, Verification
 from fgkd.study import StudyError
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -73,7 +72,7 @@ def choose(tmp_path):
             Ranking(pd.DataFrame(rows), pd.DataFrame(), Rule("ratio12", "the paper's rule")),
             pd.DataFrame({"teacher": names, "images_per_second": 100.0, "minutes": 2.0}),
             Pilots(pilots, list(names), PAPER_KD, "", "T 2 and beta 10 are the paper's."),
-            Verification(pd.DataFrame(table, columns=verification.COLUMNS), 100, None, object()),
+            Verification(pd.DataFrame(table, columns=VERIFIED), 100, None, object()),
             "The student lies in `student/`.",
         )
 
@@ -137,18 +136,18 @@ def test_the_answer_the_table_and_the_page_name_the_choice_and_its_costs(choose,
 
 def test_without_verification_there_is_no_model_and_it_says_how_to_get_one(choose):
     choice = choose(verified={ALONE: 0.4})
-    empty = Verification(pd.DataFrame(columns=verification.COLUMNS), 100, None, None)
-    assert "--verify 1" in verification.describe(empty)
+    empty = Verification(pd.DataFrame(columns=VERIFIED), 100, None, None)
+    assert "--verify 1" in students.describe(empty)
     assert result.hand_over(choice.task, empty).startswith("There is no model yet: --verify 1")
 
 
 def test_the_interval_of_a_difference_is_that_of_the_photos_that_differ():
     first = np.repeat([True, True, False, False], [50, 20, 10, 20])
     second = np.repeat([True, False, True, False], [50, 20, 10, 20])
-    low, high = verification.paired_interval(first, second)
+    low, high = students.paired_interval(first, second)
     error = 1.96 * np.sqrt((0.3 - 0.1**2) / 100)
     assert (low, high) == pytest.approx((0.1 - error, 0.1 + error), abs=0.02)
-    assert verification.paired_interval(first, first) == (0, 0)
+    assert students.paired_interval(first, first) == (0, 0)
 
 
 # What is refused before anything is computed

@@ -9,7 +9,7 @@ import yaml
 
 from fgkd import stages
 from fgkd import study as studies
-from fgkd.choose import pilots
+from fgkd.choose import students
 from fgkd.choose.task import GENTLE_KD, PAPER_KD
 
 NAMES = ["byobnet", "efficientnet", "resnet"]
@@ -52,14 +52,14 @@ def ranked(order=NAMES):
 
 def test_pilots_halve_the_better_half_and_go_on_with_the_same_trainings(selection, task):
     asked = task()
-    found = pilots.run(asked, selection, ranked(), COSTS)
-    assert list(found.table.teacher) == [pilots.ALONE, "byobnet", "efficientnet"]
+    found = students.pilot(asked, selection, ranked(), COSTS)
+    assert list(found.table.teacher) == [students.ALONE, "byobnet", "efficientnet"]
     assert set(found.table.epochs) == {1} and set(found.table.of) == {4}
     assert found.left == "" and found.distillation in (PAPER_KD, GENTLE_KD)
     better = found.table.iloc[1:].sort_values("accuracy", ascending=False, kind="stable").teacher.iloc[0]
     assert found.order[0] == better and sorted(found.order) == NAMES and found.order[2] == "resnet"
     assert len(asked.said) == 4 and "T 4 and beta 1" in asked.said[-1]
-    again = pilots.run(task(0.001), selection, ranked(), COSTS)  # what was computed is free
+    again = students.pilot(task(0.001), selection, ranked(), COSTS)  # what was computed is free
     pd.testing.assert_frame_equal(again.table, found.table)
     assert (again.order, again.distillation) == (found.order, found.distillation)
 
@@ -86,22 +86,30 @@ def test_a_pilots_row_is_computed_again_when_its_recipe_changes(selection, tmp_p
 
 
 def test_without_time_the_order_is_the_rankings_and_it_says_so(selection, task):
-    found = pilots.run(task(0.0), selection, ranked(["resnet", "byobnet", "efficientnet"]), COSTS)
+    found = students.pilot(task(0.0), selection, ranked(["resnet", "byobnet", "efficientnet"]), COSTS)
     assert found.order == ["resnet", "byobnet", "efficientnet"] and not len(found.table)
     assert found.left == "No pilot was run: --minutes is 0." and found.distillation == PAPER_KD
-    slow = pilots.run(task(0.5), selection, ranked(), COSTS.assign(minutes=60.0))
+    slow = students.pilot(task(0.5), selection, ranked(), COSTS.assign(minutes=60.0))
     assert slow.left == "No pilot was run: the first takes longer than 0.5 minutes; give more --minutes."
 
 
 def test_what_time_did_not_allow_is_named(selection, task, monkeypatch):
-    monkeypatch.setattr(pilots.Clock, "seconds", property(lambda clock: 30.0))
+    monkeypatch.setattr(students._Halving, "seconds", property(lambda halving: 30.0))
     costs = COSTS.assign(minutes=[0.01, 60.0, 60.0])
-    found = pilots.run(task(0.5), selection, ranked(), costs)
+    found = students.pilot(task(0.5), selection, ranked(), costs)
     assert found.left == (
         "Time ran out after 0.5 minutes: 1 of 2 pilots of 1 epochs were left (efficientnet); "
         "the same command goes on."
     )
     assert found.order[0] == "byobnet"
+
+
+def test_pilots_that_leave_no_time_to_search_are_not_called_left(selection, task, monkeypatch):
+    left = iter([30.0, 30.0, 30.0, 0.0])
+    monkeypatch.setattr(students._Halving, "seconds", property(lambda halving: next(left)))
+    found = students.pilot(task(0.5), selection, ranked(), COSTS)
+    assert len(found.table) == 3 and found.left == ""
+    assert found.searched == "T 2 and beta 10 are the paper's; no time was left to search others."
 
 
 def test_a_student_that_diverges_is_last(selection, task, monkeypatch):
@@ -113,12 +121,12 @@ def test_a_student_that_diverges_is_last(selection, task, monkeypatch):
         return own(study, job, epochs)
 
     monkeypatch.setattr(stages, "pilot", pilot)
-    found = pilots.run(task(), selection, ranked(), COSTS)
+    found = students.pilot(task(), selection, ranked(), COSTS)
     assert found.order == ["efficientnet", "resnet", "byobnet"]
     assert math.isnan(found.table.set_index("teacher").accuracy["byobnet"])
 
 
 def test_rungs_double_from_a_tenth_until_one_candidate_is_left():
-    assert pilots.epochs_of_rungs(100, 2) == [10]
-    assert pilots.epochs_of_rungs(100, 16) == [10, 20, 40, 80]
-    assert pilots.epochs_of_rungs(100, 64) == [10, 20, 40, 80, 100]
+    assert students.epochs_of_rungs(100, 2) == [10]
+    assert students.epochs_of_rungs(100, 16) == [10, 20, 40, 80]
+    assert students.epochs_of_rungs(100, 64) == [10, 20, 40, 80, 100]
