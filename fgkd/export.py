@@ -38,7 +38,7 @@ from fgkd.analysis.correlation import share_interval
 from fgkd.data import datasets
 from fgkd.data.views import centre, crop_batch
 from fgkd.models import classifier
-from fgkd.study import PRETEXT, Job, Model, Study, StudyError
+from fgkd.study import PRETEXT, Job, Model, Study, StudyError, check_weights
 from fgkd.study.errors import expected, hint
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
@@ -113,8 +113,9 @@ class Trained:
     def load(self) -> classifier.Classifier:
         """The network with its weights, in eval mode, on the CPU."""
         crop = self.study.views.crop
-        spec = replace(self.spec, weights="none")  # all of its weights come from its training
-        model = classifier.build(spec, len(self.dataset.classes), crop=crop, seed=0)
+        if self.record["contents"].get("config"):  # beside its first weights: what the network is, too
+            check_weights(self.spec)
+        model = classifier.build(self.spec, len(self.dataset.classes), crop=crop, seed=0, start=False)
         classifier.restore(model, self.study.path(self.job) / "model.safetensors")
         return model.eval().requires_grad_(False)
 
@@ -314,7 +315,7 @@ def _write_timm(trained: Trained, model: classifier.Classifier, folder: Path) ->
         net,
         str(folder / "config.json"),
         model_config=config,
-        model_args=trained.spec.options,
+        model_args=net._model_args,
         data_config={
             "input_size": (3, size, size),
             "interpolation": "bicubic",

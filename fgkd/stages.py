@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -345,7 +346,7 @@ def first_step(study: Study, dataset: str, teacher: str, strategy: str, *, numbe
     objective = training.distillation(
         labels, lambda _, epoch, index: {"logits": told[index]}, study.distillation
     )
-    options = {"crop": study.views.crop, "seed": study.seed_for("student", dataset, spec.key)}
+    options: dict[str, Any] = {"crop": study.views.crop, "seed": study.seed_for("student", dataset, spec.key)}
     before, after = (classifier.build(spec, len(split.classes), **options) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "checkpoint"

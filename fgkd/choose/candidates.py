@@ -7,30 +7,33 @@ Of these, in this order:
     neither          SMALL or LARGE of timm's hub, where it can be reached, or what of them was downloaded
 
 The network of a file is the one that a plugin's WEIGHTS names, else the `architecture` in its metadata or in
-config.json beside it, else the one of its stem.
+config.json beside it, else the one of its stem.  config.json also gives its normalisation, arguments and
+resolution.  A file that is a link is named by the link, and read beside it.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
+import re
 import statistics
 import sys
 import threading
 import time
-from dataclasses import dataclass, field, replace
+import unicodedata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
 from fgkd.distillation import training
 from fgkd.models import classifier
-from fgkd.study import Model, Recipe, StudyError
+from fgkd.study import Model, Recipe, StudyError, contents
+from fgkd.study.config import MAX_NAME
 from fgkd.study.errors import expected
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -118,13 +121,15 @@ def find(names: list[str], folder: Path | None, plugins: tuple[str, ...], device
     Raises StudyError where none is left, and for a name that cannot be had.
     """
     classifier.load_plugins(plugins)
-    files = _files(folder, plugins)
+    known = _files(folder, plugins)
+    files = known
     hub: list[str] = []
     left_out: dict[str, str] = {}
     if names:
-        hub = [name for name in names if name not in files]
-        files = {name: file for name, file in files.items() if name in names}
-        _check_hub(hub, names, list(_files(folder, plugins)), folder)
+        names = [name if name in known or _plain(name) not in known else _plain(name) for name in names]
+        hub = [name for name in names if name not in known]
+        files = {name: file for name, file in known.items() if name in names}
+        _check_hub(hub, names, list(known), folder)
     elif not files:
         hub = _hub_names(device)
     candidates = []
@@ -198,8 +203,7 @@ def resolution(model: str) -> int:
 
 def images_per_second(spec: Model, classes: int, device: torch.device, *, crop: int, train: bool) -> float:
     """Images a second of a network: passes forward, or with `train` its steps; a median of 3."""
-    bare = replace(spec, weights="none")  # speed does not depend on them
-    model = classifier.build(bare, classes, crop=crop, seed=0).to(device).train(train)
+    model = classifier.build(spec, classes, crop=crop, seed=0, start=False).to(device).train(train)
     pixels = torch.randint(0, 256, (BATCH, 3, crop, crop), dtype=torch.uint8).to(device)
     labels = torch.zeros(BATCH, dtype=torch.long, device=device)
     optimizer = training.make_optimizer(model, Recipe())
@@ -287,16 +291,37 @@ def _is_cached(name: str) -> bool:
 def _files(folder: Path | None, plugins: tuple[str, ...]) -> dict[str, Path]:
     """The weights files, by the name of each: its stem, or that of its folder beside config.json."""
     if folder is None:
-        return {name: file for name, (_, file) in _registered(plugins).items()}
+        return _named({str(name): file for name, (_, file) in _registered(plugins).items()})
     if not folder.is_dir():
         raise StudyError(f"--weights is '{folder}': expected a folder with weights files")
     files = {}
     for path in sorted([*folder.iterdir(), *folder.glob("*/model.safetensors")]):
         if path.suffix in SUFFIXES and path.is_file():
-            files[path.parent.name if path.parent != folder else path.stem] = path.resolve()
+            name = path.stem if path.parent == folder else path.parent.name
+            files[str(path.relative_to(folder)) if name in files else name] = path
     if not files:
         raise StudyError(f"--weights is '{folder}': it holds no {', '.join(SUFFIXES)} file")
-    return files
+    return _named(files)
+
+
+def _named(files: dict[str, Path]) -> dict[str, Path]:
+    """The files by the names that a study file takes, each another one where folders ignore case."""
+    named: dict[str, Path] = {}
+    taken = {"none"}
+    for name, file in sorted(files.items(), key=lambda item: (item[0] != _plain(item[0]), item[0])):
+        plain = _plain(name)
+        numbers = itertools.count(2)
+        while plain.casefold() in taken:
+            plain = f"{_plain(name)[: MAX_NAME - 5]}-{next(numbers)}"
+        taken.add(plain.casefold())
+        named[plain] = file
+    return named
+
+
+def _plain(name: str) -> str:
+    """A name as a study file takes it, which names a folder."""
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]", "_", letters).lstrip("._-")[:MAX_NAME] or "weights"
 
 
 def _registered(plugins: tuple[str, ...]) -> dict[str, tuple[str, Path]]:
@@ -305,7 +330,7 @@ def _registered(plugins: tuple[str, ...]) -> dict[str, tuple[str, Path]]:
     for plugin in plugins:
         module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == plugin)
         for name, value in getattr(module, "WEIGHTS", {}).items():
-            file = (Path(plugin).parent / value.file).resolve()
+            file = Path(contents.absolute(value.file, Path(plugin).parent))
             if file.is_file():
                 found[name] = (value.model, file)
     return found
@@ -314,31 +339,12 @@ def _registered(plugins: tuple[str, ...]) -> dict[str, tuple[str, Path]]:
 def _network(file: Path, plugins: tuple[str, ...]) -> str | None:
     """The timm model of a weights file, None where nothing says it: see the module."""
     for model, other in _registered(plugins).values():
-        if other == file:
+        if os.path.samefile(other, file):
             return model
-    for names in (_metadata(file), _card(file)):
+    for names in (classifier.metadata(file), contents.config(str(file))):
         if names.get("architecture"):
             return names["architecture"]
     return file.stem if timm.is_model(file.stem.partition(".")[0]) else None
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    if file.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(file, "pt") as content:
-            return content.metadata() or {}
-    except (OSError, SafetensorError):  # loading it says so
-        return {}
-
-
-def _card(file: Path) -> dict[str, Any]:
-    """The config.json beside a weights file, as timm writes it."""
-    try:
-        card = json.loads((file.parent / "config.json").read_text())
-        return card if isinstance(card, dict) else {}
-    except (OSError, ValueError):
-        return {}
 
 
 def _load(name: str, file: Path | None, plugins: tuple[str, ...]) -> Candidate:
@@ -350,17 +356,18 @@ def _load(name: str, file: Path | None, plugins: tuple[str, ...]) -> Candidate:
             "(see runs/README.md), or beside a config.json of timm"
         )
     weights = "timm" if file is None else str(file)
-    size = resolution(model)
+    config = {} if file is None else contents.config(weights)
+    size = int(config["input_size"][-1]) if "input_size" in config else resolution(model)
     spec = Model(key=name, model=model, weights=weights, resolution=size)
     net = classifier.build(spec, None, crop=size, seed=0)
     if not isinstance(net.net.get_classifier(), torch.nn.Module):
         raise StudyError(f"'{model}' has several heads, none of which a teacher could train")
     count = classifier.parameters(net)
-    cards = {} if file is None else _card(file) | _metadata(file)
-    licence = net.net.pretrained_cfg.get("license") if file is None else cards.get("license")
+    cards = net.net.pretrained_cfg if file is None else config | classifier.metadata(file)
+    licence = cards.get("license")
     stored = 4 * count if file is None else os.path.getsize(file)
     return Candidate(
-        name=_key(name),
+        name=name,
         model=model,
         weights=weights,
         resolution=size,
@@ -369,11 +376,6 @@ def _load(name: str, file: Path | None, plugins: tuple[str, ...]) -> Candidate:
         megabytes=stored / 1e6,
         parameters=count,
     )
-
-
-def _key(name: str) -> str:
-    """The name as a study file takes it, which names a folder."""
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
 
 
 def _pretraining(spec: Model, classes: int) -> str:

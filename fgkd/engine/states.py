@@ -167,6 +167,7 @@ def _changed_content(name: str, study: Study, part: Job, record: dict) -> str:
     """What became of a file that a job starts from."""
     files = {
         "weights": "the file of its weights",
+        "config": "config.json beside its weights",
         "network": "the plugin that registers its network",
         "metrics": "the plugin that registers metrics",
         "loss": "the plugin that defines its loss",

@@ -2,6 +2,11 @@
 
 The normalisation is part of the model, so that a teacher and a student with different means see the same
 view, and a saved model can be used on raw pixels.
+
+What timm's config.json beside a weights file says of the network counts: its architecture, mean, std and
+`model_args`, over which an entry's own `options` go.  What it says of images does not, as it does not where
+timm's own weights are named: their size is that of the study's views or of the entry's `resolution`, they are
+squashed and resized by bicubic interpolation (see `data.views`), and its head's classes are replaced.
 """
 
 from __future__ import annotations
@@ -10,23 +15,28 @@ import difflib
 import functools
 import hashlib
 import importlib.util
+import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fgkd.models import van  # noqa: F401  (registers VAN with timm)
 from fgkd.records import write_bytes
-from fgkd.study import Model, StudyError, check_weights
+from fgkd.study import Model, StudyError, check_weights, contents
+
+SLOW_IMPORT = 10  # seconds after which a plugin that is being imported is named
 
 
 class Classifier(nn.Module):
@@ -116,23 +126,37 @@ class Head(nn.Module):
         return self.layer(features).flatten(1)
 
 
-def build(spec: Model, classes: int | None, *, crop: int, seed: int) -> Classifier:
+def build(spec: Model, classes: int | None, *, crop: int, seed: int, start: bool = True) -> Classifier:
     """Build the network of `spec` with a new head, in train mode, on the CPU.
 
-    A file's weights are loaded strictly, all but the head.
+    A file's weights are loaded strictly, all but the head, into the network that config.json beside it says.
 
     classes: of the head; None keeps the head of pretrained weights.
     crop: the side of its views, pixels; with a resolution of its own the network resizes them.
     seed: of the random initialisation.
+    start: with the weights of `spec`; without, random ones of the same network, such as others go into.
     Raises StudyError for a name that timm does not know and for weights that are absent or do not fit.
     """
     check_name(spec.model)
-    check_weights(spec)
+    if start:
+        check_weights(spec)
+    config = contents.config(spec.file) if spec.file else {}
+    if config and config["architecture"].partition(".")[0] != spec.model.partition(".")[0]:
+        raise StudyError(
+            f"weights '{spec.weights}' are of '{config['architecture']}', as config.json beside them says, "
+            f"but 'model:' is '{spec.model}': name that network, or put the file elsewhere"
+        )
+    size = spec.resolution or crop
+    arguments = config.get("model_args", {})
+    options = arguments | ({"img_size": size} if "img_size" in arguments else {}) | spec.options
+    weights = spec.weights if start else "none"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = _create(spec, classes, spec.resolution or crop)
-        if spec.weights not in ("none", "pretext") and classes is not None:
+        net = _create(replace(spec, options=options, weights=weights), classes, size)
+        if weights not in ("none", "pretext") and classes is not None:
             net.reset_classifier(classes)
+    own = {name: tuple(config[name]) for name in ("mean", "std") if name in config}
+    net.pretrained_cfg = dict(net.pretrained_cfg) | own
     return Classifier(net, spec.resolution).to(memory_format=torch.channels_last)
 
 
@@ -155,8 +179,9 @@ def check_name(name: str) -> None:
 def load_plugins(files: tuple[str, ...]) -> None:
     """Import each Python file once.
 
-    It registers networks by timm's `register_model`, losses by `fgkd.distillation.losses.loss`.
-    Raises StudyError for a file that is no Python file, or whose import fails.
+    It registers networks by timm's `register_model`, losses by `fgkd.distillation.losses.loss`.  One whose
+    import takes long is named on standard error, since nothing else says what is waited for.
+    Raises StudyError for a file that is no Python file, or whose import fails or ends the interpreter.
     """
     for file in files:
         name = f"fgkd_plugin_{hashlib.sha256(file.encode()).hexdigest()[:12]}"
@@ -165,12 +190,35 @@ def load_plugins(files: tuple[str, ...]) -> None:
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
             raise StudyError(f"plugin '{file}' is not a Python file: expected a name that ends in .py")
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise StudyError(f"plugin '{file}' is a folder, a device or a pipe: expected a Python file")
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        words = f"plugin '{file}' is still being imported after {SLOW_IMPORT} seconds"
+        timer = threading.Timer(SLOW_IMPORT, print, (words,), {"file": sys.stderr, "flush": True})
+        timer.daemon = True
+        timer.start()
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except KeyboardInterrupt:
             del sys.modules[name]
-            raise StudyError(f"plugin '{file}' failed to import: {type(error).__name__}: {error}") from error
+            raise
+        except BaseException as error:  # SystemExit, too, would end a command without a word
+            del sys.modules[name]
+            reason = f"{type(error).__name__}: {error}"
+            raise StudyError(f"plugin '{file}' failed to import: {reason.rstrip(': ')}") from error
+        finally:
+            timer.cancel()
+
+
+def metadata(file: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file; {} of another file, and of one that cannot be read."""
+    if Path(file).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(file, "pt") as content:
+            return content.metadata() or {}
+    except (OSError, SafetensorError):  # loading it says so
+        return {}
 
 
 def save(model: nn.Module, file: Path) -> None:
@@ -271,10 +319,19 @@ def _from_file(spec: Model, options: dict) -> nn.Module:
     try:
         state = load_state_dict(spec.weights, use_ema=False, device="cpu", weights_only=True)
     except Exception as error:
+        # of a pickle PyTorch's own message is left out, since it advises to run what the file says
+        reason = _shorten(error) if isinstance(error, OSError | SafetensorError) else type(error).__name__
         raise StudyError(
-            f"weights '{spec.weights}' cannot be read: {error}. "
-            "Expected a safetensors file or a PyTorch state dict"
+            f"weights '{spec.weights}' cannot be read: {reason}. Expected a safetensors file or a PyTorch "
+            "state dict of tensors alone; a pickle that needs code is refused, since it may run any: convert "
+            "the weights to safetensors where they were saved"
         ) from error
+    named = metadata(spec.weights).get("architecture", spec.model)
+    if named.partition(".")[0] != spec.model.partition(".")[0]:
+        raise StudyError(
+            f"weights '{spec.weights}' are of '{named}', as their metadata say, but 'model:' is "
+            f"'{spec.model}': name that network"
+        )
     network: Any = timm.create_model(spec.model, **options)
     head = network.pretrained_cfg["classifier"]
     weights = [f"{name}.weight" for name in ([head] if isinstance(head, str) else head)]

@@ -396,17 +396,15 @@ class Study(StudyConfig):
             model = self.teacher(job.teacher) if job.stage == "teacher" else self.student(job.student)
             digests["network"] = contents.of_network(model.model, self.plugins)
             if model.file is not None:
-                digests["weights"] = contents.of_file(model.file)
+                digests |= contents.of_weights(model.file)
         if job.stage == "bank":
             digests["metrics"] = contents.of_metrics(self.plugins)
         if job.stage == "student":
             loss = self._loss_of(job)
             if loss is not None and loss.loss not in LOSSES:
                 digests["loss"] = contents.of_loss(loss.loss, self.plugins)
-        if None in digests.values():
-            recorded = _recorded_contents(self.path(job) / "record.json")
-            if job.stage == "bank":
-                recorded = {"metrics": ""} | recorded  # no metric is known of an absent plugin
+        if None in digests.values():  # of an absent plugin no metric is known, of absent weights no config
+            recorded = {"metrics": "", "config": ""} | _recorded_contents(self.path(job) / "record.json")
             return {
                 name: recorded.get(name) if digest is None else digest for name, digest in digests.items()
             }

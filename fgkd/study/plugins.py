@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ METRIC = "metric"  # the decorator of `fgkd.metrics` that registers a metric
 def read(plugin: str | Path) -> str | None:
     """The text of a plugin, None where there is none."""
     try:
-        return Path(plugin).read_text()
+        return Path(plugin).read_text(encoding="utf-8") if os.path.isfile(plugin) else None
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -36,7 +37,7 @@ def loss_options(text: str) -> dict[str, dict[str, Any]]:
     Raises StudyError for a default that is not a literal, and SyntaxError.
     """
     losses = {}
-    for node in ast.parse(text).body:
+    for node in _parse(text):
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or not _is_decorated(node, LOSS):
             continue
         if isinstance(node, ast.FunctionDef):
@@ -60,7 +61,7 @@ def code_of(text: str, decorator: str, name: str | None = None) -> str:
     if decorator != NETWORK and "fgkd" not in text:  # another package's decorator
         return ""
     try:
-        body = ast.parse(text).body
+        body = _parse(text)
     except SyntaxError:  # reported when the plugin is imported
         return text
     registered = [node for node in body if _registered_name(node, decorator)]
@@ -85,6 +86,14 @@ def code_of(text: str, decorator: str, name: str | None = None) -> str:
             names = [node.id for node in ast.walk(part) if isinstance(node, ast.Name)]
             pending += chain.from_iterable(bindings.get(used, []) for used in names)
     return "\n".join(code[id(statement)] for statement in body if id(statement) in code)
+
+
+def _parse(text: str) -> list[ast.stmt]:
+    """The statements of a file.  Raises SyntaxError for all that is no Python."""
+    try:
+        return ast.parse(text).body
+    except (ValueError, RecursionError, MemoryError) as error:  # a zero byte, and brackets too deep
+        raise SyntaxError(str(error)) from None
 
 
 def _options(function: ast.FunctionDef) -> dict[str, Any]:

@@ -7,9 +7,11 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants
+from pydantic import TypeAdapter
 
 from fgkd.choose import candidates
 from fgkd.study import StudyError
+from fgkd.study.config import Name
 
 CPU = torch.device("cpu")
 
@@ -57,6 +59,51 @@ def test_a_files_network_is_named_by_its_stem_its_metadata_a_config_or_a_plugin(
     assert by_name["test_byobnet"].licence == "unknown" and by_name["test_byobnet"].pretraining == "in1k"
     assert all(c.resolution == 160 and c.megabytes > 0 and c.parameters > 0 for c in found.candidates)
     assert [c.name for c in find(plugins=[plugin]).candidates] == ["x"]
+
+
+def test_each_file_has_a_name_of_its_own_that_a_study_takes(tmp_path):
+    named = {"architecture": "test_resnet"}
+    stems = (
+        "r\u00e9seau",
+        "_x",
+        ".x",
+        "x",
+        "a b",
+        "a_b",
+        "none",
+        "n" * 240,
+        "\u6a21\u578b",
+        "=1+1",
+        "-rf",
+    )
+    save(tmp_path / "x.safetensors", "test_resnet", metadata=named)
+    for stem in stems:
+        if stem != "x":
+            (tmp_path / f"{stem}.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes())
+    save(tmp_path / "x/model.safetensors", "test_resnet", metadata=named)
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "x.pth")
+    (tmp_path / "x.pth").rename(tmp_path / "test_resnet.pth")
+    found = find(tmp_path)
+    names = [candidate.name for candidate in found.candidates]
+    assert not found.left_out and len(names) == len(stems) + 2
+    assert len({name.casefold() for name in names}) == len(names)
+    assert {"x", "a_b", "a_b-2", "reseau", "1_1", "rf", "weights", "none-2", "x-2"} <= set(names)
+    TypeAdapter(dict[Name, int]).validate_python(dict.fromkeys(names, 0))
+    assert [candidate.name for candidate in find(tmp_path, ["r\u00e9seau"]).candidates] == ["reseau"]
+
+
+def test_a_snapshot_of_links_is_read_by_the_config_beside_the_links(tmp_path):
+    save(tmp_path / "blob", "test_resnet")
+    config = {"architecture": "test_resnet", "pretrained_cfg": {"input_size": [3, 96, 96], "license": "mit"}}
+    (tmp_path / "other").write_text(json.dumps(config))
+    for folder in (tmp_path / "snapshots/1a", tmp_path / "farm/mine"):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").symlink_to(tmp_path / "blob")
+        (folder / "config.json").symlink_to(tmp_path / "other")
+    for folder, name in ((tmp_path / "snapshots/1a", "model"), (tmp_path / "farm", "mine")):
+        (candidate,) = find(folder).candidates
+        assert (candidate.name, candidate.model, candidate.licence) == (name, "test_resnet", "mit")
+        assert candidate.resolution == 96 and candidate.weights.endswith("model.safetensors")
 
 
 def test_files_without_a_network_or_of_another_one_are_left_out_with_the_reason(tmp_path):

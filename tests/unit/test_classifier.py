@@ -1,11 +1,14 @@
 """Classifiers: names, weights that fit or are refused, and a head that is the network's own last layer."""
 
 import copy
+import json
+import threading
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models._hub import save_config_for_hf
 from torchvision.transforms.v2.functional import resize
 
 from fgkd.models import cal, classifier
@@ -234,9 +237,96 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
             return (open, (str(tmp_path / "harm"), "w"))
 
     torch.save(Harm(), file := tmp_path / "harm.pth")
-    with pytest.raises(StudyError, match="cannot be read"):
+    with pytest.raises(
+        StudyError, match="needs code is refused.* convert the weights to safetensors"
+    ) as error:
         build(weights=str(file))
-    assert not (tmp_path / "harm").exists()
+    assert not (tmp_path / "harm").exists() and "weights_only" not in str(error.value)
+
+
+@pytest.fixture
+def described(tmp_path):
+    """(changes of its pretrained_cfg, model_args) -> a network and its file beside timm's config.json."""
+
+    def make(changes=None, model="test_resnet", **arguments):
+        net = timm.create_model(model, num_classes=7, **arguments)
+        own = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)} | (changes or {})
+        net.pretrained_cfg = dict(net.pretrained_cfg) | own
+        config = {"pretrained_cfg": {"architecture": model}}
+        save_config_for_hf(net, str(tmp_path / "config.json"), model_config=config, model_args=arguments)
+        state = {name: weight.contiguous() for name, weight in net.state_dict().items()}
+        save_file(state, tmp_path / "model.safetensors")
+        return classifier.Classifier(net).eval(), tmp_path / "model.safetensors"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "model, arguments",
+    [("test_resnet", {"act_layer": "silu"}), ("test_vit3", {"img_size": 32, "global_pool": "max"})],
+)
+def test_config_json_beside_weights_says_the_mean_the_std_and_the_arguments(described, model, arguments):
+    theirs, file = described(model=model, **arguments)
+    same = build(model, classes=None, weights=str(file)).eval()
+    torch.testing.assert_close(same(photos()), theirs(photos()))
+    bare = classifier.build(Model("x", model, weights=str(file)), 7, crop=32, seed=0, start=False).eval()
+    bare.net.load_state_dict(theirs.net.state_dict())
+    torch.testing.assert_close(bare(photos()), theirs(photos()))
+
+
+def test_a_studys_own_options_and_size_go_over_those_of_config_json(described):
+    _, file = described(model="test_vit3", img_size=32, global_pool="max")
+    own = build("test_vit3", weights=str(file), options={"global_pool": "avg"}, crop=48)
+    assert own.net.global_pool == "avg" and own.net.patch_embed.img_size == (48, 48)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c | {"architecture": "test_vit"}, "are of 'test_vit', as config.json beside them says"),
+        (lambda c: c["pretrained_cfg"].update(mean=[0.5]) or c, r"mean \[0.5\]: expected a list of three"),
+        (lambda c: c["pretrained_cfg"].update(std=[1, 1, 0]) or c, r"std \[1, 1, 0\]: expected"),
+        (lambda c: c["pretrained_cfg"].update(mean="x") or c, "mean 'x': expected a list of three numbers"),
+        (lambda c: c["pretrained_cfg"].update(input_size=[1, 32, 32]) or c, "other than 3 channels"),
+        (lambda c: c | {"model_args": {"in_chans": 1}}, "other than 3 channels"),
+        (lambda c: c | {"model_args": [1]}, "is none of timm's"),
+        (lambda c: c | {"model_args": {"no_such": 1}}, "no_such"),
+        (lambda c: "{", "beside weights cannot be read"),
+    ],
+)
+def test_a_config_json_that_cannot_be_followed_is_refused(described, change, message):
+    _, file = described()
+    config = change(json.loads((file.parent / "config.json").read_text()))
+    text = config if isinstance(config, str) else json.dumps(config)
+    (file.parent / "config.json").write_text(text)
+    with pytest.raises(StudyError, match=message):
+        build(weights=str(file))
+
+
+@pytest.mark.parametrize("text", ['{"architectures": ["ViT"]}', "[]", "5", '{"architecture": 3}'])
+def test_a_config_json_of_another_library_says_nothing(trained, text):
+    model, file = trained
+    (file.parent / "config.json").write_text(text)
+    assert torch.equal(build(classes=None, weights=str(file)).eval()(photos()), model(photos()))
+
+
+def test_metadata_of_another_network_are_refused(trained, tmp_path):
+    model, _ = trained
+    save_file(weights(model), file := tmp_path / "a.safetensors", {"architecture": "test_resnet.r160_in1k"})
+    build(weights=str(file))
+    save_file(weights(model), file, {"architecture": "resnet18"})
+    with pytest.raises(StudyError, match="are of 'resnet18', as their metadata say"):
+        build(weights=str(file))
+
+
+def test_weights_behind_a_link_of_another_name_load_with_the_config_beside_the_link(described, tmp_path):
+    theirs = described()[0]
+    snapshot = tmp_path / "snapshots" / "1a"
+    snapshot.mkdir(parents=True)
+    for name, blob in (("model.safetensors", "ab12"), ("config.json", "cd34")):
+        (snapshot / name).symlink_to((tmp_path / name).rename(tmp_path / blob))
+    same = build(classes=None, weights=str(snapshot / "model.safetensors")).eval()
+    torch.testing.assert_close(same(photos()), theirs(photos()))
 
 
 def test_what_save_wrote_restores_to_the_same_logits(tmp_path):
@@ -297,6 +387,12 @@ def test_a_plugin_registers_a_model_with_timm(tmp_path):
     [
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("def f(:", "SyntaxError"),
+        ("raise SystemExit", "SystemExit"),
+        ("import sys; sys.exit('no')", "SystemExit: no"),
+        ("raise BaseException('odd')", "BaseException: odd"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("def f(): f()\nf()", "RecursionError"),
+        ("x = '\0'", "(SyntaxError|ValueError): source code (string )?cannot contain null bytes"),
     ],
 )
 @pytest.mark.fault("a plugin that fails")
@@ -305,6 +401,22 @@ def test_a_plugin_that_fails_is_named_with_its_error_each_time(tmp_path, source,
     for _ in range(2):
         with pytest.raises(StudyError, match=f"plugin '.*bad.py' failed to import: {message}"):
             classifier.load_plugins((str(file),))
+
+
+def test_a_plugin_that_is_no_file_is_refused_and_a_slow_one_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "zero.py").symlink_to("/dev/zero")
+    for name in ("folder.py", "zero.py"):
+        with pytest.raises(StudyError, match=f"{name}' is a folder, a device or a pipe"):
+            classifier.load_plugins((str(tmp_path / name),))
+    (file := tmp_path / "slow.py").write_text("import threading; [t.join() for t in threading._TIMERS]")
+    timers = []
+    monkeypatch.setattr(threading, "_TIMERS", timers, raising=False)
+    start = threading.Timer.start
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: timers.append(timer) or start(timer))
+    monkeypatch.setattr(classifier, "SLOW_IMPORT", 0)
+    classifier.load_plugins((str(file),))
+    assert "slow.py' is still being imported after 0 seconds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

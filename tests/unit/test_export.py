@@ -17,6 +17,7 @@ from torchvision.transforms import CenterCrop
 
 from fgkd import cli, export
 from fgkd.data.images import decode
+from fgkd.models import classifier
 from fgkd.study import Job, StudyError, Views
 
 DISTILL = Job("distill", "birds", "resnet", "FT")
@@ -119,6 +120,16 @@ def test_the_command_hands_over_and_again_into_the_same_folder(finished, tmp_pat
     assert (
         json.loads((out / "config.json").read_text())["label_names"][0] in (out / "classes.txt").read_text()
     )
+
+
+def test_a_hand_over_as_the_weights_of_another_study_gives_the_same_logits(finished, tmp_path):
+    pytest.importorskip("onnxruntime")
+    out = export.hand_over(finished, DISTILL, None, None, tmp_path / "out")
+    trained = export.find(finished, DISTILL).load()
+    spec = dataclasses.replace(finished.student("small"), weights=str(out / "model.safetensors"))
+    again = classifier.build(spec, None, crop=finished.views.crop, seed=0).eval()
+    images = torch.randint(0, 256, (4, 3, finished.views.crop, finished.views.crop), dtype=torch.uint8)
+    torch.testing.assert_close(again(images), trained(images))
 
 
 def test_the_command_names_a_job_that_is_close(finished, tmp_path, capsys):
