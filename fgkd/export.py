@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from fgkd import records, stages
 from fgkd.analysis.correlation import share_interval
-from fgkd.data import datasets
+from fgkd.data import datasets, images
 from fgkd.data.views import centre, crop_batch
 from fgkd.models import classifier
 from fgkd.study import PRETEXT, Job, Model, Study, StudyError, check_weights
@@ -50,33 +50,65 @@ COMPARED = 32  # test images on which the folder's networks are compared with th
 TOLERANCE = 1e-3  # largest difference of a probability there
 PREDICT = '''"""Name the class of each photo: python predict.py PHOTO ..."""
 
+import functools
+import io
+import os
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 FOLDER = Path(__file__).parent
 RESIZE, CROP = $resize, $crop  # pixels: a photo is squashed to a square, and its middle is cut out
 CLASSES = (FOLDER / "classes.txt").read_text(encoding="utf-8").splitlines()
-NETWORK = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
+FORMATS = $formats
+MAX_PIXELS = $pixels
+
+
+$decoder
+
+
+@functools.cache
+def network():
+    """The network, loaded once."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
+
+
+def photo(path):
+    """A photo as the study saw it, for timm's transform."""
+    return Image.fromarray(decode(path, RESIZE))
 
 
 def predict(path):
     """The class of a photo, and its probability."""
-    photo = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
-    photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
     corner = (RESIZE - CROP) // 2
-    square = np.asarray(photo.resize((RESIZE, RESIZE), Image.Resampling.BICUBIC))
-    view = square[corner : corner + CROP, corner : corner + CROP]
-    (probabilities,) = NETWORK.run(None, {"pixels": view[None]})[0]
+    view = np.asarray(photo(path))[corner : corner + CROP, corner : corner + CROP]
+    (probabilities,) = network().run(None, {"pixels": view[None]})[0]
     return CLASSES[probabilities.argmax()], probabilities.max()
 
 
-for path in sys.argv[1:]:
-    name, probability = predict(path)
-    print(f"{path}: {name} ({probability:.1%})")
+def main(paths):
+    """Name the photos; returns the exit status, 1 where one cannot be read."""
+    if not paths:
+        sys.exit("usage: python predict.py PHOTO ...")
+    status = 0
+    for path in paths:
+        try:
+            name, probability = predict(path)
+            print(f"{path}: {name} ({probability:.1%})")
+        except DataError as error:
+            print(error, file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
 '''
 
 
@@ -377,13 +409,24 @@ def _move(partial: Path, folder: Path) -> None:
 def _write_texts(trained: Trained, folder: Path) -> None:
     sizes = trained.study.views
     names = [" ".join(name.splitlines()) for name in trained.dataset.classes]
-    script = Template(PREDICT).substitute(resize=sizes.resize, crop=sizes.crop)
+    script = predict_script(sizes.resize, sizes.crop)
     for file, text in (
         ("classes.txt", "\n".join([*names, ""])),
         ("predict.py", script),
         ("README.md", card(trained, own_network=(folder / NETWORK).exists())),
     ):
         records.write_bytes(folder / file, text.encode())
+
+
+def predict_script(resize: int, crop: int) -> str:
+    """predict.py, which decodes a photo by the very code that the study decoded its photos by."""
+    return Template(PREDICT).substitute(
+        resize=resize,
+        crop=crop,
+        formats=images.FORMATS,
+        pixels=images.MAX_PIXELS,
+        decoder="\n\n".join(map(inspect.getsource, images.DECODER)).rstrip(),
+    )
 
 
 def card(trained: Trained, *, own_network: bool = False) -> str:
@@ -476,7 +519,8 @@ def _describe_onnx(trained: Trained) -> str:
         f"`pixels` (N, {sizes.crop}, {sizes.crop}, 3), uint8, RGB, and gives `probabilities` "
         f"(N, {len(trained.dataset.classes)}) in the order of `classes.txt`; the normalisation is inside. "
         f"A photo is first turned upright, squashed to {sizes.resize} x {sizes.resize} pixels (bicubic), and "
-        f"its central {sizes.crop} x {sizes.crop} are cut out. Other preprocessing costs accuracy."
+        f"its central {sizes.crop} x {sizes.crop} are cut out. Other preprocessing costs accuracy: other "
+        "libraries clip photos of 16 or 32 bits, for example."
     )
 
 
@@ -491,8 +535,10 @@ def _describe_timm(trained: Trained, own_network: bool) -> str:
         )
         first = "import network  # beside this card: registers the network, which timm lacks\n    "
     imported, transform = _timm_transform(trained)
-    lines = [f"{first}import json, timm", imported, 'config = json.load(open("FOLDER/config.json"))']
-    lines += [load, *transform]
+    lines = [f"{first}import json, timm", imported]
+    lines += ["from predict import photo  # beside this card: opens a photo as the study did"]
+    lines += ['config = json.load(open("FOLDER/config.json"))']
+    lines += [load, *transform, '# net(transform(photo("photo.jpg"))[None]).softmax(1)']
     return "\n\n".join(filter(None, ["With timm:", "    " + "\n    ".join(lines), _warn_of_timm(trained)]))
 
 
@@ -502,13 +548,13 @@ def _timm_transform(trained: Trained) -> tuple[str, list[str]]:
     if resolution in (0, sizes.crop):
         return "from timm.data import create_transform, resolve_data_config", [
             'data = resolve_data_config(pretrained_cfg=config["pretrained_cfg"])',
-            "transform = create_transform(**data)  # of an upright RGB photo",
+            "transform = create_transform(**data)",
         ]
     view = f"Resize(({sizes.resize}, {sizes.resize}), 3), CenterCrop({sizes.crop})"  # 3: bicubic
     return "from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor", [
         'cfg = config["pretrained_cfg"]',
         f"resize = Compose([{view}, ToTensor(), Resize({resolution})])",
-        'transform = Compose([resize, Normalize(cfg["mean"], cfg["std"])])  # of an upright RGB photo',
+        'transform = Compose([resize, Normalize(cfg["mean"], cfg["std"])])',
     ]
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import resource
 import runpy
-from string import Template
 
 import numpy as np
 import pytest
@@ -208,30 +207,55 @@ class Session:
         return [np.array([[1 - mean, mean]])]
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "CMYK", "P", "turned"])
-def test_the_script_decodes_photos_as_the_study_does(tmp_path, monkeypatch, mode):
+@pytest.fixture
+def predict_folder(tmp_path):
+    """A folder with predict.py and the names of two classes."""
+    (tmp_path / "classes.txt").write_text("dark\nlight\n")
+    (tmp_path / "predict.py").write_text(export.predict_script(36, 32))
+    return tmp_path
+
+
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "I;16B", "F", "turned"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_script_decodes_photos_as_the_study_does(predict_folder, monkeypatch, mode):
     onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    (tmp_path / "classes.txt").write_text("dark\nlight\n")
-    script = tmp_path / "predict.py"
-    script.write_text(Template(export.PREDICT).substitute(resize=36, crop=32))
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 4), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    if mode not in ("RGBA", "LA"):
-        image = image.convert("RGB")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 4), dtype=np.uint8))
     exif = Image.Exif()
     if mode == "turned":
         exif[0x0112] = 6
+    elif mode[0] in "IF":
+        grey = np.random.default_rng(0).integers(0, 65536, (40, 70))
+        image = Image.fromarray(grey.astype(np.float32 if mode == "F" else np.int32)).convert(mode)
     else:
-        image = image.convert(mode)
-    photo = tmp_path / f"photo.{'tif' if mode == 'CMYK' else 'png'}"
+        image = image.convert("LA" if mode == "PA" else "RGBA").convert(mode)
+    photo = predict_folder / f"photo.{'png' if mode in ('RGBA', 'LA', 'P', 'turned') else 'tif'}"
     image.save(photo, exif=exif)
-    monkeypatch.setattr("sys.argv", ["predict.py"])
-    script = runpy.run_path(str(script))
+    script = runpy.run_path(str(predict_folder / "predict.py"))
     name, probability = script["predict"](photo)
     view = decode(photo, 36)[2:34, 2:34]
-    assert (script["NETWORK"].pixels[0] == view).all()
+    assert (script["network"]().pixels[0] == view).all()
     light = view.mean() / 255
-    assert name == ("light" if light > 0.5 else "dark") and probability == pytest.approx(
-        max(light, 1 - light)
-    )
+    assert 0.2 < light < 0.8 and name == ("light" if light > 0.5 else "dark")
+    assert probability == pytest.approx(max(light, 1 - light))
+    assert (np.asarray(script["photo"](photo))[2:34, 2:34] == view).all()
+
+
+def test_the_script_names_the_other_photos_where_one_is_none(predict_folder, monkeypatch, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    Image.new("RGB", (20, 20), "white").save(predict_folder / "a.png")
+    (predict_folder / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    script = runpy.run_path(str(predict_folder / "predict.py"))
+    paths = [str(predict_folder / name) for name in ("gone.jpg", "eps.jpg", "a.png")]
+    assert script["main"](paths) == 1
+    shown = capsys.readouterr()
+    assert shown.out == f"{paths[2]}: light (100.0%)\n"
+    assert [line.partition(" cannot be decoded: ")[2] for line in shown.err.splitlines()] == [
+        "No such file or directory",
+        "not an image that Pillow can read",
+    ]
+    with pytest.raises(SystemExit, match="usage: python predict.py PHOTO"):
+        script["main"]([])
