@@ -419,13 +419,13 @@ def _write_texts(trained: Trained, folder: Path) -> None:
 
 
 def predict_script(resize: int, crop: int) -> str:
-    """predict.py, which decodes a photo by the very code that the study decoded its photos by."""
+    """predict.py, which decodes a photo by the very code that decoded those of the study."""
     return Template(PREDICT).substitute(
         resize=resize,
         crop=crop,
         formats=images.FORMATS,
         pixels=images.MAX_PIXELS,
-        decoder="\n\n".join(map(inspect.getsource, images.DECODER)).rstrip(),
+        decoder="\n\n".join(inspect.getsource(part) for part in images.DECODER).rstrip(),
     )
 
 

@@ -110,10 +110,6 @@ class Audit:
         double = exact[exact.digest.isin(labels[labels > 1].index)]
         if len(double):
             sentences.append(f"{_pairs(double, 'digest')} are the same file with two labels: correct them")
-        nested = good[good.name.str.count("/") > 1].label.unique()
-        if len(nested):
-            classes = quote_some(sorted(nested))
-            sentences.append(f"the photos in folders inside {classes} count as that class")
         return sentences
 
     def _across(self) -> list[str]:
@@ -140,16 +136,20 @@ def look(root: Path, memory: Path, *, seed: int = 0) -> Audit:
     for split in SPLITS:
         paths += [(path, listing.classes[label], split) for path, label in listing.files[split]]
     photos = pd.DataFrame(sorted(paths), columns=["path", "label", "split"])
-    is_split = all(
-        path.startswith(f"{split}/{label}/") for path, label, split in photos.itertuples(index=False)
-    )
-    photos["name"] = photos.path.str.partition("/")[2] if is_split else photos.path
+    is_split = listing.is_split
+    photos["name"] = list(map(_name, photos.path, photos.label))
     read = _read_all(listing.root, list(photos.path), memory)
     photos = photos.join(pd.DataFrame(read, columns=["side", "digest", "hash", "error"]))
     photos["group"] = _groups(photos)
     photos["use"] = _uses(photos, is_split, seed)
     _check_counts(photos, is_split)
     return Audit(listing.root, photos.drop(columns="hash"), is_split, listing.notes)
+
+
+def _name(path: str, label: str) -> str:
+    """The path of a photo below its split: its class, and what follows that in its own path."""
+    _, is_there, below = f"/{path}".partition(f"/{label}/")
+    return f"{label}/{below if is_there else path}"
 
 
 def link(audit: Audit, folder: Path) -> None:

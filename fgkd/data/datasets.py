@@ -282,6 +282,7 @@ def _read(source: _Source, cache: Path) -> Dataset | None:
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
     notes = source.listing.notes if source.listing else ()
+    notes += tuple(index.get("notes", ()))
     return Dataset(
         key=source.spec.key,
         classes=source.classes,
@@ -355,6 +356,7 @@ def _build(source: _Source, cache: Path, progress: bool) -> None:
 def _write_parts(source: _Source, cache: Path, progress: bool) -> list[str]:
     """Write both splits and the index; returns why images cannot be decoded."""
     failures: list[str] = []
+    remarks: list[str] = []
     index: dict[str, Any] = {
         "fingerprint": source.fingerprint,
         "classes": source.classes,
@@ -368,9 +370,12 @@ def _write_parts(source: _Source, cache: Path, progress: bool) -> list[str]:
         else:
             paths = [path for path, _ in source.listing.files[split]]
             labels = [label for _, label in source.listing.files[split]]
-            images = _decode_all(source, paths, failures, progress)
+            images = _decode_all(source, paths, failures, remarks, progress)
             index[split] = {"labels": labels, "names": paths, "boxes": None}
         index[split]["digests"] = _write_array(cache / f"{split}.npy.part", images, _shape(source, split))
+    if remarks:
+        some = "; ".join(sorted(remarks)[:3]) + (f"; and {len(remarks) - 3} more" if len(remarks) > 3 else "")
+        index["notes"] = [f"metadata that cannot be read are left aside: {some}"]
     (cache / "index.json.part").write_text(json.dumps(index))
     return failures
 
@@ -410,17 +415,23 @@ def _draw_birds(spec: DataSpec, split: str) -> tuple[np.ndarray, dict]:
 
 
 def _decode_all(
-    source: _Source, paths: list[str], failures: list[str], progress: bool
+    source: _Source, paths: list[str], failures: list[str], remarks: list[str], progress: bool
 ) -> Iterator[np.ndarray]:
-    """Decode images in order; those that fail are left out and described in `failures`."""
+    """Decode images in order; those that fail are left out and described in `failures`.
+
+    remarks: gains a sentence for each whose metadata were left aside.
+    """
     assert source.listing
     root = source.listing.root
 
     def attempt(path: str) -> np.ndarray | DataError:
+        reasons: list[str] = []
         try:
-            return decode(root / path, source.spec.resize)
+            return decode(root / path, source.spec.resize, reasons)
         except DataError as error:
             return error
+        finally:
+            remarks.extend(f"{path!r} ({reason})" for reason in reasons)
 
     cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     silent = None if progress else True

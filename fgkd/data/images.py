@@ -48,6 +48,7 @@ class Listing:
     files: paths below `root` and labels, which are indices into `classes`.
     notes: sentences that a reader of the results should see.
     shared_cache: the folder next to the images that caches them for all studies, if there is one.
+    is_split: whether the splits are the set's own.
     """
 
     classes: tuple[str, ...]
@@ -55,6 +56,7 @@ class Listing:
     files: Files
     notes: tuple[str, ...] = ()
     shared_cache: Path | None = None
+    is_split: bool = True
 
 
 def quote_some(names: list[str]) -> str:
@@ -70,10 +72,10 @@ def decode(path: str | Path, resize: int, remarks: list[str] | None = None) -> n
     smallest of the ranges 0..1 (F only), 0..255 and 0..65535 that holds all its values, else by its own
     minimum and maximum. Of an animation, the first image. Metadata that cannot be read are left aside.
 
-    remarks: gains a sentence where metadata were left aside.
+    remarks: gains the reason where metadata were left aside.
     Raises DataError for a file that is missing, truncated, no photo, or of too many pixels.
     """
-    aside: list[str] = []
+    aside = [] if remarks is None else remarks
     try:
         image = turn_upright(open_photo(path, aside), aside)
         if image.mode[0] in "IF":
@@ -82,19 +84,16 @@ def decode(path: str | Path, resize: int, remarks: list[str] | None = None) -> n
             image = lay_over_white(image)
         if image.mode != "RGB":
             image = image.convert("RGB")
-        pixels = np.asarray(image.resize((resize, resize), Image.Resampling.BICUBIC))
+        return np.asarray(image.resize((resize, resize), Image.Resampling.BICUBIC))
     except Exception as error:  # Pillow's plugins raise whatever their parsers stumble on
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = "not an image that Pillow can read" if os.path.getsize(path) else "empty file"
         raise DataError(f"{str(path)!r} cannot be decoded: {reason}") from error
-    if aside and remarks is not None:
-        remarks.append(f"{str(path)!r} ({aside[0]})")
-    return pixels
 
 
 def open_photo(path: str | Path, aside: list[str]) -> Image.Image:
-    """Open a photo and read its pixels, of a PNG without its metadata where these cannot be read."""
+    """Read the pixels of a file, of a PNG without its metadata where these cannot be read."""
     setting = os.environ.get("FGKD_MAX_PIXELS") or str(MAX_PIXELS)
     if not setting.isdecimal():
         raise ValueError(f"FGKD_MAX_PIXELS is {setting!r}, expected a whole number")
@@ -116,7 +115,7 @@ def open_photo(path: str | Path, aside: list[str]) -> Image.Image:
 
 
 def read_photo(file: str | Path | io.BytesIO) -> Image.Image:
-    """Read the pixels of a file in one of FORMATS, once its header says that they are not too many."""
+    """Read the pixels of a file in one of FORMATS, if by its header they are not too many."""
     Image.init()
     with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
@@ -126,7 +125,7 @@ def read_photo(file: str | Path | io.BytesIO) -> Image.Image:
 
 
 def without_metadata(content: bytes) -> bytes | None:
-    """The content of a PNG with nothing but its pixels, palette and transparency; None of another file."""
+    """A PNG with nothing but its pixels, palette and transparency; None for other files."""
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return None
     chunks = [content[:8]]
@@ -152,7 +151,7 @@ def turn_upright(image: Image.Image, aside: list[str]) -> Image.Image:
         8: Image.Transpose.ROTATE_90,
     }
     try:
-        turn = turns.get(image.getexif().get(0x0112))
+        turn = turns.get(image.getexif().get(0x0112, 1))
     except Exception as error:  # Pillow's parser raises whatever it stumbles on
         aside.append(str(error))
         return image
@@ -193,7 +192,7 @@ def lay_over_white(image: Image.Image) -> Image.Image:
 def convert_strips(
     image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
-    """Convert a picture by strips of a few megapixels, so that copies of all of it do not fill the memory."""
+    """Convert a picture by strips, so that copies of all of it do not fill the memory."""
     whole = Image.new(mode, image.size)
     for top, strip in strips(image):
         whole.paste(convert(strip).convert(mode), (0, top))
