@@ -174,7 +174,7 @@ def compare(study: Study, folder: Path) -> list[dict]:
     rho: of the ranking's order, and of R12's and TAC's on held-out photos, with the students' accuracy in the
     study; regret in points of whom the choice, its ranking, R12 and TAC pick.
     """
-    table = pd.read_csv(folder / "ranking.csv")
+    table = records.read_table(folder / "ranking.csv")
     own = studies.load(str(folder / "selection.yaml"))
     names = {Path(teacher.file).name: key for key, teacher in study.teachers.items() if teacher.file}
     files = {key: Path(teacher.file).name for key, teacher in own.teachers.items() if teacher.file}

@@ -25,7 +25,13 @@ BANK_NOISE = 0.02  # of the largest logit: what another machine or device may di
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns 0 done, 1 failed, 2 bad input or 130 interrupted."""
+    """Run the command line; returns 0 done, 1 failed, 2 bad input or 130 interrupted.
+
+    An error is a sentence; FGKD_DEBUG=1 raises it.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     options = _parser().parse_args(words)
     try:
         status = options.command(options)
@@ -34,12 +40,26 @@ def main(words: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
-        print(f"fgkd: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("fgkd: interrupted: finished runs are kept, the same command continues", file=sys.stderr)
         return 130
+    except Exception as error:
+        if os.environ.get("FGKD_DEBUG"):
+            raise
+        print(f"fgkd: {_sentence(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError | OSError) else 1
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, as a terminal may show it."""
+    from fgkd.study.errors import printable
+
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"'{error.filename}' cannot be used ({error.strerror}): check the path and who may use it"
+    elif not isinstance(error, ValueError | OSError):
+        text = f"{type(error).__name__}: {error}. This should not happen: FGKD_DEBUG=1 shows where it did"
+    return printable(text)
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -133,7 +153,7 @@ def export(options: argparse.Namespace) -> int:
     study = load(options.study)
     job = export.find_job(study, options.job)
     folder = export.hand_over(
-        study.at(study.seed_of(job)), job, options.student, options.loss, Path(options.out)
+        study.at(study.seed_of(job)), job, options.student, options.loss, _path(options.out)
     )
     print(f"handed over to {folder}: its README.md says what it is and how to load it")
     return 0
@@ -143,16 +163,16 @@ def choose(options: argparse.Namespace) -> int:
     """Choose a teacher for a folder of photos; hand over the student that it taught."""
     from fgkd.engine import choosing, terminal
 
-    name = Path(options.photos).expanduser().resolve().name
-    folder = Path(options.out or f"{name}-teacher").expanduser().resolve()
+    photos = _path(options.photos)
+    folder = _path(options.out or f"{photos.name}-teacher")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out is '{folder}', which is a file: name a folder")
     parameters = {
-        "photos": str(Path(options.photos).expanduser().resolve()),
+        "photos": str(photos),
         "student": options.student,
         "teachers": options.teachers,
-        "weights": options.weights and str(Path(options.weights).expanduser().resolve()),
-        "plugins": ",".join(
-            str(Path(file).expanduser().resolve()) for file in options.plugins.split(",") if file
-        ),
+        "weights": options.weights and str(_path(options.weights)),
+        "plugins": ",".join(str(_path(file)) for file in options.plugins.split(",") if file),
         "recipe": options.recipe,
         "minutes": options.minutes,
         "verify": options.verify,
@@ -256,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="Snakemake's settings for a cluster, such as profiles/slurm",
     )
-    sub.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
+    sub.add_argument("--cores", type=_count, default=os.cpu_count(), help="CPU cores to use (default: all)")
 
     sub = add(status)
     sub.add_argument("--json", action="store_true", help="all of it as JSON")
@@ -349,6 +369,18 @@ def _add_choose_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     sub.add_argument("--out", metavar="FOLDER", help="of the results (default: PHOTOS-teacher, here)")
+
+
+def _path(text: str) -> Path:
+    from fgkd.study.contents import absolute
+
+    return Path(absolute(text))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of cores: expected 1 or more")
+    return int(text)
 
 
 def _profile(folder: str) -> str:

@@ -33,6 +33,10 @@ PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
 TRAITS = ["pretraining", "norm"]  # of a teacher, by its record
 WORDS = ["family", "architecture"]  # of a teacher, by the study file
 TRANSFER = ["logme", "leep", "nce"]
+NAMES = {  # columns of text, whatever a name looks like: NA, 1e5, 007
+    *("architecture", "by", "commit", "dataset", "device", "family", "licence", "loss", "model", "norm"),
+    *("one", "other", "pretraining", "recipe", "run", "strategy", "student", "teacher", "tied", "value"),
+}
 STAGE_TABLES = {"data": "data", "teachers": "teacher", "metrics": "bank", "students": "distill"}
 
 
@@ -70,6 +74,15 @@ def write_json(file: Path, value) -> None:
 def write_table(frame: pd.DataFrame, file: Path) -> None:
     """Write a CSV with floats at 10 significant digits: the same study, the same bytes."""
     write_bytes(file, frame.to_csv(index=False, float_format="%.10g").encode())
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A CSV that `write_table` wrote: an empty cell is NaN in a column of numbers alone."""
+    columns = set(pd.read_csv(file, nrows=0).columns)
+    texts = dict.fromkeys(columns & NAMES, str)
+    return pd.read_csv(
+        file, dtype=texts, keep_default_na=False, na_values={name: [""] for name in columns - NAMES}
+    )
 
 
 def read_json(file: Path) -> dict | None:
@@ -198,7 +211,7 @@ def committed_tables(name: str) -> dict[str, pd.DataFrame]:
         raise StudyError(
             f"study '{name}' has no tables in '{PROJECT / 'runs' / name}': build them by `fgkd report {name}`"
         )
-    return {file.stem: pd.read_csv(file) for file in files}
+    return {file.stem: read_table(file) for file in files}
 
 
 def with_tac(metrics: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:

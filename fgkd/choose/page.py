@@ -20,7 +20,7 @@ def write(folder: Path, notebook: Path | None = None) -> Path:
     from fgkd.report.site import Entry, Site, Table, write
 
     values = records.read_json(folder / "choose.json") or {}
-    table = pd.read_csv(folder / "ranking.csv")
+    table = records.read_table(folder / "ranking.csv")
     entries = []
     if notebook is not None:
         entries.append(Entry("The notebook", "every step", notebook, "notebook.html", "done"))

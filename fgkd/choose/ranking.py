@@ -92,10 +92,8 @@ class Ranking:
             return f"Ranked by R12, smaller first ({self.rule.reason})."
         rho = spearman(self.table["rank"], self.table.r12_rank)
         agrees = "agrees" if self.r12_pick == first else f"picks {self.r12_pick} instead"
-        return (
-            f"Ranked by {self.rule.label} ({self.rule.reason}). R12 {agrees}; the rank correlation of the "
-            f"two orders is {rho:+.2f}."
-        )
+        orders = "" if np.isnan(rho) else f"; the rank correlation of the two orders is {rho:+.2f}"
+        return f"Ranked by {self.rule.label} ({self.rule.reason}). R12 {agrees}{orders}."
 
 
 def rule(recipe: str) -> Rule:

@@ -27,7 +27,8 @@ from fgkd.data import birds
 from fgkd.distillation import training
 from fgkd.models import classifier
 from fgkd.records import write_bytes
-from fgkd.study import PRETEXT, PROJECT, Study, StudyError, load
+from fgkd.study import PRETEXT, PROJECT, Study, StudyError, contents, load
+from fgkd.study.config import MAX_NAME
 from fgkd.study.errors import expected
 
 RECIPES = {"fz": "FZ", "ft": "FT", "cal": "CAL"}
@@ -74,8 +75,9 @@ class Task:
     @property
     def dataset(self) -> str:
         """The photos' name in the studies."""
-        name = "".join(letter for letter in self.photos.resolve().name if letter.isalnum() or letter in "._-")
-        return name if name.isascii() and name[:1].isalnum() and name != PRETEXT else "photos"
+        name = "".join(letter for letter in self.photos.name if letter.isalnum() or letter in "._-")
+        is_name = name.isascii() and name[:1].isalnum() and name.casefold() != PRETEXT
+        return name[:MAX_NAME] if is_name else "photos"
 
     def student_size(self, crop: int) -> int:
         """Side in pixels that the student sees of views of `crop` pixels.
@@ -115,7 +117,7 @@ def set_up(
     out: '' is `choose` in FGKD_RUNS, or beside the studies of this project.
     Raises StudyError naming the value, what was expected and what to do.
     """
-    files = tuple(str(Path(plugin).expanduser().resolve()) for plugin in _split(plugins))
+    files = tuple(contents.absolute(plugin) for plugin in _split(plugins))
     for file in files:
         if not os.path.isfile(file):
             raise StudyError(f"--plugins names '{file}', which does not exist: check the path")
@@ -132,7 +134,7 @@ def set_up(
         photos=source,
         student=student,
         teachers=_split(teachers),
-        weights=Path(weights).expanduser().resolve() if weights else None,
+        weights=Path(contents.absolute(weights)) if weights else None,
         plugins=files,
         recipe=RECIPES[recipe],
         minutes=minutes,
@@ -181,9 +183,9 @@ def _split(names: str) -> tuple[str, ...]:
 def _folders(photos: str, out: str) -> tuple[Path, Path]:
     """The photos' folder, with birds drawn into it where none is named, and that of the results."""
     root = Path(os.environ.get("FGKD_RUNS") or PROJECT / "runs")
-    folder = (Path(out).expanduser() if out else root / "choose").resolve()
-    source = Path(photos).expanduser().resolve() if photos else folder / "birds"
-    if folder == source or folder.is_relative_to(source):
+    folder = Path(contents.absolute(out or root / "choose"))
+    source = Path(contents.absolute(photos)) if photos else folder / "birds"
+    if folder.resolve().is_relative_to(source.resolve()):
         raise StudyError(f"--out is '{folder}', inside the photos: name a folder elsewhere")
     if photos and not source.is_dir():
         raise StudyError(

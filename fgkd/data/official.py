@@ -11,7 +11,7 @@ import yaml
 
 from fgkd.data.images import SPLITS, DataError, Listing
 from fgkd.data.layouts import LAYOUTS, Layout
-from fgkd.study import DataSpec
+from fgkd.study import DataSpec, contents
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Official:
 def root_of(kind: str, root: str | None) -> Path:
     """Return the folder of a set: `root`, or the set's own in the folder FGKD_DATA."""
     if root or os.environ.get("FGKD_DATA"):
-        return Path(root or Path(os.environ["FGKD_DATA"], kind)).expanduser().absolute()
+        return Path(contents.absolute(root or Path(os.environ["FGKD_DATA"], kind)))
     raise DataError(
         f"{kind}: neither a root is given nor FGKD_DATA set: name the root (in the study file, or with "
         f"--root), or set FGKD_DATA to the folder that holds {kind}/"

@@ -14,6 +14,7 @@ from fgkd import records
 from fgkd.choose import LOG, NOTEBOOK, page
 from fgkd.engine import kernels, states
 from fgkd.study import PROJECT, StudyError
+from fgkd.study.errors import printable
 
 POLL_SECONDS = 0.5
 BAD_INPUT = ("StudyError", "DataError", "UnreadableImages", "OSError")
@@ -57,7 +58,7 @@ def _execute(parameters: dict[str, str | int | float], folder: Path, lock: int) 
         command = [sys.executable, "-m", "fgkd.engine.execute", *words]
         process = kernels.start(command, log, environment, group, lock)
         for line in _follow(folder / LOG, process):
-            print(line, flush=True)
+            print(printable(line), flush=True)
     return process.returncode
 
 

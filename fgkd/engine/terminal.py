@@ -20,6 +20,7 @@ from fgkd import records
 from fgkd.engine import states
 from fgkd.progress import duration
 from fgkd.study import Job, Study
+from fgkd.study.errors import printable
 
 if TYPE_CHECKING:  # loaded by the commands that need it alone
     import pandas as pd
@@ -31,10 +32,19 @@ LOG_LINES = 3  # the last ones that a failed notebook printed
 NOTES = 3  # of a study that has more
 
 
+class PlainConsole(Console):
+    """A console that data cannot steer, such as notes that hold a terminal's commands."""
+
+    def render(self, renderable, options=None):
+        """The segments of an item, their texts without control characters."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def console_for(file: TextIO) -> Console:
     """A console as wide as the terminal, or without limit where `file` is none."""
-    console = Console(file=file, highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal else Console(file=file, width=UNLIMITED, highlight=False)
+    console = PlainConsole(file=file, highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else PlainConsole(file=file, width=UNLIMITED, highlight=False)
 
 
 def show(*items: RenderableType) -> None:
@@ -55,11 +65,8 @@ def show(*items: RenderableType) -> None:
 def show_choice(folder: Path, index: Path) -> None:
     """Print the answer of `fgkd choose`, when not to trust it, and where all of it lies."""
     values = records.read_json(folder / "choose.json") or {}
-    for sentence in values["answer"]:
-        print(sentence)
-    for sentence in values["warnings"]:
-        print(f"Beware: {sentence}")
-    print(f"{values['handed over']} All of it: {index}")
+    show(*values["answer"], *(f"Beware: {sentence}" for sentence in values["warnings"]))
+    show(f"{values['handed over']} All of it: {index}")
 
 
 def show_json(value: dict) -> None:
@@ -151,7 +158,7 @@ def show_status(study: Study, rows: dict[Job, dict]) -> None:
         else:
             print(f"{row['state']:12}{seconds:>10}  {job.id:44}{row['log'] or ''}".rstrip())
             for line in details:
-                print(" " * 24 + line)
+                print(" " * 24 + printable(line))
     counts = Counter(row["state"] for row in rows.values())
     totals = ", ".join(f"{number} {state}" for state, number in counts.items())
     show(*([table] if is_terminal else []), f"{totals}; results in {study.folder}")
@@ -162,7 +169,7 @@ def show_failures(study: Study) -> list[Job]:
     jobs = states.failed(study)
     for job in jobs:
         row = states.state(study, job)
-        print(f"\nfailed: {job.id}\n  {row['error']}\n  {row['log']}", file=sys.stderr)
+        print(f"\nfailed: {job.id}\n  {printable(row['error'])}\n  {row['log']}", file=sys.stderr)
     return jobs
 
 

@@ -91,7 +91,10 @@ def _to_path(path: str, info: ValidationInfo) -> str:
     if info.context is None:
         return path
     path = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: os.environ.get(match[1]) or match[2], path)
-    return contents.absolute(os.path.expandvars(path), info.context["folder"])
+    try:
+        return contents.absolute(os.path.expandvars(path), info.context["folder"])
+    except StudyError as error:
+        raise ValueError(f": {error}") from None
 
 
 def _to_weights(weights: str, info: ValidationInfo) -> str:

@@ -27,8 +27,14 @@ OWN_ARGUMENTS = {"num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_
 
 
 def absolute(path: str | Path, folder: str | Path = "") -> str:
-    """An absolute path, `~` expanded; a link is not followed, since its own name, ending and folder count."""
-    path = os.path.join(folder, os.path.expanduser(path)).rstrip(os.sep) or os.sep
+    """An absolute path, `~` expanded; a link is not followed, since its own name, ending and folder count.
+
+    Raises StudyError for the home of a user who is not there.
+    """
+    expanded = os.path.expanduser(path)
+    if str(expanded).startswith("~"):
+        raise StudyError(f"'{path}' begins with '~', but there is no such user: expected ./~ or another path")
+    path = os.path.join(folder, expanded).rstrip(os.sep) or os.sep
     parent, name = os.path.split(path)
     return os.path.normpath(os.path.join(os.path.realpath(parent), name))
 

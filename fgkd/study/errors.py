@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class StudyError(ValueError):
     """A study file, or a notebook's parameter, that is not valid."""
+
+
+def printable(text: str) -> str:
+    """A text that a terminal only shows: without control characters, by which data could steer it."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
 
 
 def hint(name: object, known: Iterable[str]) -> str:

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from rich.text import Text
 from traces import ERROR, notebook, result
 
 from fgkd import cli, records
 from fgkd import study as studies
-from fgkd.engine import cost, run, states
+from fgkd.engine import cost, run, states, terminal
 from fgkd.study import Job
 
 CELL = Job("teacher", "birds", "resnet", "FT")
@@ -112,11 +114,81 @@ def test_a_mistyped_model_or_plugin_is_found_before_anything_runs(write_study, t
     assert not (tmp_path / "tiny").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["fly", "smoke"], ["plan"], ["run", "smoke", "--cores", "many"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["fly", "smoke"],
+        ["plan"],
+        ["run", "smoke", "--cores", "many"],
+        ["run", "smoke", "--cores", "0"],
+        ["run", "smoke", "--cores", "-1"],
+    ],
+)
 def test_words_that_are_no_command_end_with_status_2_and_the_usage(capsys, words):
     with pytest.raises(SystemExit) as end:
         cli.main(words)
     assert end.value.code == 2 and "usage: fgkd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            ["choose", "~nosuchuser/photos", "--student", "lcnet_035"],
+            "nosuchuser/photos' begins with '~', but",
+        ),
+        (["choose", ".", "--student", "lcnet_035", "--out", "file"], "file', which is a file: name a folder"),
+        (["data", "cub", "--root", "~nosuchuser/x"], "'~nosuchuser/x' begins with '~', but"),
+        (["plan", "~nosuchuser/x.yaml"], "does not exist"),
+        (["plan", "deep.yaml"], "deep.yaml is nested too deeply"),
+        (["export", "smoke", "teacher/birds/FT/x", "--out", "."], "is not in the study"),
+    ],
+)
+def test_odd_words_end_with_status_2_and_one_sentence(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
+    (tmp_path / "deep.yaml").write_text("a: " + 3000 * "[" + 3000 * "]")
+    (tmp_path / "file").touch()
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fgkd: ") and message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error, status, message",
+    [
+        (RuntimeError("odd"), 1, "fgkd: RuntimeError: odd. This should not happen: FGKD_DEBUG=1 shows where"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "fgkd: '/x' cannot be used (Permission denied)"),
+        (ValueError("\x1b]0;PWNED\x07a\u202eb\x9b"), 2, "fgkd: ]0;PWNEDab\n"),
+    ],
+)
+def test_any_error_is_a_sentence_and_none_steers_the_terminal(monkeypatch, capsys, error, status, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(studies, "load", fail)
+    assert cli.main(["status", "smoke"]) == status
+    assert message in capsys.readouterr().err
+    monkeypatch.setenv("FGKD_DEBUG", "1")
+    with pytest.raises(type(error)):
+        cli.main(["status", "smoke"])
+
+
+def test_closed_outputs_are_written_to_no_more(tiny):
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        words = f"{sys.executable} -m fgkd.cli status {tiny.file} {closed}"
+        done = subprocess.run(words, shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stderr == ""
+
+
+def test_names_and_notes_do_not_steer_the_terminal(capsys, monkeypatch):
+    evil = "\x1b]0;PWNED\x07a\x1b[2Jb\x9bc"
+    terminal.show(evil, Text(evil), terminal.frame_table(pd.DataFrame({"x": [evil]})))
+    assert not {"\x1b", "\x07", "\x9b"} & set(capsys.readouterr().out)
+    monkeypatch.setattr(terminal.PlainConsole, "is_terminal", True)
+    terminal.show(Text(evil, "red"))
+    assert "]0;" not in capsys.readouterr().out.replace("]0;PWNEDa[2Jbc", "")
 
 
 @pytest.mark.parametrize("command", ["plan", "status"])

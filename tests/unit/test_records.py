@@ -117,6 +117,16 @@ def test_a_table_has_ten_digits_and_the_same_bytes_each_time(tmp_path):
     assert (tmp_path / "t.csv").read_text() == 'x,n,s\n0.3333333333,1,a\n1e-12,2,"b,c"\n2,3,\n,4,\n0.3,5,e\n'
 
 
+def test_a_name_comes_back_from_a_table_as_it_was(tmp_path):
+    names = ["NA", "null", "nan", "None", "1e5", "007", "True", "1:30", "n/a", "", "inf", "2019-01-01"]
+    for column in ("teacher", "dataset", "student", "loss", "family"):
+        frame = pd.DataFrame({column: names, "rho": [float("nan"), *range(len(names) - 1)], "n": 1})
+        records.write_table(frame, tmp_path / "t.csv")
+        pd.testing.assert_frame_equal(records.read_table(tmp_path / "t.csv"), frame, check_dtype=False)
+    records.write_table(frame.astype({"rho": float})[:0], tmp_path / "t.csv")
+    assert list(records.read_table(tmp_path / "t.csv")) == ["family", "rho", "n"]
+
+
 def test_a_record_counts_only_for_the_values_it_was_made_with(finished, make_study):
     assert records.record(finished, BANK)["cell"] == BANK.id
     assert records.record(make_study({"question": "Another?"}), BANK)

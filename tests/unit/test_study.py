@@ -642,6 +642,7 @@ WRONG = [
     ({"name": "x" * 101}, "name is named 'x+': .*at most 100"),
     ({"teachers.resnet.options": {"x": math.nan}}, "options cannot be written as JSON"),
     ({"teachers.resnet.options": {"x": [-math.inf]}}, "options cannot be written as JSON"),
+    ({"teachers.resnet.weights": "~nosuchuser/x.pth"}, "resnet.weights: '~nosuchuser/x.pth' begins with '~'"),
     ({"question": ["x"] * 500}, r"question is \['x', .* \.\.\. .*expected text"),
 ]
 
