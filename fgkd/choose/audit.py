@@ -204,7 +204,7 @@ def _stamp(path: Path) -> str:
         status = path.stat()
     except OSError:  # a broken link: reading it says so
         return "absent"
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def _read(file: Path, name: str) -> list:

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -218,13 +219,10 @@ def _fingerprint(*inputs: object) -> str:
 def _digest_photos(listing: Listing, cache: Path) -> Content:
     """Digest the photos; 'photos.json' next to the cache keeps the digests."""
     file = cache.parent / "photos.json"
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        known = {}
+    known = _read_memory(file)
     paths = sorted({path for split in SPLITS for path, _ in listing.files[split]})
     stats = {path: _stat(listing.root / path) for path in paths}
-    changed = {path for path in paths if known.get(path, [])[:2] != stats[path]}
+    changed = {path for path in paths if known.get(path, [])[:-1] != stats[path]}
     entries = {path: known[path] for path in paths if path not in changed}
     entries |= _digest_changed(listing.root, {path: stats[path] for path in paths if path in changed})
     if entries != known:
@@ -232,7 +230,7 @@ def _digest_photos(listing: Listing, cache: Path) -> Content:
             write_json(file, entries)
     listed = {}
     for split in SPLITS:
-        listed[split] = [(path, label, entries[path][2]) for path, label in listing.files[split]]
+        listed[split] = [(path, label, entries[path][-1]) for path, label in listing.files[split]]
     marks = []
     for split in SPLITS:
         marks += [contents.of_text(json.dumps([split, *entry]))[:10] for entry in listed[split]]
@@ -244,8 +242,18 @@ def _digest_photos(listing: Listing, cache: Path) -> Content:
     )
 
 
+def _read_memory(file: Path) -> dict[str, list]:
+    """Size, times and digest of each photo that is known; entries of another shape do not count."""
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    entries = known.items() if isinstance(known, dict) else ()
+    return {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 4}
+
+
 def _digest_changed(root: Path, stats: dict[str, list[int]]) -> dict[str, list]:
-    """Return size, time and digest of each of these photos."""
+    """Return size, times and digest of each of these photos."""
     entries = {}
     bar = tqdm(total=len(stats), desc="reading photos", unit="image", delay=2, disable=None)
     with ThreadPoolExecutor(4) as pool, bar:
@@ -257,11 +265,12 @@ def _digest_changed(root: Path, stats: dict[str, list[int]]) -> dict[str, list]:
 
 
 def _stat(path: Path) -> list[int]:
+    """Size and times of a file; copying can restore all but the second time, which the system sets."""
     try:
         stat = path.stat()
     except OSError:  # a broken link: decoding it reports it together with all other bad files
-        return [-1, -1]
-    return [stat.st_size, stat.st_mtime_ns]
+        return [-1, -1, -1]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def _digest(path: Path) -> str:
@@ -331,12 +340,7 @@ def _build(source: _Source, cache: Path, progress: bool) -> None:
     try:
         failures = _write_parts(source, cache, progress)
         if failures:
-            more = f"\n  and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
-            raise UnreadableImages(
-                f"{key}: {len(failures)} of {total} images cannot be decoded; "
-                "replace or remove them:\n  " + "\n  ".join(failures[:SHOWN]) + more,
-                failures,
-            )
+            raise _sort_failures(source, failures)
         (cache / "index.json").unlink(missing_ok=True)
         for name in files:
             os.replace(cache / f"{name}.part", cache / name)
@@ -353,9 +357,49 @@ def _build(source: _Source, cache: Path, progress: bool) -> None:
             (cache / f"{name}.part").unlink(missing_ok=True)
 
 
-def _write_parts(source: _Source, cache: Path, progress: bool) -> list[str]:
+def _sort_failures(source: _Source, failures: list[DataError]) -> UnreadableImages:
+    """Tell images that are not there from those that cannot be decoded."""
+    assert source.listing
+    total = sum(source.counts.values())
+    root = source.listing.root
+    absent = []
+    bad = []
+    for error in failures:
+        if isinstance(error.__cause__, FileNotFoundError):
+            absent.append(os.path.relpath(error.__cause__.filename, str(root)))
+        else:
+            bad.append(str(error))
+    sentences = []
+    where = ""
+    if absent:
+        where = _find_absent(root, absent)
+        sentences.append(f"{len(absent)} of {total} listed images are not there, {where}")
+    if bad:
+        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        found = "\n  ".join(bad[:SHOWN]) + more
+        sentences.append(
+            f"{len(bad)} of {total} images cannot be decoded; replace or remove them:\n  {found}"
+        )
+    return UnreadableImages(f"{source.spec.key}: {'; '.join(sentences)}", bad, len(absent), where)
+
+
+def _find_absent(root: Path, paths: list[str]) -> str:
+    """Name the first of these images, and those that are a folder too deep, as in images/images."""
+    deeper: Counter[str] = Counter()
+    for path in paths:
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            if root.joinpath(*parts[:depth], *parts[depth - 1 :]).exists():
+                deeper["/".join([*parts[:depth], parts[depth - 1]])] += 1
+                break
+    found = " and ".join(f"{count} below {folder!r}" for folder, count in deeper.items())
+    advice = f"found {found}: move them up" if found else "put them back"
+    return f"the first is {paths[0]!r}; {advice}"
+
+
+def _write_parts(source: _Source, cache: Path, progress: bool) -> list[DataError]:
     """Write both splits and the index; returns why images cannot be decoded."""
-    failures: list[str] = []
+    failures: list[DataError] = []
     remarks: list[str] = []
     index: dict[str, Any] = {
         "fingerprint": source.fingerprint,
@@ -415,9 +459,9 @@ def _draw_birds(spec: DataSpec, split: str) -> tuple[np.ndarray, dict]:
 
 
 def _decode_all(
-    source: _Source, paths: list[str], failures: list[str], remarks: list[str], progress: bool
+    source: _Source, paths: list[str], failures: list[DataError], remarks: list[str], progress: bool
 ) -> Iterator[np.ndarray]:
-    """Decode images in order; those that fail are left out and described in `failures`.
+    """Decode images in order; those that fail are left out and added to `failures`.
 
     remarks: gains a sentence for each whose metadata were left aside.
     """
@@ -441,6 +485,6 @@ def _decode_all(
             for image in pool.map(attempt, paths[start : start + 256]):
                 bar.update()
                 if isinstance(image, DataError):
-                    failures.append(str(image))
+                    failures.append(image)
                 else:
                     yield image

@@ -42,6 +42,8 @@ def prepare(kind: Official, root: Path, *, resize: int, progress: bool = True) -
         dataset = datasets.load(spec, official.shared_cache(root, resize), progress=progress)
     except UnreadableImages as error:
         rows = [check_row("unreadable images", 0, len(error.failures))]
+        if error.absent:
+            rows.append(check_row("listed images that are not there", 0, error.absent, error.where))
         empty = {"check": "", "expected": "", "found": "", "verdict": ""}
         rows += [empty | {"detail": failure} for failure in error.failures[:SHOWN]]
     else:
@@ -164,7 +166,10 @@ def _unpack(archive: Path, base: Path, last: str) -> None:
             if not (base / entry.name).exists():
                 os.replace(entry, base / entry.name)
     except Exception as error:  # tarfile, zipfile, gzip and zlib each have their own
-        raise DataError(f"{str(archive)!r} cannot be unpacked: {error}; remove it and run again") from error
+        advice = "remove it and run again"
+        if getattr(error, "errno", None):  # the system's: the archive is whole
+            advice = "free space there, or mend what hinders it, and run again: the archive is kept"
+        raise DataError(f"{str(archive)!r} cannot be unpacked: {error}; {advice}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

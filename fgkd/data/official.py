@@ -178,7 +178,10 @@ def locate(kind: str, root: Path) -> tuple[Layout, Path, list[str]]:
     """Find the layout of which `root` holds most, the set's folder in it, and what it lacks."""
     candidates = []
     for layout in SETS[kind].layouts:
-        for base in (*(root / folder for folder in layout.folders), root):
+        inside = [
+            root / folder / Path(folder).name for folder in layout.folders
+        ]  # an archive in its own folder
+        for base in (*(root / folder for folder in layout.folders), root, *inside):
             missing = [need for need in layout.needs if not any(base.glob(need))]
             candidates.append((layout, base, missing))
     return min(candidates, key=lambda candidate: len(candidate[2]) / len(candidate[0].needs))

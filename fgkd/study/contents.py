@@ -47,7 +47,7 @@ def of_text(text: str) -> str:
 def of_file(path: str | Path) -> str | None:
     """The digest of a file's bytes, None where there is none.
 
-    A file is read again only when its size or time has changed.
+    A file is read again only when its size or times have changed.
     """
     try:
         status = os.stat(path)
@@ -55,7 +55,7 @@ def of_file(path: str | Path) -> str | None:
         return None
     if not stat.S_ISREG(status.st_mode):  # a device or pipe may have no end
         return None
-    return _of_file(str(path), status.st_size, status.st_mtime_ns)
+    return _of_file(str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def of_weights(file: str) -> dict[str, str | None]:
@@ -144,6 +144,6 @@ def _of_code(files: tuple[str, ...], decorator: str, name: str | None = None) ->
 
 
 @functools.lru_cache(maxsize=1024)
-def _of_file(path: str, size: int, time: int) -> str:
+def _of_file(path: str, size: int, *times: int) -> str:
     with open(path, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:LENGTH]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from itertools import chain
 from pathlib import Path
@@ -64,7 +65,15 @@ def check(raw: dict[str, Any], file: Path) -> Study:
         raise StudyError(
             message if len(message) <= MAX_MESSAGE else f"{message[:half]} ... {message[-half:]}"
         ) from None
-    return Study(**vars(config) | {"losses": losses}, file=str(file))
+    study = Study(**vars(config) | {"losses": losses}, file=str(file))
+    for spec in filter(None, (*study.datasets.values(), study.pretext)):  # results would become photos
+        root = Path(spec.root or os.devnull).resolve()
+        if spec.kind in ("folder", "moe") and study.folder.resolve().is_relative_to(root):
+            raise StudyError(
+                f"datasets.{spec.key}.root is '{spec.root}', in which the results of the study would lie "
+                f"('{study.folder}'): give the study another name, or set FGKD_RUNS to a folder elsewhere"
+            )
+    return study
 
 
 def find(study: str) -> Path:

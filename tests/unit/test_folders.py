@@ -16,7 +16,7 @@ from PIL import Image
 from fgkd.data import birds, datasets, folders
 from fgkd.data.datasets import check, load
 from fgkd.data.images import DataError, decode
-from fgkd.study import DataSpec
+from fgkd.study import DataSpec, StudyError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -524,6 +524,17 @@ def test_classes_with_names_like_splits_stay_classes(names, tmp_path):
     assert listing.classes == tuple(sorted(names)) and listing.notes == () and not listing.is_split
 
 
+@pytest.mark.parametrize("below", ["", "tiny", "tiny/data", "elsewhere"])
+def test_photos_in_which_the_results_would_lie_are_refused_at_once(below, tiny, make_study):
+    root = tiny.folder.parent / below
+    changes = {"datasets": {"photos": {"kind": "folder", "root": str(root)}}}
+    if below in ("", "tiny"):
+        with pytest.raises(StudyError, match="in which the results of the study would lie .*FGKD_RUNS"):
+            make_study(changes)
+    else:
+        assert make_study(changes).data("photos").root == str(root)
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     root = folder(tmp_path / "root", {"a": 2, "b": 2})
     scandir = os.scandir
@@ -589,11 +600,13 @@ def test_all_bad_images_are_named_at_once_with_their_reasons(tmp_path):
     (root / "test/a/gone.png").symlink_to(tmp_path / "gone.png")
     data = picture(root / "test/b/half.png", 50, (64, 64)).read_bytes()
     (root / "test/b/half.png").write_bytes(data[: len(data) // 2])
-    message = fails("4 of 12 images", spec(root), tmp_path / "cache")
+    message = fails("3 of 12 images", spec(root), tmp_path / "cache")
+    assert message.startswith(
+        "set: 1 of 12 listed images are not there, the first is 'test/a/gone.png'; put "
+    )
     for name, reason in [
         ("train/a/empty.png", "empty file"),
         ("train/b/text.jpg", "not an image"),
-        ("test/a/gone.png", "No such file"),
         ("test/b/half.png", "truncated"),
     ]:
         assert any(name in line and reason in line for line in message.splitlines())
@@ -622,6 +635,28 @@ def test_a_full_disk_is_said_with_the_bytes_needed_and_leaves_nothing(tmp_path, 
 
 
 # the cache
+
+
+def test_photos_swapped_with_size_and_time_kept_are_read_again(tmp_path):
+    root, cache = split_folder(tmp_path / "root"), tmp_path / "data" / "cache"
+    one, other = root / "train/a/0.png", root / "train/b/0.png"
+    one.write_bytes(one.read_bytes().ljust(2000, b"0"))
+    other.write_bytes(other.read_bytes().ljust(2000, b"0"))
+    before = {file: file.stat() for file in (one, other)}
+    first = datasets.content(spec(root), cache)
+    contents = one.read_bytes(), other.read_bytes()
+    for file, content in zip((other, one), contents):
+        file.write_bytes(content)
+        os.utime(file, ns=(before[file].st_atime_ns, before[file].st_mtime_ns))
+    assert datasets.content(spec(root), cache).digest != first.digest
+
+
+@pytest.mark.parametrize("memory", ["5", "[]", "{", '{"train/a/0.png": 5}', '{"train/a/0.png": [1, 2, "x"]}'])
+def test_a_memory_of_photos_in_another_shape_is_not_believed(memory, tmp_path):
+    root, cache = split_folder(tmp_path / "root"), tmp_path / "data" / "cache"
+    first = datasets.content(spec(root), cache)
+    (tmp_path / "data/photos.json").write_text(memory)
+    assert datasets.content(spec(root), cache) == first
 
 
 def stamps(cache):

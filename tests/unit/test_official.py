@@ -1,6 +1,7 @@
 """The paper's eight datasets: a tiny archive of each, read, refused, fetched, prepared, and learnt from."""
 
 import dataclasses
+import errno
 import hashlib
 import http.server
 import io
@@ -14,6 +15,7 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
+import torchvision
 from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import FGVCAircraft, Flowers102, OxfordIIITPet
@@ -539,15 +541,48 @@ def test_everything_that_is_wrong_is_in_one_table(archive):
     (root / paths[3]).write_bytes(content[: len(content) // 2])
     (root / paths[13]).unlink()
     table = prepare(kind, root)
-    assert table.check[table.verdict == "wrong"].tolist() == ["test images", "unreadable images"]
-    details = table.detail[table.check == ""].tolist()
-    assert (
-        len(details) == 2
-        and paths[3] in details[0]
-        and "truncated" in details[0].lower()
-        and paths[13] in details[1]
-        and "No such file" in details[1]
-    )
+    wrong = table[table.verdict == "wrong"].set_index("check")
+    assert wrong.index.tolist() == ["test images", "unreadable images", "listed images that are not there"]
+    assert wrong.detail.iloc[-1] == f"the first is {paths[13]!r}; put them back"
+    (detail,) = table.detail[table.check == ""]
+    assert paths[3] in detail and "truncated" in detail.lower()
+
+
+TOO_DEEP = {
+    "aircraft": "data/images",
+    "cars": "cars_train",
+    "cars_annos": "car_ims",
+    "cub": "images",
+    "dogs": "Images",
+    "flowers": "jpg",
+    "nabirds": "images",
+    "pets": "images",
+}
+
+
+@pytest.mark.parametrize("name", TOO_DEEP)
+def test_images_that_lie_a_folder_too_deep_are_found_and_never_called_bad(name, archive, tmp_path):
+    kind, root, _, paths = archive(name)
+    folder = root / usual(name) / TOO_DEEP[name]
+    folder.rename(folder.with_name("aside"))
+    folder.mkdir()
+    folder.with_name("aside").rename(folder / folder.name)
+    moved = [path for path in paths if f"/{TOO_DEEP[name]}/" in f"/{path}"]
+    below = f"{folder.relative_to(root)}/{folder.name}"
+    found = f"the first is {moved[0]!r}; found {len(moved)} below {below!r}: move them up"
+    with pytest.raises(DataError) as error:
+        load(kind, root, tmp_path / "cache")
+    assert str(error.value) == f"{kind}: {len(moved)} of 18 listed images are not there, {found}"
+    row = prepare(kind, root).set_index("check").loc["listed images that are not there"]
+    assert (row.found, row.verdict, row.detail) == (len(moved), "wrong", found)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHIVES if usual(name)])
+def test_an_archive_in_a_folder_of_its_own_is_read(name, archive):
+    folder = usual(name).rpartition("/")[2]
+    kind, root, names, paths = archive(name, f"{usual(name)}/{folder}")
+    assert official.listing(kind, root).classes == tuple(names)
+    assert {path for path, _ in official.listing(kind, root).files["train"]} == set(paths[:12])
 
 
 def test_equal_pictures_in_both_splits_are_a_note_and_not_an_error(archive):
@@ -843,6 +878,19 @@ def test_an_archive_that_is_cut_short_is_refused_and_leaves_no_set(served, serve
     ):
         prepare("aircraft", tmp_path / "fetched")
     assert not (tmp_path / "fetched/fgvc-aircraft-2013b/data").exists()
+
+
+@pytest.mark.fault("a full disk under an unpacking")
+def test_a_full_disk_keeps_the_archive_and_says_so(served, tmp_path, monkeypatch):
+    served("cub")
+
+    def fill(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torchvision.datasets.utils, "extract_archive", fill)
+    with pytest.raises(DataError, match="No space left on device; free space there.* the archive is kept"):
+        prepare("cub", tmp_path / "fetched")
+    assert (tmp_path / "fetched/CUB_200_2011.tgz").exists() and not (tmp_path / "fetched/.unpacking").exists()
 
 
 def test_an_archive_fetched_by_hand_is_checked_and_unpacked(archive, monkeypatch, tmp_path):
