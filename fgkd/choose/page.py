@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fgkd import records
+
+FIGURES = {
+    "places": "How often each candidate has which place, over bootstrap samples of the held-out photos.",
+    "pilots": "Pilots: accuracy on held-out photos by epochs of the student.",
+}
 
 
 def write(folder: Path, notebook: Path | None = None) -> Path:
@@ -21,26 +24,21 @@ def write(folder: Path, notebook: Path | None = None) -> Path:
 
     values = records.read_json(folder / "choose.json") or {}
     table = records.read_table(folder / "ranking.csv")
-    entries = []
-    if notebook is not None:
-        entries.append(Entry("The notebook", "every step", notebook, "notebook.html", "done"))
-    shown = _shown(table)
-    verified = pd.DataFrame(values["verified"])
-    tables = [Table("verified", verified)] if len(verified) else []
-    tables += [Table("pilots", pd.DataFrame(values["pilots"]))] if values["pilots"] else []
+    entry = notebook and Entry("The notebook", "every step", notebook, "notebook.html", "done")
+    parts = {name: pd.DataFrame(values[name]) for name in ("verified", "pilots")}
     beware = [f"Beware: {warning}" for warning in values["warnings"]]
     notes = [f"Photos: {finding}." for finding in values["audit"]]
     notes += [f"Left out: {name}: {reason}" for name, reason in values["left out"].items()]
-    figures = [(file, caption) for file, caption in _figures(folder).items() if file.exists()]
+    figures = [(folder / "plots" / f"{name}.png", caption) for name, caption in FIGURES.items()]
     site = Site(
         title="Which teacher for these photos?",
         question=f"{values['student']}, {values['photos']['classes']} classes",
         answer=[*values["answer"], values["handed over"], *beware],
-        entries=entries,
-        standings=Table("ranking", table, "The candidates, the choice first.", shown, limit=15),
+        entries=[entry] if entry else [],
+        standings=Table("ranking", table, "The candidates, the choice first.", _shown(table), limit=15),
         notes=notes,
-        figures=figures,
-        tables=tables,
+        figures=[figure for figure in figures if figure[0].exists()],
+        tables=[Table(name, part) for name, part in parts.items() if len(part)],
         facts=_facts(folder, values) | _cost(folder, notebook),
         folders=(folder, folder.parent),
     )
@@ -50,11 +48,11 @@ def write(folder: Path, notebook: Path | None = None) -> Path:
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
     """The candidates in a reader's words."""
     shown = pd.DataFrame({"teacher": table.teacher, "rank": table["rank"]})
-    shown["first in"] = [f"{share:.0%}" for share in table["first"].fillna(0)]
-    shown["TAC"] = [f"{tac:.1%}" for tac in table.tac]
+    shown["first in"] = table["first"].fillna(0).map("{:.0%}".format)
+    shown["TAC"] = table.tac.map("{:.1%}".format)
     shown["R12"] = table.ratio12.round(3)
-    shown["pilot"] = [_percent(share) for share in table.pilot_accuracy]
-    shown["student, test"] = [_percent(share) for share in table.student_accuracy]
+    shown["pilot"] = table.pilot_accuracy.map("{:.1%}".format, na_action="ignore")
+    shown["student, test"] = table.student_accuracy.map("{:.1%}".format, na_action="ignore")
     shown["M weights"] = (table.parameters / 1e6).round(2)
     shown["MB"] = table.megabytes.round(1)
     shown["images/s"] = table.images_per_second.round(0).astype(int)
@@ -63,17 +61,7 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def _percent(share: float) -> str:
-    return "\u2013" if math.isnan(share) else f"{share:.1%}"
-
-
-def _figures(folder: Path) -> dict[Path, str]:
-    places = "How often each candidate has which place, over bootstrap samples of the held-out photos."
-    pilots = "Pilots: accuracy on held-out photos by epochs of the student."
-    return {folder / "plots" / "places.png": places, folder / "plots" / "pilots.png": pilots}
-
-
-def _facts(folder: Path, values: Mapping[str, Any]) -> dict[str, str]:
+def _facts(folder: Path, values: dict[str, Any]) -> dict[str, str]:
     counts = {name: number for name, number in values["photos"].items() if name != "classes"}
     return {
         "photos": ", ".join(f"{name} {number}" for name, number in counts.items()),

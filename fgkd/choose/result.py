@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import timm
 
 from fgkd import export, records
+from fgkd.analysis.blocks import exceeds
 from fgkd.analysis.correlation import MIN_SIGNIFICANT, difference_interval
 from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Found
@@ -44,15 +47,6 @@ class Choice:
         return self.pilots.order[0]
 
 
-@dataclass(frozen=True)
-class Result:
-    """The answer in sentences, when not to trust it, and one row per candidate."""
-
-    answer: list[str]
-    warnings: list[str]
-    table: pd.DataFrame
-
-
 def hand_over(task: Task, verification: Verification) -> str:
     """Hand over the student of the choice to `student/`; say in a sentence where it is."""
     folder = task.folder / "student"
@@ -71,10 +65,12 @@ def hand_over(task: Task, verification: Verification) -> str:
     )
 
 
-def conclude(choice: Choice) -> Result:
-    """Put together what was found, and write ranking.csv and choose.json."""
+def conclude(choice: Choice) -> dict[str, Any]:
+    """Put together what was found; write and return choose.json, and write ranking.csv.
+
+    Of its values `answer` and `warnings` are sentences: the answer, and when not to trust it.
+    """
     task, ranking, pilots = choice.task, choice.ranking, choice.pilots
-    result = Result(_answer(choice), warn(choice), _table(choice))
     counts = choice.audit.photos.use.value_counts().drop("", errors="ignore")
     values = {
         "choice": choice.teacher,
@@ -84,131 +80,109 @@ def conclude(choice: Choice) -> Result:
         "r12_pick": ranking.r12_pick,
         "tac_pick": ranking.tac_pick,
         "distillation": pilots.distillation,
-        "answer": result.answer,
-        "warnings": result.warnings,
+        "answer": _answer(choice),
+        "warnings": warn(choice),
         "handed over": choice.handed_over,
         "audit": choice.audit.findings(),
         "left out": choice.found.left_out | ranking.left_out,
         "verified": _rows(choice.verification.table),
         "pilots": _rows(pilots.table.drop(columns="seconds")),
     }
-    records.write_table(result.table, task.folder / "ranking.csv")
+    records.write_table(_table(choice), task.folder / "ranking.csv")
     records.write_json(task.folder / "choose.json", values)
-    return result
+    return values
 
 
 def warn(choice: Choice) -> list[str]:
     """When not to trust the choice, a sentence each; none where nothing speaks against it."""
+    return [*_doubt_ranking(choice), *_doubt_pilots(choice), *_doubt_student(choice)]
+
+
+def _doubt_ranking(choice: Choice) -> Iterator[str]:
+    """Warn of few candidates, an unstable order, and what makes R12 or any metric meaningless."""
     ranking = choice.ranking
-    table = ranking.table.set_index("teacher")
-    sentences = []
+    table = ranking.table
     if len(table) < MIN_SIGNIFICANT:
-        sentences.append(
+        yield (
             f"Few candidates: among {len(table)} even a perfect order may be chance; with "
             f"{MIN_SIGNIFICANT} it is below 5 %."
         )
-    first = ranking.table["first"].iloc[0]
+    first = table["first"].iloc[0]
     if math.isnan(first):
-        sentences.append(f"How stable the order is was not measured: {ranking.rule.label} needs features.")
+        yield f"How stable the order is was not measured: {ranking.rule.label} needs features."
     elif first < STABLE and len(table) > 1:
-        sentences.append(
+        yield (
             f"An unstable order: {ranking.order[0]} is the first of {ranking.rule.label} in {first:.0%} of "
             "bootstrap samples of the held-out photos only."
         )
-    undefined = table.index[table.ratio12_nonpositive > UNDEFINED]
+    undefined = table.teacher[table.ratio12_nonpositive > UNDEFINED]
     if len(undefined):
-        sentences.append(
+        yield (
             f"R12 means nothing where a second logit is 0 or negative, as in more than {UNDEFINED:.0%} of "
             f"the photos of {', '.join(sorted(undefined))}."
         )
     kinds = sorted({candidate.pretraining for candidate in choice.found.candidates})
     if len(kinds) > 1:
-        sentences.append(
+        yield (
             f"Mixed pretraining ({', '.join(kinds)}): metrics of logits may order the pretraining sets more "
             "than the teachers."
         )
-    sentences += _warn_of_pilots(choice) + _warn_of_student(choice)
-    return sentences + _warn_of_head_start(choice) + _warn_of_finetuned(choice)
 
 
-def _warn_of_pilots(choice: Choice) -> list[str]:
+def _doubt_pilots(choice: Choice) -> Iterator[str]:
     """Warn where the choice's pilot leads others of its length by no more than chance."""
-    longest, own = _longest_pilots(choice)
+    pilots = choice.pilots.longest.drop(ALONE, errors="ignore")
     photos = choice.audit.count("held out")
+    hits = (pilots * photos).round().astype(int)
     tied = []
-    for name, accuracy in longest.items():
-        low, _ = difference_interval(round(own * photos), round(accuracy * photos), photos)
+    for name in sorted(hits.index.drop(choice.teacher, errors="ignore")):
+        low, _ = difference_interval(hits[choice.teacher], hits[name], photos)
         if low <= 0:
             tied.append(name)
-    if not tied:
-        return []
-    longer = "; more --minutes make pilots longer" if choice.pilots.left else ""
-    return [
-        f"Pilots that tell little: on {photos} held-out photos the lead of {choice.teacher} over "
-        f"{', '.join(sorted(tied))} may be chance{longer}."
-    ]
+    if tied:
+        longer = "; more --minutes make pilots longer" if choice.pilots.left else ""
+        yield (
+            f"Pilots that tell little: on {photos} held-out photos the lead of {choice.teacher} over "
+            f"{', '.join(tied)} may be chance{longer}."
+        )
 
 
-def _longest_pilots(choice: Choice) -> tuple[pd.Series, float]:
-    """Accuracies of other teachers' pilots as long as the choice's, and its own; NaN without one."""
-    table = choice.pilots.table
-    table = table[(table.teacher != ALONE) & table.accuracy.notna()]
-    epochs = table.epochs[table.teacher == choice.teacher].max()
-    longest = table[table.epochs == epochs].set_index("teacher").accuracy
-    return longest.drop(choice.teacher, errors="ignore"), longest.get(choice.teacher, math.nan)
-
-
-def _warn_of_student(choice: Choice) -> list[str]:
-    """Warn of a student that is larger than a candidate, both with a head for the photos' classes."""
+def _doubt_student(choice: Choice) -> Iterator[str]:
+    """Warn of a large student, of a teacher without a head start, and of a better way to train it."""
+    teacher = choice.teacher
     table = choice.ranking.table
     size = classifier.parameters(timm.create_model(choice.task.student, num_classes=choice.audit.classes))
     smaller = list(table.teacher[table.parameters < size])
-    if not smaller:
-        return []
-    which = "all candidates" if len(smaller) == len(table) else ", ".join(sorted(smaller))
-    more = "; the choice is one of them" if choice.teacher in smaller else ""
-    return [f"The student ({size / 1e6:.2f} million weights) is larger than {which}{more}."]
-
-
-def _warn_of_head_start(choice: Choice) -> list[str]:
-    """Warn where the chosen teacher, or its student, is not ahead of the student without a teacher."""
-    teacher = choice.teacher
+    if smaller:
+        which = "all candidates" if len(smaller) == len(table) else ", ".join(sorted(smaller))
+        more = "; the choice is one of them" if teacher in smaller else ""
+        yield f"The student ({size / 1e6:.2f} million weights) is larger than {which}{more}."
     rows = choice.verification.table.set_index("student")
-    if {f"from {teacher}", ALONE} <= set(rows.index):
-        taught = rows.loc[f"from {teacher}"]
+    taught = rows.loc[f"from {teacher}"] if f"from {teacher}" in rows.index else None
+    pilots = choice.pilots.longest
+    if taught is not None and ALONE in rows.index:
         alone = rows.loc[ALONE]
-        sentences = []
         if taught.teacher_accuracy <= alone.high:
-            sentences.append(
+            yield (
                 f"No head start: {teacher} itself names {taught.teacher_accuracy:.1%} of the test photos "
                 f"rightly, the student without a teacher {alone.accuracy:.1%}."
             )
-        if taught.gain_high < 0:
-            sentences.append("The teacher does harm: without it the student is better.")
-        elif taught.gain_low <= 0:
-            sentences.append("The gain over no teacher may be chance: its interval contains 0.")
-        return sentences
-    table = choice.pilots.table
-    epochs = table.epochs[table.teacher == teacher].max()
-    same = table[table.epochs == epochs].set_index("teacher").accuracy
-    if {teacher, ALONE} <= set(same.index) and same[teacher] <= same[ALONE]:
-        return [
-            f"No head start: after {epochs} epochs the student without a teacher is as accurate "
-            f"({same[ALONE]:.1%}) as the one of {teacher} ({same[teacher]:.1%})."
-        ]
-    return []
-
-
-def _warn_of_finetuned(choice: Choice) -> list[str]:
-    """Warn where the student's own pretrained network, fine-tuned, is better than the taught student."""
-    rows = choice.verification.table.set_index("student").accuracy
-    name = f"from {choice.teacher}"
-    if not {name, TUNED} <= set(rows.index) or rows[TUNED] <= rows[name]:
-        return []
-    return [
-        f"The student's own pretrained network, fine-tuned, is {100 * (rows[TUNED] - rows[name]):.1f} points "
-        "better: finetuned.yaml has it, and `fgkd export` hands it over."
-    ]
+        gains = exceeds(taught.gain_low, taught.gain_high)
+        if gains is False:
+            yield "The teacher does harm: without it the student is better."
+        elif gains is None:
+            yield "The gain over no teacher may be chance: its interval contains 0."
+    elif {teacher, ALONE} <= set(pilots.index) and pilots[teacher] <= pilots[ALONE]:
+        yield (
+            f"No head start: after {choice.pilots.epochs} epochs the student without a teacher is as "
+            f"accurate ({pilots[ALONE]:.1%}) as the one of {teacher} ({pilots[teacher]:.1%})."
+        )
+    if taught is not None and TUNED in rows.index and rows.accuracy[TUNED] > taught.accuracy:
+        yield (
+            "The student's own pretrained network, fine-tuned, is "
+            f"{100 * (rows.accuracy[TUNED] - taught.accuracy):.1f} points better: finetuned.yaml has it, and "
+            "`fgkd export` hands it over."
+        )
 
 
 def _table(choice: Choice) -> pd.DataFrame:
@@ -217,7 +191,7 @@ def _table(choice: Choice) -> pd.DataFrame:
     known = {candidate.name: candidate for candidate in choice.found.candidates}
     for name in ("model", "resolution", "pretraining", "licence", "megabytes"):
         table[name] = [getattr(known[teacher], name) for teacher in table.teacher]
-    own = choice.pilots.final.set_index("teacher")
+    own = choice.pilots.table.drop_duplicates("teacher", keep="last").set_index("teacher")
     table["pilot_epochs"] = table.teacher.map(own.epochs)
     table["pilot_accuracy"] = table.teacher.map(own.accuracy)
     rows = choice.verification.table.set_index("student")
@@ -237,21 +211,14 @@ def _answer(choice: Choice) -> list[str]:
     if len(own):
         row = own.iloc[-1]
         how = f"its pilot names {row.accuracy:.1%} of held-out photos rightly after {row.epochs} of {row.of} "
-        how += "epochs"
-        rivals, _ = _longest_pilots(choice)
-        if len(rivals):
-            how += f", the best of the others {rivals.max():.1%}"
+        rivals = pilots.longest.drop([choice.teacher, ALONE], errors="ignore")
+        how += f"epochs, the best of the others {rivals.max():.1%}" if len(rivals) else "epochs"
+    order = ranking.compare()
     first = ranking.table["first"].iloc[0]
-    share = (
-        "" if math.isnan(first) else f" {ranking.order[0]} is its first in {first:.0%} of bootstrap samples."
-    )
-    sentences = [
-        f"Take {choice.teacher} as the teacher of {choice.task.student}: {how}.",
-        f"{ranking.compare()}{share}",
-        describe(choice.verification),
-        pilots.searched,
-        pilots.left,
-    ]
+    if not math.isnan(first):
+        order += f" {ranking.order[0]} is its first in {first:.0%} of bootstrap samples."
+    take = f"Take {choice.teacher} as the teacher of {choice.task.student}: {how}."
+    sentences = [take, order, describe(choice.verification), pilots.searched, pilots.left]
     return [sentence for sentence in sentences if sentence]
 
 

@@ -57,10 +57,16 @@ class Pilots:
     searched: str
 
     @property
-    def final(self) -> pd.DataFrame:
-        """The last pilot of each teacher, in the order of the table's accuracies."""
-        last = self.table.sort_values("epochs").drop_duplicates("teacher", keep="last")
-        return last.sort_values(["epochs", "accuracy"], ascending=False, ignore_index=True)
+    def epochs(self) -> int:
+        """Epochs of the choice's longest pilot that did not diverge, 0 without one."""
+        own = self.table[(self.table.teacher == self.order[0]) & self.table.accuracy.notna()]
+        return int(own.epochs.max()) if len(own) else 0
+
+    @property
+    def longest(self) -> pd.Series:
+        """Accuracies of the pilots of so many epochs, by teacher, that of no teacher among them."""
+        same = self.table[(self.table.epochs == self.epochs) & self.table.accuracy.notna()]
+        return same.set_index("teacher").accuracy
 
 
 @dataclass(frozen=True)

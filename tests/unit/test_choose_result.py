@@ -118,11 +118,11 @@ def test_a_student_is_compared_with_candidates_by_heads_for_the_photos_classes(c
 def test_the_answer_the_table_and_the_page_name_the_choice_and_its_costs(choose, tmp_path):
     choice = choose()
     concluded = result.conclude(choice)
-    assert concluded.answer[0].startswith(
+    assert concluded["answer"][0].startswith(
         "Take a as the teacher of lcnet_035: its pilot names 30.0% of held-out"
     )
-    assert "The student from a names 60.0% of 100 test photos" in concluded.answer[2]
-    assert "+20.0 points (+16.0 to +24.0): the choice paid" in concluded.answer[2]
+    assert "The student from a names 60.0% of 100 test photos" in concluded["answer"][2]
+    assert "+20.0 points (+16.0 to +24.0): the choice paid" in concluded["answer"][2]
     table = pd.read_csv(tmp_path / "ranking.csv")
     assert list(table.teacher) == NAMES and list(table.place) == [1, 2, 3, 4, 5]
     assert table.student_accuracy[0] == 0.6 and table.student_accuracy[1:].isna().all()
