@@ -15,8 +15,6 @@ left = states.left(study)
 banks = {job: study.banks_of(job) for job in left if states.wants_bank(study, job)}
 read = {bank for of_job in banks.values() for bank in of_job}
 jobs = {job.id: job for job in study.jobs() if job in left or job in read}
-# Data first, so that faults in them show at once; students as soon as there is a bank.
-PRIORITIES = {"data": 3, "distill": 2, "bank": 1}
 
 
 def result(job):
@@ -51,14 +49,14 @@ rule all:
     default_target: True
     input: [result(job) for job in jobs.values()]
 
-for stage, notebook in studies.STAGES.items():
+for stage, row in studies.STAGES.items():
     rule:
         name: stage
         input: inputs
         output: outputs(stage)
-        log: notebook=f"{study.folder}/{{id}}/{notebook}.ipynb"
+        log: notebook=f"{study.folder}/{{id}}/{row.notebook}.ipynb"
         wildcard_constraints: id=f"{stage}/.*|study/{stage}"
-        priority: PRIORITIES.get(stage, 0)
+        priority: row.priority
         threads: study.threads
         localrule: stage not in study.resources
         resources:
@@ -68,7 +66,7 @@ for stage, notebook in studies.STAGES.items():
         params:
             arguments=arguments,
             python=sys.executable,
-            notebook=str(studies.PROJECT / "notebooks" / f"{notebook}.ipynb"),
+            notebook=str(studies.PROJECT / "notebooks" / f"{row.notebook}.ipynb"),
         shell:
             "FGKD_GPU={resources.gpu} FGKD_EXIT=$(dirname {log.notebook:q})/exit.json"
             " {params.python:q} -m fgkd.engine.execute"

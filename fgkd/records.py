@@ -26,7 +26,7 @@ import pandas as pd
 
 from fgkd.analysis import groups
 from fgkd.metrics.claims import register_claims
-from fgkd.study import PROJECT, RECIPES, Job, Study, StudyError
+from fgkd.study import PROJECT, RECIPES, STAGES, Job, Study, StudyError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
 PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
@@ -37,7 +37,6 @@ NAMES = {  # columns of text, whatever a name looks like: NA, 1e5, 007
     *("architecture", "by", "commit", "dataset", "device", "family", "licence", "loss", "model", "norm"),
     *("one", "other", "pretraining", "recipe", "run", "strategy", "student", "teacher", "tied", "value"),
 }
-STAGE_TABLES = {"data": "data", "teachers": "teacher", "metrics": "bank", "students": "distill"}
 
 
 def write_bytes(file: Path, data: bytes) -> None:
@@ -173,16 +172,15 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
     See `missing`.  Names: data, teachers, metrics, students, epochs (each view of a bank) and, once the first
     four have rows, correlations, headline and for several seeds also seeds.
     """
-    tables: dict[str, list[dict]] = {name: [] for name in STAGE_TABLES}
-    names = {stage: name for name, stage in STAGE_TABLES.items()}
+    tables: dict[str, list[dict]] = {row.table: [] for row in STAGES.values() if row.table}
     epochs: list[dict] = []
     known: dict[Job, str] = {}
     for job in study.jobs():
-        if job.stage not in names:
+        if not job.row.table:
             continue
         for stored in records(study, job, known):
             source = {key: stored["provenance"][key] for key in PROVENANCE}
-            tables[names[job.stage]] += [row | source for row in _rows(study, job, stored)]
+            tables[job.row.table] += [row | source for row in _rows(study, job, stored)]
             place = {
                 "dataset": job.dataset,
                 "recipe": job.strategy,
@@ -244,7 +242,7 @@ def per_strategy(frame: pd.DataFrame) -> pd.DataFrame:
 
 def missing(study: Study) -> list[str]:
     """Ids of the jobs whose results the tables lack."""
-    jobs = [job for job in study.jobs() if job.stage in STAGE_TABLES.values()]
+    jobs = [job for job in study.jobs() if job.row.table]
     return [job.id for job in jobs if not is_complete(study, job)]
 
 

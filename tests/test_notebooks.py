@@ -51,7 +51,7 @@ def what_is_said(name, out, **parameters):
 
 
 def test_there_is_a_notebook_for_every_stage():
-    assert {f.stem for f in NOTEBOOKS} == {*STAGES.values(), NOTEBOOK}
+    assert {f.stem for f in NOTEBOOKS} == {*(row.notebook for row in STAGES.values()), NOTEBOOK}
 
 
 def test_papermill_knows_the_type_the_default_and_the_meaning_of_each_parameter(notebook_file):

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgkd.engine import states
-from fgkd.engine.run import TRAINED, Event
+from fgkd.engine.run import Event
 from fgkd.engine.terminal import COLOURS, console_for, table_of
 from fgkd.progress import duration
 from fgkd.study import Job, Study
@@ -64,7 +64,7 @@ class RunView:
         self.errors: dict[Job, str] = {}
         self.durations: dict[str, list[float]] = defaultdict(list)  # of the jobs that are done, by stage
         for job in study.jobs():
-            if job.stage in TRAINED and job not in jobs:
+            if job.row.networks and job not in jobs:
                 self._add_duration(job, states.state(study, job)["seconds"])
 
     def update(self, event: Event) -> None:
@@ -94,7 +94,7 @@ class RunView:
         seconds = 0.0
         is_bound = False
         for job in self.jobs:
-            if self.kinds.get(job) in ("done", "failed") or job.stage not in TRAINED:
+            if self.kinds.get(job) in ("done", "failed") or not job.row.networks:
                 continue
             training = training_seconds_left(self.progress.get(job)) or 0.0
             if self.durations[job.stage]:

@@ -20,7 +20,6 @@ from fgkd.metrics.claims import UNDEFINED
 from fgkd.study import PROJECT, Job, Study, StudyError
 
 POLL_SECONDS = 0.5
-TRAINED = ("teacher", "bank", "distill")  # stages whose jobs run networks
 
 
 Reporter = Callable[[Study, list[Job]], contextlib.AbstractContextManager[Callable[["Event"], None]]]
@@ -112,7 +111,7 @@ def check_inputs(study: Study, jobs: Iterable[Job]) -> None:
 
 def check_models(study: Study, jobs: Iterable[Job]) -> None:
     """Raise StudyError unless networks exist of the names in the study, where a job runs one."""
-    if not any(job.stage in TRAINED for job in jobs):
+    if not any(job.row.networks for job in jobs):
         return
     from fgkd.models import classifier
 

@@ -20,15 +20,6 @@ from fgkd.study import PRETEXT, PROJECT, RECIPES, Job, Study
 
 RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "pilot", "random", "no teacher")
 PAPERS = ("ratio12", "ssp", "tac")  # the metrics that the paper compares
-SECTIONS = {
-    "intro": "The idea",
-    "data": "Data",
-    "teacher": "Teachers",
-    "bank": "Banks and R12",
-    "distill": "Students",
-    "correlation": "Analysis",
-    "report": "Analysis",
-}
 RESULTS = {
     "tac": "TAC {tac:.1%}",
     "ratio12": "R12 {ratio12:.3f}",
@@ -220,7 +211,7 @@ def _entry(study: Study, job: Job, state: Mapping) -> Entry:
         details.append(state["state"])
     title = job.teacher or job.dataset or job.notebook
     return Entry(
-        section=SECTIONS[job.stage],
+        section=job.row.section,
         title=title if job.seed is None else f"{title} · seed {job.seed}",
         notebook=study.path(job) / f"{job.notebook}.ipynb",
         href=f"{job.id}.html",

@@ -1,17 +1,15 @@
 """A study's jobs: their inputs, ids, fingerprints and folders.
 
-A *job* is one notebook run, or one student of a distill job.  The stages, and what a job of each stands for:
+A *job* is one notebook run, or one student of a distill job.  A row of `STAGES` is all that is particular to
+the jobs of a stage; what a job stands for:
 
-    intro        the study                     01_what_is_ratio12
-    data         dataset                       02_data
-    teacher      dataset, teacher, recipe      03_teacher
-    bank         dataset, teacher, recipe      04_ratio12
-                 TGDA students learn from the bank of the CAL teacher
-    distill      dataset, teacher, strategy    05_distillation
-                 all students and losses of that teacher; CE has teacher 'none'
-    student      the same, student, loss       a training of a distill job, with a record but no notebook
-    correlation  the study                     06_correlation
-    report       the study                     07_report
+    intro, correlation, report    the study
+    data                          a dataset
+    teacher, bank                 a dataset, teacher and recipe; TGDA students learn from the CAL teacher's
+    distill                       a dataset, teacher and strategy: all students and losses of that teacher;
+                                  CE has teacher 'none'
+    student                       the same, a student and a loss: a training of a distill job, with a record
+                                  but no notebook
 
 Of several seeds, each repeats the teacher, bank and distill jobs, pretext and baseline included; images and
 conclusions are shared.
@@ -20,8 +18,7 @@ A job's fingerprint is a hash of what its result is a function of, and of nothin
 study file, the content of the photos, weights and plugins that it starts from, and the fingerprints of the
 jobs that it reads.  Paths, times, the machine, its threads and what other students, losses or strategies the
 study has are no part of it, nor are values that a recipe does not use.  The content of a file that is not
-there is what the job's own record says: records alone, without photos and weights, are valid
-(`Study.contents`).
+there is what the job's own record says: records alone, without photos and weights, are valid.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from itertools import chain, product
 from pathlib import Path
@@ -54,15 +51,6 @@ from fgkd.study.config import (
 )
 from fgkd.study.errors import StudyError, expected, unknown_name
 
-STAGES = {
-    "intro": "01_what_is_ratio12",
-    "data": "02_data",
-    "teacher": "03_teacher",
-    "bank": "04_ratio12",
-    "distill": "05_distillation",
-    "correlation": "06_correlation",
-    "report": "07_report",
-}
 BIRD_VALUES = ("species", "family_size", "train", "test", "size", "seed")  # on which drawn images depend
 
 
@@ -95,7 +83,16 @@ class Job:
     @property
     def notebook(self) -> str:
         """The name of its notebook."""
-        return STAGES[self.stage]
+        return self.row.notebook
+
+    @property
+    def row(self) -> Stage:
+        """What is particular to its stage."""
+        if self.stage in STAGES:
+            return STAGES[self.stage]
+        if self.stage == "student":
+            return STUDENT
+        raise StudyError(f"stage '{self.stage}' is unknown: expected one of {', '.join(STAGES)}")
 
     def parameters(self, study: Study) -> dict[str, str | int | bool]:
         """The parameters that papermill hands to the notebook."""
@@ -105,12 +102,10 @@ class Job:
         if self.teacher:
             parameters["teacher"] = self.teacher
         if self.strategy:
-            parameters["recipe" if self.stage in ("teacher", "bank") else "strategy"] = self.strategy
-        if self.stage == "bank":
-            parameters["compare"] = False  # the other teachers have jobs of their own
+            parameters[self.row.strategy] = self.strategy
         if self.seed is not None:
             parameters["seed"] = self.seed
-        return parameters
+        return parameters | self.row.parameters
 
 
 @dataclass(frozen=True, config=CONFIG, kw_only=True)
@@ -270,43 +265,7 @@ class Study(StudyConfig):
 
         A student's is its teacher: the bank, if it reads one, holds no more than that teacher's outputs.
         """
-        match job.stage:
-            case "intro":
-                return (self.first,)
-            case "data":
-                return ()
-            case "teacher":
-                return (Job("data", job.dataset), *self._pretext_of(job))
-            case "bank":
-                return (dataclasses.replace(job, stage="teacher"),)
-            case "student" if job.strategy == "CE":
-                return (Job("data", job.dataset),)
-            case "student":
-                return (Job("teacher", job.dataset, job.teacher, RECIPES[job.strategy], job.seed),)
-            case "distill":
-                return self.student_jobs(job)
-            case "correlation":
-                return self._banks_and_students()
-            case "report":
-                return (Job("intro"), Job("correlation"))
-        raise StudyError(f"stage '{job.stage}' is unknown: expected one of {', '.join(STAGES)}")
-
-    def _pretext_of(self, job: Job) -> tuple[Job, ...]:
-        """The training that a teacher's backbone starts from; none where it starts from other weights."""
-        if job.strategy == PRETEXT or self.teacher(job.teacher).weights != PRETEXT:
-            return ()
-        return (Job("teacher", PRETEXT, job.teacher, PRETEXT, job.seed),)
-
-    def _banks_and_students(self) -> tuple[Job, ...]:
-        """All distill jobs, each after the bank that its students learn from."""
-        taught = list(product(self.strategies, self.teachers))
-        baseline = [("CE", "none")] if self.baseline else []
-        jobs: list[Job] = []
-        for seed, dataset, pair in product((None, *self.seeds[1:]), self.datasets, taught + baseline):
-            strategy, teacher = pair
-            job = Job("distill", dataset, teacher, strategy, seed)
-            jobs += [*self.banks_of(job), job]
-        return tuple(dict.fromkeys(jobs))
+        return job.row.inputs(self, job)
 
     def banks_of(self, job: Job) -> tuple[Job, ...]:
         """The bank that a distill job's students learn from; none for the CE baseline."""
@@ -316,12 +275,12 @@ class Study(StudyConfig):
 
     def before(self, job: Job) -> tuple[Job, ...]:
         """The jobs whose notebooks must have ended before this one's runs."""
-        if job.stage != "distill":
-            return self.inputs(job)
-        banks = self.banks_of(job)
-        if banks and not self.online:
-            return banks
-        return tuple(dict.fromkeys(chain.from_iterable(map(self.inputs, self.student_jobs(job)))))
+        banks = self.banks_of(job) if job.stage == "distill" and not self.online else ()
+        notebooks: dict[Job, None] = {}
+        for source in banks or self.inputs(job):
+            is_student = source.stage == "student"
+            notebooks |= dict.fromkeys(self.inputs(source) if is_student else (source,))
+        return tuple(notebooks)
 
     def fingerprint(self, job: Job, known: dict[Job, str] | None = None) -> str:
         """A hash of all that the job's result is a function of: see the module's docstring.
@@ -338,42 +297,10 @@ class Study(StudyConfig):
 
     def values(self, job: Job) -> dict[str, Any]:
         """The job's own values in the study file, without those of the jobs that it reads."""
-        match job.stage:
-            case "data":
-                spec = self.data(job.dataset)
-                names = BIRD_VALUES if spec.kind == "birds" else ()
-                return {"resize": spec.resize} | {name: getattr(spec, name) for name in names}
-            case "teacher":
-                model = self.teacher(job.teacher)
-                return self._training_values(job, model, job.strategy)
-            case "bank":
-                return {"crop": self.views.crop, "views": self.bank_views}
-            case "student":
-                loss = self._loss_of(job)
-                values = self._training_values(job, self.student(job.student), "student")
-                if job.strategy != "CE":
-                    values["kd"] = dataclasses.asdict(self.kd(loss))
-                    if self.online:
-                        values["kd"]["online"] = True
-                if loss is not None and loss.loss != "kd":
-                    values["further"] = {
-                        "loss": loss.loss,
-                        "weight": loss.weight,
-                        "on": loss.applies_to,
-                        "options": loss.options,
-                    }
-                return values
-        return {}
+        return job.row.values(self, job)
 
-    def _training_values(self, job: Job, model: Model, recipe: str) -> dict[str, Any]:
-        return {
-            "seed": self.seed_of(job),
-            "crop": self.views.crop,
-            "model": _network_values(model),
-            "recipe": _recipe_values(self.recipe(recipe, model), recipe),
-        }
-
-    def _loss_of(self, job: Job) -> Loss | None:
+    def loss_of(self, job: Job) -> Loss | None:
+        """The auxiliary loss of a student job; None where it is CE or KD alone."""
         return self.losses_of(job.student, job.strategy)[job.loss]
 
     def kd(self, loss: Loss | None) -> Distillation:
@@ -388,21 +315,7 @@ class Study(StudyConfig):
         These are photos, weights, and plugins' code of a network, a loss or metrics.  Where the files are not
         there, the digest is what the job's own record says, and None without one.
         """
-        digests: dict[str, str | None] = {}
-        if job.stage == "data" and self.data(job.dataset).kind != "birds":
-            photos = self.photos.get(job.dataset)
-            digests["photos"] = photos and photos.digest
-        elif job.stage in ("teacher", "student"):
-            model = self.teacher(job.teacher) if job.stage == "teacher" else self.student(job.student)
-            digests["network"] = contents.of_network(model.model, self.plugins)
-            if model.file is not None:
-                digests |= contents.of_weights(model.file)
-        if job.stage == "bank":
-            digests["metrics"] = contents.of_metrics(self.plugins)
-        if job.stage == "student":
-            loss = self._loss_of(job)
-            if loss is not None and loss.loss not in LOSSES:
-                digests["loss"] = contents.of_loss(loss.loss, self.plugins)
+        digests = job.row.contents(self, job)
         if None in digests.values():  # of an absent plugin no metric is known, of absent weights no config
             recorded = {"metrics": "", "config": ""} | _recorded_contents(self.path(job) / "record.json")
             return {
@@ -434,6 +347,167 @@ def check_parameters(namespace: dict[str, Any], **types_: type) -> None:
             raise StudyError(
                 f"parameter '{name}' is {value!r} ({type(value).__name__}): expected {kind.__name__}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is particular to the jobs of a stage.
+
+    notebook: which runs them, and the section of the report that shows it.
+    inputs, values, contents: of a job of a study, what its result is a function of: the jobs that it reads,
+    its values in the study file, and digests of what the file only names.
+    jobs: of a study, where no other job reads them; the report comes after these.
+    table: of `records.collect`, to which the rows of its records go.
+    networks: whether it runs any.
+    priority: data first, so that faults in them show at once; students as soon as there is a bank.
+    strategy: what its notebook calls a job's strategy.  parameters: further ones of its notebook.
+    """
+
+    notebook: str
+    section: str
+    inputs: Callable[[Study, Job], tuple[Job, ...]]
+    values: Callable[[Study, Job], dict[str, Any]] = lambda study, job: {}
+    contents: Callable[[Study, Job], dict[str, str | None]] = lambda study, job: {}
+    jobs: Callable[[Study], tuple[Job, ...]] = lambda study: ()
+    table: str = ""
+    networks: bool = False
+    priority: int = 0
+    strategy: str = "strategy"
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def _teacher_inputs(study: Study, job: Job) -> tuple[Job, ...]:
+    """Its dataset, and the training that its backbone starts from, where that has no other weights."""
+    data = Job("data", job.dataset)
+    if job.strategy == PRETEXT or study.teacher(job.teacher).weights != PRETEXT:
+        return (data,)
+    return (data, Job("teacher", PRETEXT, job.teacher, PRETEXT, job.seed))
+
+
+def _student_inputs(study: Study, job: Job) -> tuple[Job, ...]:
+    if job.strategy == "CE":
+        return (Job("data", job.dataset),)
+    return (Job("teacher", job.dataset, job.teacher, RECIPES[job.strategy], job.seed),)
+
+
+def _banks_and_students(study: Study, job: Job) -> tuple[Job, ...]:
+    """All distill jobs, each after the bank that its students learn from."""
+    pairs = list(product(study.strategies, study.teachers)) + [("CE", "none")] * study.baseline
+    jobs: dict[Job, None] = {}
+    for seed, dataset, (strategy, teacher) in product((None, *study.seeds[1:]), study.datasets, pairs):
+        distill = Job("distill", dataset, teacher, strategy, seed)
+        jobs |= dict.fromkeys((*study.banks_of(distill), distill))
+    return tuple(jobs)
+
+
+def _conclusions(study: Study, job: Job) -> tuple[Job, ...]:
+    further = (row.jobs(study) for row in STAGES.values())
+    return (Job("intro"), Job("correlation"), *chain.from_iterable(further))
+
+
+def _data_values(study: Study, job: Job) -> dict[str, Any]:
+    spec = study.data(job.dataset)
+    names = BIRD_VALUES if spec.kind == "birds" else ()
+    return {"resize": spec.resize} | {name: getattr(spec, name) for name in names}
+
+
+def _teacher_values(study: Study, job: Job) -> dict[str, Any]:
+    return _training_values(study, job, study.teacher(job.teacher), job.strategy)
+
+
+def _student_values(study: Study, job: Job) -> dict[str, Any]:
+    loss = study.loss_of(job)
+    values = _training_values(study, job, study.student(job.student), "student")
+    if job.strategy != "CE":
+        values["kd"] = dataclasses.asdict(study.kd(loss)) | ({"online": True} if study.online else {})
+    if loss is not None and loss.loss != "kd":
+        values["further"] = {
+            "loss": loss.loss,
+            "weight": loss.weight,
+            "on": loss.applies_to,
+            "options": loss.options,
+        }
+    return values
+
+
+def _training_values(study: Study, job: Job, model: Model, recipe: str) -> dict[str, Any]:
+    return {
+        "seed": study.seed_of(job),
+        "crop": study.views.crop,
+        "model": _network_values(model),
+        "recipe": _recipe_values(study.recipe(recipe, model), recipe),
+    }
+
+
+def _photos(study: Study, job: Job) -> dict[str, str | None]:
+    if study.data(job.dataset).kind == "birds":
+        return {}
+    photos = study.photos.get(job.dataset)
+    return {"photos": photos and photos.digest}
+
+
+def _teacher_contents(study: Study, job: Job) -> dict[str, str | None]:
+    return _network_contents(study, study.teacher(job.teacher))
+
+
+def _student_contents(study: Study, job: Job) -> dict[str, str | None]:
+    digests = _network_contents(study, study.student(job.student))
+    loss = study.loss_of(job)
+    if loss is not None and loss.loss not in LOSSES:
+        digests["loss"] = contents.of_loss(loss.loss, study.plugins)
+    return digests
+
+
+def _network_contents(study: Study, model: Model) -> dict[str, str | None]:
+    network = contents.of_network(model.model, study.plugins)
+    return {"network": network} | (contents.of_weights(model.file) if model.file else {})
+
+
+STAGES = {
+    "intro": Stage("01_what_is_ratio12", "The idea", lambda study, job: (study.first,)),
+    "data": Stage(
+        notebook="02_data",
+        section="Data",
+        inputs=lambda study, job: (),
+        values=_data_values,
+        contents=_photos,
+        table="data",
+        priority=3,
+    ),
+    "teacher": Stage(
+        notebook="03_teacher",
+        section="Teachers",
+        inputs=_teacher_inputs,
+        values=_teacher_values,
+        contents=_teacher_contents,
+        table="teachers",
+        networks=True,
+        strategy="recipe",
+    ),
+    "bank": Stage(
+        notebook="04_ratio12",
+        section="Banks and R12",
+        inputs=lambda study, job: (dataclasses.replace(job, stage="teacher"),),
+        values=lambda study, job: {"crop": study.views.crop, "views": study.bank_views},
+        contents=lambda study, job: {"metrics": contents.of_metrics(study.plugins)},
+        table="metrics",
+        networks=True,
+        priority=1,
+        strategy="recipe",
+        parameters={"compare": False},  # the other teachers have jobs of their own
+    ),
+    "distill": Stage(
+        notebook="05_distillation",
+        section="Students",
+        inputs=lambda study, job: study.student_jobs(job),
+        table="students",
+        networks=True,
+        priority=2,
+    ),
+    "correlation": Stage("06_correlation", "Analysis", _banks_and_students),
+    "report": Stage("07_report", "Analysis", _conclusions),
+}
+STUDENT = Stage("", "Students", _student_inputs, _student_values, _student_contents, networks=True)
 
 
 def _find(mapping: Mapping[Any, Any], key: str, what: str) -> Any:

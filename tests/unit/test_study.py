@@ -1,6 +1,7 @@
 """A study file: what it means, what a change makes stale, and that every mistake is named with its remedy."""
 
 import copy
+import dataclasses
 import datetime
 import functools
 import inspect
@@ -13,8 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fgkd import records
 from fgkd import study as studies
-from fgkd.study import Job, StudyError, files
+from fgkd.engine import states
+from fgkd.study import Job, StudyError, files, jobs
+from fgkd.study.jobs import Stage
 
 
 def changed(before, after):
@@ -1074,3 +1078,37 @@ def test_a_job_of_what_the_study_lacks_is_refused_by_name(tiny, job, message):
 def test_without_a_baseline_the_study_has_no_strategy_ce(make_study):
     with pytest.raises(studies.StudyError, match="strategy 'CE' is not in the study: expected one of FZ, FT"):
         make_study({"baseline": False}).job("distill", "birds", "none", "CE")
+
+
+def test_a_stage_is_a_row_of_the_table(finished, monkeypatch):
+    before = {job.id: finished.fingerprint(job) for job in finished.jobs()}
+    row = Stage(
+        notebook="04_ratio12",
+        section="Probes",
+        inputs=lambda study, job: (Job("bank", job.dataset, job.teacher, job.strategy),),
+        values=lambda study, job: {"crop": study.views.crop, "depth": 2},
+        contents=lambda study, job: {"photos": None},
+        jobs=lambda study: (Job("probe", "birds", "resnet", "FT"),),
+        table="probes",
+        networks=True,
+        priority=4,
+        strategy="recipe",
+        parameters={"compare": False},
+    )
+    monkeypatch.setitem(jobs.STAGES, "probe", row)
+    (probe,) = row.jobs(finished)
+    order = finished.jobs()
+    bank = Job("bank", "birds", "resnet", "FT")
+    assert probe.id == "probe/birds/FT/resnet" and finished.path(probe) == finished.folder / probe.id
+    assert order.index(bank) < order.index(probe) < order.index(Job("report"))
+    known = {job.id: finished.fingerprint(job) for job in order}
+    assert {name for name in before if known[name] != before[name]} == {"study/report"}
+    monkeypatch.setitem(jobs.STAGES, "probe", dataclasses.replace(row, values=lambda *_: {"depth": 3}))
+    assert finished.fingerprint(probe) != known[probe.id]
+    monkeypatch.setitem(jobs.STAGES, "probe", row)
+    assert probe in states.left(finished) and records.missing(finished) == [probe.id]
+    provenance = records.provenance(finished, probe, "cpu", 1.0)
+    record = {"fingerprint": known[probe.id], "rows": [{"depth": 2}], "provenance": provenance}
+    records.write_json(finished.path(probe) / "record.json", record)
+    assert records.missing(finished) == [] and list(records.collect(finished)["probes"].depth) == [2]
+    assert probe.parameters(finished)["recipe"] == "FT" and probe.parameters(finished)["compare"] is False
