@@ -1,9 +1,8 @@
 """What a folder of photos holds, before anything is trained on it.
 
-Photos are copies of one another where their files are the same, or where their perceptual hashes of 256 bits
-(imagehash's phash) differ in a tenth of the bits at most: a photo that was scaled, compressed again or
-brightened, but not one that was cropped.  A test photo with a copy in train flatters every accuracy: the
-copy is left out of the training photos.  Where the folder has no split of its own, copies stay on one side.
+Photos are copies of one another where their files are the same, or nearly so (see `data.copies`).  A test
+photo with a copy in train flatters every accuracy: the copy is left out of the training photos.  Where the
+folder has no split of its own, copies stay on one side.
 """
 
 from __future__ import annotations
@@ -15,24 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fgkd.data import folders
+from fgkd.data import copies, folders
 from fgkd.data.images import SHOWN, SPLITS, DataError, decode, quote_some
 from fgkd.records import read_json, write_json
 from fgkd.study import DataSpec, StudyError
 
-HASH_SIDE = 16  # a perceptual hash has the square of it as bits
-NEAR_BITS = HASH_SIDE**2 // 10  # in which the hashes of copies differ at most
+HASHED = 128  # pixels of the images whose perceptual hashes are compared
 HELD_OUT = 0.2  # of the training photos, to compare teachers on
 TEST = 0.2  # of the photos, where the folder has no split of its own
 MAX_SIDE = 256  # pixels of the cached images
-ROWS = 2048  # hashes that are compared with all others at once
 Say = Callable[[str], None]
 
 
@@ -213,10 +209,10 @@ def _read(file: Path, name: str) -> list:
         content = file.read_bytes()
         with Image.open(file) as image:
             side = min(image.size)
-        pixels = Image.fromarray(decode(file, 8 * HASH_SIDE))
+        found = copies.perceptual_hash(decode(file, HASHED))
     except (DataError, OSError, ValueError, SyntaxError) as error:
         return [0, "", "", f"{name!r} ({_reason(error)})"]
-    return [side, hashlib.sha256(content).hexdigest(), str(imagehash.phash(pixels, HASH_SIDE)), ""]
+    return [side, hashlib.sha256(content).hexdigest(), found, ""]
 
 
 def _reason(error: Exception) -> str:
@@ -230,18 +226,9 @@ def _reason(error: Exception) -> str:
 def _groups(photos: pd.DataFrame) -> np.ndarray:
     """A number for each photo that copies of one another share; unreadable ones have their own."""
     readable = np.flatnonzero(photos.error == "")
-    words = HASH_SIDE**2 // 64
-    hashes = np.array([np.frombuffer(bytes.fromhex(photos.hash[i]), np.uint64) for i in readable])
-    hashes = hashes.reshape(-1, words)
-    pairs = [np.empty((0, 2), int)]
-    for start in range(0, len(hashes), ROWS):
-        rows = hashes[start : start + ROWS]
-        bits = np.zeros((len(rows), len(hashes)), np.uint16)
-        for word in range(words):
-            bits += np.bitwise_count(rows[:, None, word] ^ hashes[None, :, word])
-        near = np.argwhere(bits <= NEAR_BITS)
-        pairs.append(near + (start, 0))
-    first, second = readable[np.concatenate(pairs)].T
+    hashes = list(photos.hash.iloc[readable])
+    pairs = np.array(list(copies.near_pairs(hashes, hashes)), int).reshape(-1, 2)
+    first, second = readable[pairs.T]
     graph = coo_array((np.ones(len(first)), (first, second)), shape=(len(photos), len(photos)))
     return connected_components(graph, directed=False)[1]
 
@@ -272,11 +259,11 @@ def _pick(photos: pd.DataFrame, share: float, seed: str) -> list[int]:
     taken: set[int] = set()
     for _, members in photos.groupby("label"):
         wanted = min(max(round(len(members) * share), 1), len(members) - 1)
-        for group, copies in members.sort_values(["order", "name"]).groupby("group", sort=False):
-            if wanted > 0 and (group in taken or len(copies) < len(members)):
-                picked += list(copies.index)
+        for group, alike in members.sort_values(["order", "name"]).groupby("group", sort=False):
+            if wanted > 0 and (group in taken or len(alike) < len(members)):
+                picked += list(alike.index)
                 taken.add(int(group))
-                wanted -= len(copies)
+                wanted -= len(alike)
     return picked
 
 

@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from fgkd.data import birds, folders, official
+from fgkd.data import birds, copies, folders, official
 from fgkd.data.images import SHOWN, SPLITS, DataError, Listing, UnreadableImages, decode
 from fgkd.records import write_json
 from fgkd.study import OFFICIAL, PRETEXT, DataSpec, Job, Study, contents
@@ -397,10 +397,18 @@ def _find_absent(root: Path, paths: list[str]) -> str:
     return f"the first is {paths[0]!r}; {advice}"
 
 
+@dataclass
+class _Findings:
+    """What decoding finds: why images fail, what was left aside, their perceptual hashes."""
+
+    failures: list[DataError] = field(default_factory=list)
+    aside: list[str] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
 def _write_parts(source: _Source, cache: Path, progress: bool) -> list[DataError]:
     """Write both splits and the index; returns why images cannot be decoded."""
-    failures: list[DataError] = []
-    remarks: list[str] = []
+    found = _Findings()
     index: dict[str, Any] = {
         "fingerprint": source.fingerprint,
         "classes": source.classes,
@@ -414,14 +422,35 @@ def _write_parts(source: _Source, cache: Path, progress: bool) -> list[DataError
         else:
             paths = [path for path, _ in source.listing.files[split]]
             labels = [label for _, label in source.listing.files[split]]
-            images = _decode_all(source, paths, failures, remarks, progress)
+            images = _decode_all(source, paths, found, progress)
             index[split] = {"labels": labels, "names": paths, "boxes": None}
         index[split]["digests"] = _write_array(cache / f"{split}.npy.part", images, _shape(source, split))
-    if remarks:
-        some = "; ".join(sorted(remarks)[:3]) + (f"; and {len(remarks) - 3} more" if len(remarks) > 3 else "")
-        index["notes"] = [f"metadata that cannot be read are left aside: {some}"]
+    if source.listing is not None and not found.failures:
+        index["notes"] = [*_note_aside(found.aside), *_note_near_copies(index, found.hashes)]
     (cache / "index.json.part").write_text(json.dumps(index))
-    return failures
+    return found.failures
+
+
+def _note_aside(aside: list[str]) -> tuple[str, ...]:
+    """Note the images of which metadata were left aside."""
+    more = f"; and {len(aside) - 3} more" if len(aside) > 3 else ""
+    some = "; ".join(sorted(aside)[:3])
+    return (f"metadata that cannot be read are left aside: {some}{more}",) if aside else ()
+
+
+def _note_near_copies(index: dict[str, Any], hashes: dict[str, str]) -> tuple[str, ...]:
+    """Note the test images that are near copies of training images, but not the very same."""
+    train, test = index["train"], index["test"]
+    same = set(train["digests"])
+    names = [name for name, digest in zip(test["names"], test["digests"], strict=True) if digest not in same]
+    pairs: dict[str, str] = {}
+    for i, j in copies.near_pairs([hashes[name] for name in names], [hashes[n] for n in train["names"]]):
+        pairs.setdefault(names[i], train["names"][j])
+    if not pairs:
+        return ()
+    some = "; ".join(f"{other!r} ~ {name!r}" for name, other in list(pairs.items())[:3])
+    count = f"{len(pairs)} of {len(test['names'])} test images are near copies of images in train"
+    return (f"{count}, which flatters accuracy: {some}",)
 
 
 def _write_array(path: Path, images: Iterable[np.ndarray], shape: tuple[int, ...]) -> list[str]:
@@ -458,24 +487,20 @@ def _draw_birds(spec: DataSpec, split: str) -> tuple[np.ndarray, dict]:
     return flock.images, {"labels": labels, "names": names, "boxes": flock.boxes.tolist()}
 
 
-def _decode_all(
-    source: _Source, paths: list[str], failures: list[DataError], remarks: list[str], progress: bool
-) -> Iterator[np.ndarray]:
-    """Decode images in order; those that fail are left out and added to `failures`.
-
-    remarks: gains a sentence for each whose metadata were left aside.
-    """
+def _decode_all(source: _Source, paths: list[str], found: _Findings, progress: bool) -> Iterator[np.ndarray]:
+    """Decode images in order; those that fail are left out."""
     assert source.listing
     root = source.listing.root
 
     def attempt(path: str) -> np.ndarray | DataError:
         reasons: list[str] = []
         try:
-            return decode(root / path, source.spec.resize, reasons)
+            image = decode(root / path, source.spec.resize, reasons)
         except DataError as error:
             return error
-        finally:
-            remarks.extend(f"{path!r} ({reason})" for reason in reasons)
+        found.aside.extend(f"{path!r} ({reason})" for reason in reasons)
+        found.hashes[path] = copies.perceptual_hash(image)
+        return image
 
     cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     silent = None if progress else True
@@ -485,6 +510,6 @@ def _decode_all(
             for image in pool.map(attempt, paths[start : start + 256]):
                 bar.update()
                 if isinstance(image, DataError):
-                    failures.append(image)
+                    found.failures.append(image)
                 else:
                     yield image

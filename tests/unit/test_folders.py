@@ -285,6 +285,21 @@ def test_a_picture_in_both_splits_is_noted_and_counted(tmp_path):
         assert check(data).in_both_splits.tolist() == [1, 1]
 
 
+def test_near_copies_across_the_splits_are_noted_and_change_nothing_else(tmp_path):
+    root = split_folder(tmp_path / "root")
+    soft = Image.open(picture(tmp_path / "soft.png", 7, (6, 5))).resize((90, 80))
+    soft.save(root / "train/a/9.png")
+    before = load(spec(root, resize=32), tmp_path / "cache", progress=False)
+    soft.resize((70, 60)).save(root / "test/b/near.jpg", quality=80)
+    for _ in range(2):
+        data = load(spec(root, resize=32), tmp_path / "cache", progress=False)
+        assert data.notes == (
+            "1 of 4 test images are near copies of images in train, which flatters accuracy: "
+            "'train/a/9.png' ~ 'test/b/near.jpg'",
+        )
+        assert (data.train.images == before.train.images).all() and before.notes == ()
+
+
 def test_check_counts_by_hand(tmp_path):
     table = check(load(spec(split_folder(tmp_path / "root")), tmp_path / "cache", progress=False))
     assert table.to_dict("list") == {
