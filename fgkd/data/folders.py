@@ -13,6 +13,7 @@ are passed over.
 
 from __future__ import annotations
 
+import csv
 import difflib
 import functools
 import hashlib
@@ -126,6 +127,8 @@ def list_images(spec: DataSpec) -> Listing:
             f"{spec.key}: root {spec.root!r} is not a folder; name one that holds a folder per class, "
             "or train/ and test/ with a folder per class in each"
         )
+    if spec.split:
+        return list_file(spec, root, Path(spec.split))
     try:
         return _list_images(spec, _Tree(root))
     except OSError as error:
@@ -133,6 +136,55 @@ def list_images(spec: DataSpec) -> Listing:
             f"{spec.key}: {str(error.filename)!r} cannot be read ({error.strerror}); change its permissions, "
             f"or move it out of {str(root)!r}"
         ) from error
+
+
+def list_file(spec: DataSpec, root: Path, file: Path) -> Listing:
+    """List the images that a CSV file names in the columns class, path (below the root) and split.
+
+    Raises DataError naming the line that is wrong.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as text:
+            paths = _read_lines(f"{spec.key}: %s of {str(file)!r}", root, csv.DictReader(text))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{spec.key}: split file {str(file)!r} cannot be read ({reason})") from error
+    parts = {"train": paths["train"], "test": paths["test"] or paths["val"]}
+    classes = _choose_classes(spec, sorted(set().union(*parts.values())))
+    _check_counterparts(spec, parts, classes)
+    notes = [f"split by {file.name!r}"]
+    if paths["test"] and paths["val"]:
+        notes.append(
+            f"left out, as there is a test split: {sum(map(len, paths['val'].values()))} for validation"
+        )
+    files: Files = {split: [] for split in SPLITS}
+    for split, (label, name) in product(SPLITS, enumerate(classes)):
+        files[split] += [(path, label) for path in sorted(parts[split][name])]
+    return Listing(classes, root, files, tuple(notes))
+
+
+def _read_lines(where: str, root: Path, reader: csv.DictReader) -> Parts:
+    """The photos of each class by the kind of their split; `where` takes the place of an error."""
+    columns = ("class", "path", "split")
+    if not set(columns) <= set(reader.fieldnames or ()):
+        raise DataError(f"{where % 'the first line'} is {reader.fieldnames}: expected class,path,split")
+    lines: dict[str, int] = {}
+    paths: Parts = {kind: defaultdict(list) for kind in WORDS}
+    for row in reader:
+        line = where % f"line {reader.line_num}"
+        if lacking := [column for column in columns if not row[column]]:
+            raise DataError(f"{line} has no {lacking[0]}")
+        path = Path(os.path.normpath(row["path"])).as_posix()
+        kinds = [*_kinds([row["split"]]).values()]
+        if not kinds:
+            raise DataError(f"{line} has the split {row['split']!r}: expected train or test")
+        if path in lines:
+            raise DataError(f"{line} has {path!r}, which line {lines[path]} has, too")
+        if path.startswith(("../", "/")) or not (root / path).is_file():
+            raise DataError(f"{line} has {path!r}, which is not there below {str(root)!r}")
+        lines[path] = reader.line_num
+        paths[kinds[0]][row["class"]].append(path)
+    return paths
 
 
 def _list_images(spec: DataSpec, tree: _Tree) -> Listing:

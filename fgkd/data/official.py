@@ -9,9 +9,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from fgkd.data import folders
 from fgkd.data.images import SPLITS, DataError, Listing
 from fgkd.data.layouts import LAYOUTS, Layout
 from fgkd.study import DataSpec, contents
+
+SPLIT_FILE = "split.csv"  # in Moe's folder: the split of its images, as of the paper's authors
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ def list_images(spec: DataSpec) -> Listing:
     """
     root = root_of(spec.kind, spec.root)
     images = listing(spec.kind, root)
+    _, base, _ = locate(spec.kind, root)
+    file = Path(spec.split) if spec.split else base / SPLIT_FILE
+    if own := spec.kind == "moe" and (bool(spec.split) or file.is_file()):
+        images = folders.list_file(spec, base, file)
     wrong = []
     for row in checks(spec.kind, images).itertuples():
         if row.verdict == "wrong":
@@ -78,10 +85,10 @@ def list_images(spec: DataSpec) -> Listing:
             f"{spec.key}: {str(root)!r} has {', '.join(wrong)}; complete it ('fgkd data {spec.kind}'), "
             "or set check_counts: false to use a part on purpose"
         )
-    notes = []
+    notes = [*images.notes]
     if wrong:
         notes.append(f"not the whole set, as the study allows: {', '.join(wrong)}")
-    if SETS[spec.kind].note:
+    if SETS[spec.kind].note and not own:
         notes.append(SETS[spec.kind].note)
     return replace(images, notes=tuple(notes), shared_cache=shared_cache(root, spec.resize))
 

@@ -193,6 +193,7 @@ class DataSpec(Section):
     # where it lies, relative to the study file; one of the paper's: by default its kind in FGKD_DATA
     root: RelativePath | None = None
     classes: tuple[Written, ...] = ()  # folder: only these classes; empty: all
+    split: RelativePath | None = None  # folder, moe: a CSV file with the columns class, path and split
     test_fraction: Share = 0.2  # folder without train/ and test/: share of each class to test on
     species: Species = 24  # birds: number of classes
     family_size: Count = 4  # birds: sibling species in a family
@@ -207,7 +208,8 @@ class DataSpec(Section):
     @classmethod
     def _keys(cls, values: dict) -> list[str]:
         if values.get("kind") in OFFICIAL:
-            return ["kind", "root", "check_counts", "resize", "note"]
+            split = ["split"] if values["kind"] == "moe" else []  # the others have official ones
+            return ["kind", "root", *split, "check_counts", "resize", "note"]
         return super()._keys(values)
 
 

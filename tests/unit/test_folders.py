@@ -287,7 +287,8 @@ def test_a_picture_in_both_splits_is_noted_and_counted(tmp_path):
 
 def test_near_copies_across_the_splits_are_noted_and_change_nothing_else(tmp_path):
     root = split_folder(tmp_path / "root")
-    soft = Image.open(picture(tmp_path / "soft.png", 7, (6, 5))).resize((90, 80))
+    noise = Image.open(picture(tmp_path / "noise.png", 7, (8, 8)))
+    soft = Image.blend(noise.resize((90, 80)), noise.resize((90, 80), Image.Resampling.NEAREST), 0.5)
     soft.save(root / "train/a/9.png")
     before = load(spec(root, resize=32), tmp_path / "cache", progress=False)
     soft.resize((70, 60)).save(root / "test/b/near.jpg", quality=80)
@@ -564,6 +565,61 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         DataError, match="set: '.*/root/b' cannot be read .Permission denied.; change its perm"
     ):
         folders.list_images(spec(root))
+
+
+# a file that says which photo is where
+
+
+def split_file(tmp_path, *lines, header="class,path,split"):
+    """A folder of photos, and the study's entry with a split file of these lines."""
+    root = folder(tmp_path / "root", {"x": 4, "y": 4})
+    (tmp_path / "split.csv").write_text("\ufeff" + "\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return spec(root, split=str(tmp_path / "split.csv"))
+
+
+LINES = ("ruby,x/0.png,train", "ruby,x/1.png,test", "moss,y/0.png,Training", "moss,y/1.png,test")
+
+
+def test_a_split_file_says_class_and_split_of_each_photo(tmp_path):
+    data = load(split_file(tmp_path, *LINES, "moss,y/2.png,val"), tmp_path / "cache", progress=False)
+    assert data.classes == ("moss", "ruby")
+    assert data.train.names == ("y/0.png", "x/0.png") and data.train.labels.tolist() == [0, 1]
+    assert data.test.names == ("y/1.png", "x/1.png")
+    (tmp_path / "split.csv").write_text(
+        (tmp_path / "split.csv").read_text().replace("y/2.png,val", "y/2.png,test")
+    )
+    changed = load(
+        spec(tmp_path / "root", split=str(tmp_path / "split.csv")), tmp_path / "cache", progress=False
+    )
+    assert changed.fingerprint != data.fingerprint and len(changed.test) == 3
+    assert data.notes == ("split by 'split.csv'", "left out, as there is a test split: 1 for validation")
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("moss,y/9.png,train", "line 6 of '.*split.csv' has 'y/9.png', which is not there"),
+        ("moss,../z.png,train", "line 6 .*'../z.png', which is not there below"),
+        ("moss,x/0.png,test", "line 6 .*'x/0.png', which line 2 has, too"),
+        ("moss,y/2.png,later", "line 6 .*the split 'later': expected train or test"),
+        (",y/2.png,train", "line 6 .* has no class"),
+        ("moss,y/2.png", "line 6 .* has no split"),
+        ("bark,y/2.png,train", "'train/bark' without counterpart"),
+    ],
+)
+def test_a_wrong_line_of_a_split_file_is_named(line, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        folders.list_images(split_file(tmp_path, *LINES, line))
+
+
+def test_a_split_file_that_is_none_is_refused(tmp_path):
+    with pytest.raises(DataError, match="the first line of .*class_id.*: expected class,path,split"):
+        folders.list_images(split_file(tmp_path, header="class_id,dir,split"))
+    with pytest.raises(DataError, match="nowhere.csv' cannot be read .No such file"):
+        folders.list_images(spec(tmp_path / "root", split=str(tmp_path / "nowhere.csv")))
+    (tmp_path / "split.csv").write_bytes(b"class,path,split\n\xff,x/0.png,train\n")
+    with pytest.raises(DataError, match="split.csv' cannot be read .'utf-8' codec"):
+        folders.list_images(spec(tmp_path / "root", split=str(tmp_path / "split.csv")))
 
 
 # refusals

@@ -317,6 +317,21 @@ def test_a_subset_keeps_the_order_of_the_ids_without_gaps(archive):
     assert found.classes == (names[0], names[2]) and {label for _, label in found.files["train"]} == {0, 1}
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["named", "beside the images"])
+def test_moe_takes_a_split_of_its_own(named, archive, tmp_path):
+    kind, root, names, paths = archive("moe")
+    inside = [path.partition("/")[2] for path in paths]
+    rows = [f"{names[i % 3]},{path},{'train' if i % 9 < 6 else 'test'}" for i, path in enumerate(inside)]
+    file = tmp_path / "list.csv" if named else root / usual("moe") / official.SPLIT_FILE
+    lines(file, "class,path,split", *rows)
+    data = load(kind, root, tmp_path / "cache", split=str(file) if named else None)
+    assert data.classes == tuple(names) and data.notes == (f"split by {file.name!r}",)
+    assert set(data.test.names) == {path for i, path in enumerate(inside) if i % 9 >= 6}
+    file.unlink()
+    (note,) = load(kind, root, tmp_path / "cache").notes
+    assert "cannot be compared with the paper's" in note
+
+
 def test_a_class_id_without_a_name_is_refused(archive):
     kind, root, *_ = archive("nabirds")
     lines(root / "nabirds/classes.txt", "9 Common Eider", "100 Oak Titmouse")
