@@ -227,7 +227,7 @@ class Bench:
         shapes: dict[str, tuple[int, ...]] = {}
         for array in banks.names(augmented=augmented, features=False):
             shapes[array] = (views, len(images))
-        bank = banks.read(folder, shapes, self.device)
+        bank = banks.read(folder, shapes, self.device, key="bench")
         assert bank is not None
         return bank
 

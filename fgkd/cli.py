@@ -7,7 +7,7 @@ fgkd report runs/demo.yaml      build the report from what there is
 fgkd export runs/demo.yaml JOB --out FOLDER    hand over a trained student: for timm, and as ONNX
 fgkd choose ~/photos            which teacher for these photos: ranking, pilots, and the student's model
 fgkd data cub                   fetch, check and cache one of the paper's datasets; --list shows the eight
-fgkd bank runs/demo.yaml        compare the banks that lie on disk with their teachers' outputs now
+fgkd check runs/demo.yaml       check that its records, weights, banks and caches belong together
 fgkd bench                      what distillation costs next to its alternatives, measured here
 
 Each command imports what it needs: `fgkd --help` loads no other module of the package.
@@ -20,8 +20,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-BANK_NOISE = 0.02  # of the largest logit: what another machine or device may differ by
 
 
 def main(words: list[str] | None = None) -> int:
@@ -141,7 +139,7 @@ def report(options: argparse.Namespace) -> int:
     from fgkd.study import load
 
     study = load(options.study)
-    terminal.show_results(study, run.build_report(study))
+    terminal.show_results(study, run.build_report(study, Path(options.out) if options.out else None))
     return 0
 
 
@@ -207,22 +205,21 @@ def data(options: argparse.Namespace) -> int:
     return int("wrong" in set(table.verdict))
 
 
-def bank(options: argparse.Namespace) -> int:
-    """Compare random views of each bank that lies on disk with its teacher's outputs now."""
-    from fgkd import stages
+def check(options: argparse.Namespace) -> int:
+    """Check that records, weights, test logits, banks and caches on disk belong together."""
+    from fgkd import check
     from fgkd.study import load
 
     study = load(options.study)
-    jobs = stages.kept_banks(study)
-    if not jobs:
-        print(f"no bank of '{study.name}' lies on disk: each is deleted after its last student")
-    verdicts = []
-    for job in jobs:
-        differences = stages.check_bank(study.at(study.seed_of(job)), job)
-        verdicts.append("DIFFERS" if differences["logits"] > BANK_NOISE else "agrees")
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in differences.items())
-        print(f"{verdicts[-1]:8} {job.id:44} largest difference: {shares}")
-    return int("DIFFERS" in verdicts)
+    counts, faults = check.check(study)
+    for job, words in faults.items():
+        print(f"{job.id}: {words}")
+    checked = ", ".join(f"{number} {name}" for name, number in counts.items())
+    print(f"{len(faults) or 'none'} of these does not fit: {checked}")
+    if faults and options.repair:
+        check.repair(study, faults)
+        print(f"what does not fit is removed: 'fgkd run {study.file}' computes it again")
+    return int(bool(faults))
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -282,20 +279,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="all of it as JSON")
     sub.add_argument("--watch", action="store_true", help="first show what an `fgkd run` does, until it ends")
 
-    add(report)
+    add(report).add_argument("--out", metavar="FOLDER", help="of tables and report (default: the study's)")
 
-    sub = add(export)
-    _add_export_options(sub)
-
-    sub = add(choose, study=False)
-    _add_choose_options(sub)
-
+    _add_export_options(add(export))
+    _add_choose_options(add(choose, study=False))
     _add_data_options(add(data, study=False))
 
-    add(bank)
+    repair = "remove what does not fit, so that it runs again (default: name it)"
+    add(check).add_argument("--repair", action="store_true", help=repair)
 
-    sub = add(bench, study=False)
-    _add_bench_options(sub)
+    _add_bench_options(add(bench, study=False))
     return parser
 
 

@@ -8,7 +8,8 @@
     README.md                        the model card
     network.py                       where timm has no such network: the file that registers it
 
-Before the folder is in place, what it holds is loaded and compared with the network that was trained.
+Before the folder is in place, what it holds is loaded, and its predictions of test images are compared with
+the test logits that the training left.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ FILES = {
 }
 COMPARED = 32  # test images on which the folder's networks are compared with the one that was trained
 TOLERANCE = 1e-3  # largest difference of a probability there
+NOISE = {"cpu": 0.01}  # and of what the machine predicted that trained it
+GPU_NOISE = 0.2  # in bf16
 PREDICT = '''"""Name the class of each photo: python predict.py PHOTO ..."""
 
 import functools
@@ -164,9 +167,17 @@ def hand_over(study: Study, job: Job, student: str | None, loss: str | None, fol
     _check_libraries()
     _check_folder(folder)
     trained = find(study, job, student, loss)
+    if words := fault(trained):
+        again = (
+            f"'fgkd check {study.file} --repair' removes what does not fit, and 'fgkd run' trains it again"
+        )
+        raise StudyError(f"{trained.job.id}: {words}; {again}")
     model = trained.load()
     views = _test_views(trained)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    folder = folder.resolve()
+    _recover(folder)
+    work = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial = work / "new"
     try:
         partial.mkdir(parents=True)
         _write_timm(trained, model, partial)
@@ -180,7 +191,7 @@ def hand_over(study: Study, job: Job, student: str | None, loss: str | None, fol
         _write_texts(trained, partial)
         _move(partial, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
@@ -396,14 +407,53 @@ def _compare(name: str, probabilities: np.ndarray, trained: np.ndarray) -> None:
         )
 
 
+def fault(trained: Trained, *, predict: bool = True) -> str | None:
+    """What of a training's record, weights and test logits does not fit; None where all does.
+
+    predict: compare predictions by the weights, too.
+    """
+    study, job, dataset, record = trained.study, trained.job, trained.dataset, trained.record
+    folder = study.path(job)
+    here = tuple(name for name in records.KEPT if (folder / name).exists())
+    if other := records.lost(folder, record, here):
+        return f"its {' and '.join(other)} are not those that its record was written with"
+    if "test.npy" not in here:
+        return None
+    try:
+        logits = np.load(folder / "test.npy")
+    except (OSError, ValueError, EOFError):
+        return "its test.npy cannot be read"
+    labels = dataset.test.labels
+    if logits.shape != (len(labels), len(dataset.classes)) or not np.isfinite(logits).all():
+        return f"its test.npy is not the logits of {len(labels)} images and {len(dataset.classes)} classes"
+    accuracy = float((logits.argmax(1) == labels).mean())
+    if abs(accuracy - trained.accuracy) > 1e-6:
+        return f"its accuracy is {trained.accuracy:.2%}, but {accuracy:.2%} by its test.npy"
+    if not predict or "model.safetensors" not in here:
+        return None
+    with torch.inference_mode():
+        predicted = trained.load()(_test_views(trained).permute(0, 3, 1, 2)).softmax(1)
+    difference = float((torch.from_numpy(logits[:COMPARED]).float().softmax(1) - predicted).abs().max())
+    if difference <= NOISE.get(record["provenance"]["device"], GPU_NOISE):
+        return None
+    return f"its weights predict other probabilities than its test.npy, by up to {difference:.2g}"
+
+
 def _move(partial: Path, folder: Path) -> None:
-    """Put a finished folder in place of an earlier one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        if (partial / name).exists():
-            os.replace(partial / name, folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
+    """Put a finished folder in place of an earlier one, whole: no reader sees files of both."""
+    _check_folder(folder)  # again: it was some time ago
+    if folder.exists():
+        shutil.copymode(folder, partial)
+        folder.rename(partial.with_name("old"))
+    partial.rename(folder)
+
+
+def _recover(folder: Path) -> None:
+    """Remove what hand-overs to this folder left that were killed, an earlier one's files put back first."""
+    for work in records.leftovers(folder.parent, folder.name):
+        if (work / "old").exists() and not folder.exists():
+            (work / "old").rename(folder)
+        shutil.rmtree(work)
 
 
 def _write_texts(trained: Trained, folder: Path) -> None:
@@ -415,7 +465,7 @@ def _write_texts(trained: Trained, folder: Path) -> None:
         ("predict.py", script),
         ("README.md", card(trained, own_network=(folder / NETWORK).exists())),
     ):
-        records.write_bytes(folder / file, text.encode())
+        records.write_bytes(folder / file, text.encode(errors="backslashreplace"))
 
 
 def predict_script(resize: int, crop: int) -> str:

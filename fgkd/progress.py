@@ -55,6 +55,16 @@ class Progress:
             self.file.unlink()
 
 
+def read(folder: Path) -> dict | None:
+    """What a running job's `Progress` wrote last; None where there is nothing, or another thing."""
+    values = records.read_json(folder / FILE) or {}
+    numbers = [values.get(name) for name in ("epoch", "epochs", "started", "updated")]
+    optional = [values.get(name) for name in ("loss", "seconds_per_epoch")]
+    optional = [number for number in optional if number is not None]
+    is_whole = isinstance(values.get("what"), str) and {"loss", "seconds_per_epoch"} <= values.keys()
+    return values if is_whole and all(isinstance(n, int | float) for n in numbers + optional) else None
+
+
 def duration(hours: float | None) -> str:
     """Hours in a reader's unit: 12.3 h, 34 min, 5 s; '-' where they are not known."""
     if hours is None:

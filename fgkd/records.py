@@ -9,6 +9,7 @@ machine.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import io
@@ -17,16 +18,19 @@ import os
 import platform
 import resource
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgkd.analysis import groups
 from fgkd.metrics.claims import register_claims
-from fgkd.study import PROJECT, RECIPES, STAGES, Job, Study, StudyError
+from fgkd.study import PROJECT, RECIPES, STAGES, Job, Study, StudyError, contents
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
 PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
@@ -37,6 +41,67 @@ NAMES = {  # columns of text, whatever a name looks like: NA, 1e5, 007
     *("architecture", "by", "commit", "dataset", "device", "family", "licence", "loss", "model", "norm"),
     *("one", "other", "pretraining", "recipe", "run", "strategy", "student", "teacher", "tied", "value"),
 }
+RECORD = "record.json"
+KEPT = ("model.safetensors", "test.npy")  # of a training, beside its record, which holds their digests
+
+# What a stage's only row has.  Of another shape, a record is another version's, and counts as absent.
+COLUMNS = {
+    "data": {"dataset", "classes", "train", "test"},
+    "teacher": {*("dataset", "teacher", "recipe", "tac", "parameters", "lr"), *TRAITS, *TRANSFER},
+    "bank": {"samples", "views", "ratio12"},
+    "student": {*("dataset", "teacher", "student", "strategy", "loss", "accuracy", "agreement", "lr")},
+}
+TEXTS = {*("dataset", "teacher", "student", "strategy", "recipe", "loss", "model"), *TRAITS}
+COUNTS = {"classes", "train", "test", "parameters", "epochs", "samples", "views"}
+SHARES = {*("accuracy", "tac", "tac_single", "train_accuracy", "validation_accuracy", "agreement", "ece")}
+OPTIONAL = {"agreement", *TRANSFER}  # None where there is no teacher, or no pretrained network
+Int = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Rows = list[dict[str, str | Int | float | bool | None]]
+
+
+class Provenance(BaseModel):
+    """Where a record comes from: see `provenance`."""
+
+    run: str
+    commit: str
+    seed: Int
+    device: str
+    seconds: float
+    peak_memory_mb: float
+    python: str
+    threads: Int
+    packages: dict[str, str]
+    parameters: dict[str, Any]
+
+
+class Claimed(BaseModel):
+    """A `Claim` of a plugin's metric."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: str
+    direction: Literal[1, -1]
+    source: str
+    begun: bool
+    afterwards: bool
+    plugin: bool
+
+
+class Record(BaseModel):
+    """The shape of a record; files: the digests of those of KEPT that it was written with."""
+
+    fingerprint: str
+    contents: dict[str, str | None]
+    rows: Rows
+    provenance: Provenance
+    files: dict[str, str] = {}
+    history: Rows = []
+    search: Rows = []
+    epochs: Rows = []
+    on_test: dict[str, float | None] = {}
+    notes: list[str] = []
+    photos: str = ""
+    claims: dict[str, Claimed] = {}
 
 
 def write_bytes(file: Path, data: bytes) -> None:
@@ -85,38 +150,146 @@ def read_table(file: Path) -> pd.DataFrame:
 
 
 def read_json(file: Path) -> dict | None:
-    """The file's value, or None where it is absent or cut short."""
+    """The file's mapping; None where it is absent, cut short, or holds anything else."""
     try:
-        return json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
+    return value if isinstance(value, dict) else None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made; one that is in it is waited for.
+
+    What processes that were killed in it left half written is removed.
+    Raises OSError for a folder that cannot be written, and a file system that has no locks.
+    """
+    lock = FileLock(folder / ".lock", fallback_to_soft=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"waiting for another process that works in {folder.name}")
+            lock.acquire()
+    except OSError as error:
+        raise disk_error(error, folder / ".lock") from error
+    try:
+        for path in leftovers(folder):
+            path.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def leftovers(folder: Path, name: str = "") -> list[Path]:
+    """What killed processes left half written in a folder, of one name or all: '.NAME.PROCESS'."""
+    found = []
+    for path in folder.glob(".*.*"):
+        start, _, process = path.name.removeprefix(".").rpartition(".")
+        if process.isdecimal() and name in ("", start) and not _is_alive(int(process)):
+            found.append(path)
+    return found
 
 
 def disk_error(error: OSError, file: Path) -> OSError:
     """The same error with the file's name and what to do about it."""
-    advice = "check that the folder can be written"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    advice = "check that the folder can be written; FGKD_RUNS names another one for results"
+    if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        advice = "its file system has no locks: set FGKD_RUNS to a folder on another one"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         advice = "the disk or quota is full: free some space and start again, finished runs are kept"
     return OSError(error.errno, f"could not write '{file}' ({error.strerror}): {advice}")
 
 
 def record(study: Study, job: Job, known: dict | None = None) -> dict | None:
-    """The job's record; None where there is none, or an input of the job has changed since.
+    """The job's record, as `find` finds it.  Raises StudyError where a number in it cannot be."""
+    stored = find(study, job, known)
+    if stored and (words := fault(job, stored)):
+        raise StudyError(
+            f"{job.id}: {words}; 'fgkd check {study.file} --repair' removes such records, and "
+            "'fgkd run' then runs their jobs again"
+        )
+    return stored
+
+
+def find(study: Study, job: Job, known: dict | None = None) -> dict | None:
+    """The job's record; None without one of this shape, or where an input has changed since.
 
     Of a bank also None where its strategies need what it was written without: the crop and drop views that
     TGDA students see.  The claims of plugins' metrics in a bank's record are added to METRICS.
 
     known: fingerprints computed so far, of use where many jobs are looked up
     """
-    stored = read_json(study.path(job) / "record.json")
-    if not stored or stored.get("fingerprint") != study.fingerprint(job, known):
+    stored = read_record(study, job)
+    if not stored or stored["fingerprint"] != study.fingerprint(job, known):
         return None
     if job.stage == "bank":
         augmented = study.bank_contents(job.strategy)["augmented"]
-        if augmented and "ratio12_crop" not in stored["rows"][0]:
+        if augmented and not all("ratio12_crop" in row for row in stored["rows"]):
             return None
         register_claims(stored.get("claims", {}))
     return stored
+
+
+def read_record(study: Study, job: Job) -> dict | None:
+    """The job's record, of whatever inputs; None where there is none of this version's shape."""
+    stored = read_json(study.path(job) / RECORD)
+    if stored is None:
+        return None
+    try:
+        Record.model_validate(stored, strict=True)
+    except (ValidationError, RecursionError):
+        return None
+    columns = COLUMNS.get(job.stage, set())
+    whole = all(columns <= row.keys() for row in stored["rows"])
+    whole &= all("train_accuracy" in row for row in stored.get("history", []))
+    return stored if whole and (job.stage != "teacher" or "on_test" in stored) else None
+
+
+def retract(folder: Path) -> None:
+    """Delete a job's record, before the first of the files that it speaks of is replaced.
+
+    A process that is killed in between leaves files without a record, and never another's.
+    """
+    (folder / RECORD).unlink(missing_ok=True)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The digests of those of KEPT that a job's folder holds."""
+    found = {name: contents.of_file(folder / name) for name in KEPT}
+    return {name: digest for name, digest in found.items() if digest}
+
+
+def lost(folder: Path, stored: dict, names: tuple[str, ...] = KEPT) -> list[str]:
+    """Those of a record's files that are absent, or others than it was written with."""
+    known = stored.get("files", {})
+    found = digests(folder)
+    return [name for name in names if name not in found or found[name] != known.get(name, found[name])]
+
+
+def fault(job: Job, stored: dict) -> str | None:
+    """What in a record of this shape cannot be, in a few words; None where all can."""
+    if job.stage not in COLUMNS:
+        return None
+    if len(stored["rows"]) != 1:
+        return f"its record has {len(stored['rows'])} rows: expected 1"
+    (row,) = stored["rows"]
+    recipe = {"recipe": job.strategy} if job.stage == "teacher" else {"strategy": job.strategy}
+    own = dataclasses.asdict(job) | recipe
+    for column, value in row.items():
+        if words := _misfit(column, value, own):
+            return f"'{column}' is {value!r}: expected {words}"
+    epochs = stored.get("epochs", [])
+    if job.stage == "bank" and epochs and len(epochs) != row["views"]:
+        return f"its record has {len(epochs)} rows of epochs: expected {row['views']}"
+    for part in ("history", "search", "epochs"):
+        for number, row in enumerate(stored.get(part, []), 1):
+            for column in (name for name in SHARES & row.keys() if row[name] is not None):
+                if words := _misfit(column, row[column], own):
+                    return f"'{column}' in row {number} of its {part} is {row[column]!r}: expected {words}"
+    return None
 
 
 def records(study: Study, job: Job, known: dict | None = None) -> list[dict]:
@@ -131,7 +304,7 @@ def record_jobs(study: Study, job: Job) -> tuple[Job, ...]:
 
 def is_complete(study: Study, job: Job, known: dict | None = None) -> bool:
     """Whether all records of the job are there."""
-    return len(records(study, job, known)) == len(record_jobs(study, job))
+    return all(find(study, part, known) for part in record_jobs(study, job))
 
 
 def rows(study: Study, job: Job) -> list[dict]:
@@ -244,6 +417,35 @@ def missing(study: Study) -> list[str]:
     """Ids of the jobs whose results the tables lack."""
     jobs = [job for job in study.jobs() if job.row.table]
     return [job.id for job in jobs if not is_complete(study, job)]
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _misfit(column: str, value: Any, own: Mapping[str, Any]) -> str | None:
+    """What was expected in a column; None where the value is one of these.
+
+    own: the columns whose values the job names.
+    """
+    if value is None and column in OPTIONAL:
+        return None
+    if column in TEXTS:
+        fits = isinstance(value, str) and value == own.get(column, value)
+        return None if fits else repr(own.get(column, "text"))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "a number"
+    if column in COUNTS:
+        return None if isinstance(value, int) and value > 0 else "a count of 1 or more"
+    if column in SHARES:
+        return None if 0 <= value <= 1 else "a share from 0 to 1"
+    return None
 
 
 def _rows(study: Study, job: Job, stored: dict) -> list[dict]:

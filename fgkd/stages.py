@@ -7,7 +7,6 @@ choice that a stage makes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import tempfile
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fgkd import metrics, records
@@ -164,9 +162,14 @@ def teacher(study: Study, dataset: str, key: str, recipe_name: str) -> StageResu
 
 def load_teacher(study: Study, dataset: str, key: str, recipe_name: str) -> classifier.Classifier:
     """A trained teacher, frozen, in eval mode, on the study's device."""
-    result = teacher(study, dataset, key, recipe_name)
-    model = teachers.build(study, result.job, len(data(study, dataset).classes))
-    classifier.restore(model, result.folder / "model.safetensors")
+    job = teacher(study, dataset, key, recipe_name).job
+    return restore_teacher(study, job, len(data(study, dataset).classes))
+
+
+def restore_teacher(study: Study, job: Job, classes: int) -> classifier.Classifier:
+    """A teacher from its weights as they lie on disk; nothing is trained."""
+    model = teachers.build(study, job, classes)
+    classifier.restore(model, study.path(job) / "model.safetensors")
     return model.to(_device(study)).eval().requires_grad_(False)
 
 
@@ -180,9 +183,8 @@ def bank(study: Study, dataset: str, teacher: str, recipe_name: str) -> tuple[St
     images = data(study, dataset)
     folder = study.path(job) / "views"
     contents = study.bank_contents(recipe_name)
-    stored = min(SHOWN_VIEWS, study.bank_views) if study.online else study.bank_views
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(banks.names(**contents), (stored, len(images.train)))
-    shapes["logits"] += (len(images.classes),)
+    stored = stored_views(study)
+    read = functools.partial(read_bank, study, job)
 
     def compute(_):
         summary, epochs = banks.write(
@@ -199,38 +201,25 @@ def bank(study: Study, dataset: str, teacher: str, recipe_name: str) -> tuple[St
         claims = metrics.plugin_claims()
         return {"rows": [row], "epochs": epochs} | ({"claims": claims} if claims else {})
 
-    def is_complete():
-        return banks.read(folder, shapes, torch.device("cpu")) is not None
-
-    result = _load_or_compute(study, job, compute, valid=is_complete)
-    stored_bank = banks.read(folder, shapes, _device(study))
+    result = _load_or_compute(study, job, compute, valid=lambda: read() is not None)
+    stored_bank = read()
     if stored_bank is None:
         raise StudyError(f"the bank '{folder}' was changed while it was read: start again")
     return result, stored_bank
 
 
-def kept_banks(study: Study) -> list[Job]:
-    """The bank jobs whose banks lie on disk, together with their teachers."""
-    jobs = [job for job in study.jobs() if job.stage == "bank" and (study.path(job) / "views").is_dir()]
-    return [job for job in jobs if records.record(study, job) and _has_teacher(study, job)]
+def stored_views(study: Study) -> int:
+    """How many views of each image a bank of the study holds."""
+    return min(SHOWN_VIEWS, study.bank_views) if study.online else study.bank_views
 
 
-def check_bank(study: Study, job: Job) -> dict[str, float]:
-    """Compare a bank on disk with its teacher by `bank.check`; nothing is recomputed.
-
-    Raises StudyError for a bank that is damaged.
-    """
-    folder = study.path(job) / "views"
-    device = _device(study)
-    arrays = ("logits", *(file.stem for file in folder.glob("*.npy")))
-    stored = banks.read(folder, dict.fromkeys(arrays, ()), device)
-    if stored is None:
-        raise StudyError(
-            f"the bank '{folder}' lacks an array or is cut short: delete the folder, and it is written again"
-        )
-    images = training.Images(data(study, job.dataset).train, study.views, device)
-    model = load_teacher(study, job.dataset, job.teacher, job.strategy)
-    return banks.check(stored, model, images, views_seed=study.seed_for("student views", job.dataset))
+def read_bank(study: Study, job: Job) -> banks.Bank | None:
+    """A bank as it lies on disk; None where it is another's, or not whole."""
+    images = data(study, job.dataset)
+    names = banks.names(**study.bank_contents(job.strategy))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (stored_views(study), len(images.train)))
+    shapes["logits"] += (len(images.classes),)
+    return banks.read(study.path(job) / "views", shapes, _device(study), key=study.fingerprint(job))
 
 
 def student_views(
@@ -369,14 +358,11 @@ def pilot(study: Study, job: Job, epochs: int) -> dict:
     Raises FloatingPointError where the training diverges.
     """
     folder = study.path(job)
-    folder.mkdir(parents=True, exist_ok=True)
     images = data(study, job.dataset)
     fingerprint = study.fingerprint(job)
-    with _locked(folder):
-        stored = records.read_json(folder / PILOT)
-        if stored is None or stored["fingerprint"] != fingerprint:
-            stored = {"fingerprint": fingerprint, "rows": {}}
-        row = stored["rows"].get(str(epochs))
+    with records.locked(folder):
+        rows = pilots(study, job)
+        row = rows.get(str(epochs))
         if row is None:
             start = time.monotonic()
             distill_job = dataclasses.replace(job, stage="distill", student="", loss="")
@@ -391,9 +377,18 @@ def pilot(study: Study, job: Job, epochs: int) -> dict:
                 "train_accuracy": history[-1]["train_accuracy"],
                 "seconds": time.monotonic() - start,
             }
-            stored["rows"][str(epochs)] = row
-            records.write_json(folder / PILOT, stored)
+            rows[str(epochs)] = row
+            records.write_json(folder / PILOT, {"fingerprint": fingerprint, "rows": rows})
     return row
+
+
+def pilots(study: Study, job: Job) -> dict[str, dict]:
+    """What `pilot` returned for a student so far, by epochs; none where an input has changed."""
+    stored = records.read_json(study.path(job) / PILOT) or {}
+    rows = stored.get("rows")
+    if stored.get("fingerprint") != study.fingerprint(job) or not isinstance(rows, dict):
+        return {}
+    return {epochs: row for epochs, row in rows.items() if _is_pilot(row)}
 
 
 def baseline(study: Study, dataset: str) -> pd.Series:
@@ -473,7 +468,7 @@ def write_study_tables(study: Study, stage: str, frames: dict[str, pd.DataFrame]
     for name, frame in frames.items():
         records.write_table(frame, study.folder / "tables" / f"{name}.csv")
     job = Job(stage)
-    (study.path(job) / "record.json").unlink(missing_ok=True)
+    records.retract(study.path(job))
     rows = [{"table": name, "rows": len(frame)} for name, frame in frames.items()]
     return _load_or_compute(study, job, lambda _: {"rows": rows})
 
@@ -487,7 +482,8 @@ def _both_splits(study: Study, dataset: datasets.Dataset) -> tuple[training.Imag
 
 
 def _save_model(folder: Path, model: classifier.Classifier, logits: Tensor) -> None:
-    """Write a trained model's weights and its test logits (N, C)."""
+    """Remove an earlier record; then write a model's weights and its test logits (N, C)."""
+    records.retract(folder)
     classifier.save(model, folder / "model.safetensors")
     records.write_array(folder / "test.npy", logits.numpy())
 
@@ -512,6 +508,11 @@ def _student_sources(study: Study, job: Job):
     return train, test, banks.online_outputs(model, train, views_seed=views_seed, **contents), logits
 
 
+def _is_pilot(row: object) -> bool:
+    names = ("epochs", "accuracy", "train_accuracy", "seconds")
+    return isinstance(row, dict) and all(isinstance(row.get(name), int | float) for name in names)
+
+
 def _pretrained(study: Study, job: Job) -> classifier.Classifier | None:
     """The network that a teacher's training starts from; None for random weights."""
     spec = study.teacher(job.teacher)
@@ -529,13 +530,6 @@ def _pretext_weights(study: Study, job: Job) -> Path | None:
     return teacher(study, PRETEXT, job.teacher, PRETEXT).folder / "model.safetensors"
 
 
-def _has_teacher(study: Study, job: Job) -> bool:
-    """Whether the teacher of a bank job has its record and its weights."""
-    (teacher_job,) = study.inputs(job)
-    weights = study.path(teacher_job) / "model.safetensors"
-    return records.record(study, teacher_job) is not None and weights.exists()
-
-
 def _load_or_compute(
     study: Study,
     job: Job,
@@ -547,48 +541,45 @@ def _load_or_compute(
     """Load the job's record, or compute it where it is absent or stale, or lacks its files.
 
     A lock on the job's folder keeps two processes, one of them perhaps an orphan, from computing it at once:
-    the second waits.
+    the second waits.  What is whole is read without one, from a folder that need not be one's own.
     """
     folder = study.path(job)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        record = records.record(study, job)
-        lost = [file for file in files if not (folder / file).exists()]
-        if record and lost:
-            print(f"{job.id} has its record, but not {' and '.join(lost)}, needed now: it is computed anew")
-        if record is None or lost or not valid():
-            start = time.monotonic()
-            record = {
-                "cell": job.id,
-                "fingerprint": study.fingerprint(job),
-                "contents": study.contents(job),
-                **compute(folder),
-            }
-            uses_device = job.stage in ("teacher", "bank", "student")
-            device = str(training.device(study.device)) if uses_device else "cpu"
-            record["provenance"] = records.provenance(study, job, device, time.monotonic() - start)
-            records.write_json(folder / "record.json", record)
-            for checkpoint in folder.glob("checkpoint-*"):
-                checkpoint.unlink()
+    record = records.record(study, job)
+    if record is None or records.lost(folder, record, files) or not valid():
+        with records.locked(folder):
+            record = records.record(study, job)  # another process may have computed it
+            lost = records.lost(folder, record, files) if record else []
+            if lost:
+                words = f"{job.id} has its record, but not {' and '.join(lost)}, needed now"
+                print(f"{words}: it is computed anew")
+            if record is None or lost or not valid():
+                record = _compute(study, job, compute, folder)
     return StageResult(job, folder, pd.DataFrame(record["rows"]), record)
+
+
+def _compute(study: Study, job: Job, compute: Callable[[Path], dict], folder: Path) -> dict:
+    """Compute a job and write its record, last of its files."""
+    start = time.monotonic()
+    record = {
+        "cell": job.id,
+        "fingerprint": study.fingerprint(job),
+        "contents": study.contents(job),
+        **compute(folder),
+    }
+    if files := records.digests(folder):
+        record["files"] = files
+    uses_device = job.stage in ("teacher", "bank", "student")
+    device = str(training.device(study.device)) if uses_device else "cpu"
+    record["provenance"] = records.provenance(study, job, device, time.monotonic() - start)
+    records.write_json(folder / records.RECORD, record)
+    for checkpoint in folder.glob("checkpoint-*"):
+        checkpoint.unlink()
+    return record
 
 
 @functools.lru_cache(maxsize=8)
 def _load_dataset(spec: datasets.DataSpec, cache: Path) -> datasets.Dataset:
     return datasets.load(spec, cache)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path):
-    """Keep other processes out of the job's folder; waits for one that is in it."""
-    lock = FileLock(folder / ".lock")
-    try:
-        locked = lock.acquire(blocking=False)
-    except Timeout:
-        print(f"waiting for another process that works in {folder.name}")
-        locked = lock.acquire()
-    with locked:
-        yield
 
 
 def _device(study: Study) -> torch.device:

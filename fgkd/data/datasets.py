@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from tqdm import tqdm
 
 from fgkd.data import birds, copies, folders, official
 from fgkd.data.images import SHOWN, SPLITS, DataError, Listing, UnreadableImages, decode
-from fgkd.records import write_json
+from fgkd.records import locked, read_json, write_json
 from fgkd.study import OFFICIAL, PRETEXT, DataSpec, Job, Study, contents
 
 FORMAT = 1  # raise it when decode() or the cache files change, so that old caches are rebuilt
@@ -123,13 +122,12 @@ def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
 
     Raises DataError for folders, classes or images that cannot be used, and for a full disk.
     """
-    source = _draw_source(spec) if spec.kind == "birds" else _photo_source(spec, cache)
-    if source.listing and source.listing.shared_cache:
-        if dataset := _read(source, source.listing.shared_cache):
-            return dataset
+    source = _source(spec, cache)
+    if dataset := _read_either(source, cache):
+        return dataset
+    if source.listing:
         cache = _cache_folder(source.listing, cache)
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / ".lock"):
+    with locked(cache):
         dataset = _read(source, cache)
         if dataset is None:
             _build(source, cache, progress)
@@ -139,6 +137,26 @@ def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
             f"{str(cache)!r}: the cache just written does not read back; check its disk, then run again"
         )
     return dataset
+
+
+def faults(spec: DataSpec, cache: Path) -> tuple[Dataset | None, str]:
+    """The dataset as its cache holds it, and what in that does not fit, '' where all does.
+
+    (None, '') without a cache.  Every pixel is read; nothing is built.
+    Raises DataError as `load` does.
+    """
+    source = _source(spec, cache)
+    dataset = _read_either(source, cache)
+    if dataset is None:
+        lies = (cache / "index.json").exists()
+        return None, f"its cache '{cache}' is damaged, or of other photos" if lies else ""
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        digests = np.array([hashlib.sha1(image.tobytes()).hexdigest() for image in split.images])
+        (other,) = np.nonzero(digests != np.array(split.digests))
+        if len(other):
+            first = f"the first is {split.names[other[0]]!r}"
+            return dataset, f"{len(other)} of {len(split)} {name} images in its cache are changed, {first}"
+    return dataset, ""
 
 
 def check(dataset: Dataset) -> pd.DataFrame:
@@ -185,6 +203,16 @@ def _cache_folder(listing: Listing, cache: Path) -> Path:
     """Return the cache's folder: next to an official set's images, if that can be written."""
     shared = listing.shared_cache
     return shared if shared and os.access(listing.root, os.W_OK) else cache
+
+
+def _source(spec: DataSpec, cache: Path) -> _Source:
+    return _draw_source(spec) if spec.kind == "birds" else _photo_source(spec, cache)
+
+
+def _read_either(source: _Source, cache: Path) -> Dataset | None:
+    """Read the cache next to an official set's images, or else the study's own."""
+    shared = source.listing.shared_cache if source.listing else None
+    return (_read(source, shared) if shared else None) or _read(source, cache)
 
 
 def _photo_source(spec: DataSpec, cache: Path) -> _Source:
@@ -284,11 +312,14 @@ def _digest(path: Path) -> str:
 def _read(source: _Source, cache: Path) -> Dataset | None:
     """Read the cache; None where it is absent, damaged or made from another source."""
     try:
-        index = json.loads((cache / "index.json").read_text())
-        if index["fingerprint"] != source.fingerprint:
+        index = read_json(cache / "index.json") or {}
+        if index.get("fingerprint") != source.fingerprint:
             return None
         train, test = (_read_split(source, cache, split, index[split]) for split in SPLITS)
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        copies = _note_copies(train, test)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    if read_json(cache / "index.json") != index:  # it was built anew meanwhile
         return None
     notes = source.listing.notes if source.listing else ()
     notes += tuple(index.get("notes", ()))
@@ -299,20 +330,28 @@ def _read(source: _Source, cache: Path) -> Dataset | None:
         test=test,
         families=source.families,
         fingerprint=source.fingerprint,
-        notes=notes + _note_copies(train, test),
+        notes=notes + copies,
         content=source.content,
     )
 
 
 def _read_split(source: _Source, cache: Path, split: str, entry: dict) -> Split:
-    """Read a split; raises ValueError where its arrays have other shapes than the source's."""
+    """Read a split; raises ValueError where its arrays or labels are not the source's."""
     images = np.load(cache / f"{split}.npy", mmap_mode="r")
     labels = np.array(entry["labels"], dtype=np.int64)
     counts = {len(images), len(labels), len(entry["names"]), len(entry["digests"])}
-    if images.shape != _shape(source, split) or images.dtype != np.uint8 or len(counts) > 1:
+    own = _labels(source, split)
+    fits = images.shape == _shape(source, split) and images.dtype == np.uint8 and len(counts) == 1
+    if not fits or not np.array_equal(labels, own):
         raise ValueError(f"{split}.npy is not what the index says")
     boxes = None if entry["boxes"] is None else np.array(entry["boxes"], dtype=np.int64).reshape(-1, 4)
     return Split(images, labels, tuple(entry["names"]), boxes, tuple(entry["digests"]))
+
+
+def _labels(source: _Source, split: str) -> np.ndarray:
+    if source.listing:
+        return np.array([label for _, label in source.listing.files[split]], dtype=np.int64)
+    return np.arange(source.spec.species).repeat(source.counts[split] // source.spec.species)
 
 
 def _shape(source: _Source, split: str) -> tuple[int, ...]:

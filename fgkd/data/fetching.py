@@ -15,12 +15,12 @@ import urllib.request
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 from tqdm import tqdm
 
 from fgkd.data import datasets, official
 from fgkd.data.images import SHOWN, DataError, UnreadableImages
 from fgkd.data.official import File, check_row
+from fgkd.records import locked
 from fgkd.study import DataSpec, Official
 
 
@@ -33,8 +33,7 @@ def prepare(kind: Official, root: Path, *, resize: int, progress: bool = True) -
     Raises DataError where the set must be fetched by hand, saying what, from where and where to, and where
     it cannot be read.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".lock"):
+    with locked(root):
         _complete(kind, root, progress)
     table = official.checks(kind, official.listing(kind, root))
     spec = DataSpec(key=kind, kind=kind, root=str(root), resize=resize, check_counts=False)

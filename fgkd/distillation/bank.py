@@ -158,8 +158,9 @@ def write(
     progress.close()
     summaries = _summaries(partial, [name for name in sizes if name.startswith("samples/")])
     shutil.rmtree(partial / "samples")
-    for file in (partial / MANIFEST, *partial.glob(".*")):  # and what a kill left while writing it
+    for file in partial.glob(".*"):  # what a kill left while writing the manifest
         file.unlink()
+    records.retract(folder.parent)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     return summaries
@@ -190,18 +191,22 @@ def check(
     return differences
 
 
-def read(folder: Path, shapes: dict[str, tuple[int, ...]], device: torch.device) -> Bank | None:
-    """The bank in `folder`, memory mapped; None where an array is absent, cut or misshapen.
+def read(folder: Path, shapes: dict[str, tuple[int, ...]], device: torch.device, *, key: str) -> Bank | None:
+    """The bank in `folder`, memory mapped; None where it is another's, or not whole.
 
-    shapes: by array, its first dimensions.
+    shapes: by array, its first dimensions; key: as it was written with.
     """
+    given = (records.read_json(folder / MANIFEST) or {}).get("given")
+    if not isinstance(given, dict) or given.get("key") != key:
+        return None
     arrays = {}
     for name, shape in shapes.items():
         try:
             arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
         except (OSError, ValueError, EOFError):
             return None
-        if arrays[name].shape[: len(shape)] != shape:
+        dtype = np.int16 if name == "boxes" else np.float16
+        if arrays[name].shape[: len(shape)] != shape or arrays[name].dtype != dtype:
             return None
     return Bank(arrays, device)
 
@@ -270,13 +275,14 @@ def _resume(partial: Path, given: dict) -> tuple[int, dict[str, int]]:
 
     What was written after them is cut off.  A folder of other arguments, or that lacks a part, is emptied.
     """
-    manifest = records.read_json(partial / MANIFEST)
-    if manifest and manifest["given"] == given:
-        sizes = {partial / f"{name}.npy": size for name, size in manifest["bytes"].items()}
+    manifest = records.read_json(partial / MANIFEST) or {}
+    names, whole = manifest.get("bytes"), manifest.get("whole")
+    if manifest.get("given") == given and isinstance(names, dict) and isinstance(whole, int):
+        sizes = {partial / f"{name}.npy": size for name, size in names.items()}
         if all(file.exists() and file.stat().st_size >= size for file, size in sizes.items()):
             for file, size in sizes.items():
                 os.truncate(file, size)
-            return manifest["whole"], manifest["bytes"]
+            return whole, names
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "samples").mkdir(parents=True)
     return 0, {}

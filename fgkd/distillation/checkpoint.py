@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fgkd.records import write_bytes
+from fgkd.study import StudyError
 
 CHECKPOINT_SECONDS = 30
 
@@ -83,11 +84,14 @@ class Checkpoint:
         state = read(self.file)
         if state is None:
             return [], None
-        self.model.load_state_dict(state["model"])
-        for group in state["optimizer"]["param_groups"]:
-            group["fused"] = self.optimizer.defaults["fused"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        return state["history"], state["begun"]
+        try:
+            self.model.load_state_dict(state["model"])
+            for group in state["optimizer"]["param_groups"]:
+                group["fused"] = self.optimizer.defaults["fused"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            return state["history"], state["begun"]
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise StudyError(f"checkpoint '{self.file}' is of another training: delete it") from error
 
     def save_if_due(
         self, history: list[dict], progress: EpochProgress | None = None, *, due: bool = False

@@ -75,7 +75,7 @@ def choose_learning_rate(
     for lr in recipe.rates:
         file = folder / f"checkpoint-search-{lr}-{fingerprint}.pt"
         row = records.read_json(file.with_suffix(".json"))
-        if row is None:
+        if row is None or not _is_row(row, lr):
             candidate = dataclasses.replace(recipe, lr=lr, epochs=recipe.search_epochs or recipe.epochs)
             row = _try_rate(model_training, candidate, file, train_index, validation_index)
             records.write_json(file.with_suffix(".json"), row)
@@ -111,6 +111,11 @@ def hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     train_index = torch.from_numpy(np.sort(order[~is_validation]))
     validation_index = torch.from_numpy(np.sort(order[is_validation]))
     return train_index, validation_index
+
+
+def _is_row(row: dict, lr: float) -> bool:
+    shares = (row.get("validation_accuracy", ""), row.get("train_accuracy", ""))
+    return row.get("lr") == lr and all(share is None or isinstance(share, float) for share in shares)
 
 
 def _try_rate(

@@ -112,7 +112,7 @@ def measured(study: Study) -> tuple[Rates, set[str]]:
     devices = set()
     for part in (part for job in study.jobs() for part in records.record_jobs(study, job)):
         work = passes(study, part)
-        record = records.record(study, part) if work.total() else None
+        record = records.find(study, part) if work.total() else None
         if record:
             devices.add(record["provenance"]["device"])
             images.update(work)

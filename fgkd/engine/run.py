@@ -72,11 +72,14 @@ def jobs_to_run(study: Study, *, retry_failed: bool = False) -> list[Job]:
     return [job for job in left if job in wanted]
 
 
-def build_report(study: Study) -> Path:
-    """Build the report from what there is; returns its first page."""
+def build_report(study: Study, folder: Path | None = None) -> Path:
+    """Build the report from what there is; returns its first page.
+
+    folder: where it goes; the study's unless given.
+    """
     from fgkd.report import pages
 
-    return pages.build(study, {job: states.state(study, job) for job in study.jobs()})
+    return pages.build(study, {job: states.state(study, job) for job in study.jobs()}, folder)
 
 
 def missing_inputs(study: Study) -> list[str]:
@@ -127,7 +130,7 @@ def check_weights(study: Study, jobs: Iterable[Job]) -> None:
         if job.stage == "teacher":
             models[job.teacher] = study.teacher(job.teacher)
         for part in study.student_jobs(job) if job.stage == "distill" else ():
-            if records.record(study, part) is None:
+            if records.find(study, part) is None:
                 models[part.student] = study.student(part.student)
     from_files = [model for model in models.values() if model.file]
     if from_files:

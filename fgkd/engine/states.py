@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+from itertools import chain
+from pathlib import Path
 
 from fgkd import progress, records
 from fgkd.study import Job, Study
@@ -25,24 +27,25 @@ def state(study: Study, job: Job, known: dict | None = None) -> dict:
     log = folder / f"{job.notebook}.ipynb"
     row = {"state": "waiting", "seconds": None, "log": str(log) if log.exists() else None, "error": None}
     notebook = records.read_json(log) or {}
-    meta = notebook.get("metadata", {}).get("papermill", {})
+    meta = _mapping(_mapping(notebook.get("metadata")).get("papermill"))
+    seconds = meta.get("duration") if isinstance(meta.get("duration"), int | float) else None
     result = records.read_json(folder / "result.json")
     # papermill may be killed after the notebook wrote its result.
     ended = meta.get("end_time") or meta.get("exception")
     if result and (ended or not log.exists()):
         same = result.get("fingerprint") == study.fingerprint(job, known)
         valid = same and records.is_complete(study, job, known)
-        return row | {"state": "done" if valid else "stale", "seconds": meta.get("duration")}
+        return row | {"state": "done" if valid else "stale", "seconds": seconds}
     if not (result or meta):
         return row
     if not ended:
         return row | {"state": "running" if is_driven(study) else "interrupted"}
     error = first_error(notebook)
-    ending = records.read_json(folder / "exit.json")
+    ending = ending_of(folder)
     if error is None and ending and ending["exit_status"] == 0:
         return row  # it ended well once; an input has changed since, and it waits for its turn
     error = error or "its kernel ended without an error message: it was killed, or ran out of memory"
-    return row | {"state": "failed", "seconds": meta.get("duration"), "error": error + _ending(ending)}
+    return row | {"state": "failed", "seconds": seconds, "error": error + _ending(ending)}
 
 
 def failed(study: Study) -> list[Job]:
@@ -101,7 +104,7 @@ def running(study: Study, job: Job) -> dict | None:
     """
     parts = records.record_jobs(study, job)
     for number, part in enumerate(parts, 1):
-        values = records.read_json(study.path(part) / progress.FILE)
+        values = progress.read(study.path(part))
         if values:
             return values | {"part": number, "parts": len(parts)}
     return None
@@ -127,11 +130,23 @@ def try_lock(file, kind: int = fcntl.LOCK_EX) -> bool:
 
 def first_error(notebook: dict) -> str | None:
     """The first error that a notebook holds, as 'Name: message'; None where there is none."""
-    for cell in notebook.get("cells", []):
-        for output in cell.get("outputs", []):
-            if output.get("output_type") == "error":
-                return f"{output['ename']}: {output['evalue']}"
+    for output in outputs(notebook):
+        if output.get("output_type") == "error":
+            return f"{output.get('ename')}: {output.get('evalue')}"
     return None
+
+
+def outputs(notebook: dict) -> list[dict]:
+    """All outputs of a notebook, as far as it is one."""
+    cells = [_mapping(cell) for cell in _list(notebook.get("cells"))]
+    return [_mapping(output) for output in chain.from_iterable(_list(cell.get("outputs")) for cell in cells)]
+
+
+def ending_of(folder: Path) -> dict | None:
+    """The exit status and peak memory of a job's last kernel, None where they are not known."""
+    ending = records.read_json(folder / "exit.json") or {}
+    known = all(isinstance(ending.get(name), int) for name in ("exit_status", "peak_memory_mb"))
+    return ending if known else None
 
 
 def _teachers(study: Study, job: Job, known: dict) -> list[Job]:
@@ -140,19 +155,21 @@ def _teachers(study: Study, job: Job, known: dict) -> list[Job]:
         return []
     teachers: dict[Job, None] = {}
     for part in records.record_jobs(study, job):
-        if job.stage != "distill" or records.record(study, part, known) is None:
+        if job.stage != "distill" or records.find(study, part, known) is None:
             teachers |= dict.fromkeys(c for c in study.inputs(part) if c.stage == "teacher")
     return list(teachers)
 
 
 def _changed(study: Study, job: Job, part: Job, known: dict | None) -> str:
     """What has changed since a part of a job was computed; '' where nothing has."""
-    record = records.read_json(study.path(part) / "record.json")
+    record = records.read_record(study, part)
     if record is None:
-        others = [p for p in records.record_jobs(study, job) if (study.path(p) / "record.json").exists()]
+        if (study.path(part) / records.RECORD).exists():
+            return "its record is cut short, or another version's"
+        others = [p for p in records.record_jobs(study, job) if (study.path(p) / records.RECORD).exists()]
         return f"student {part.student} with loss {part.loss} is new" if others else "never ran"
     if record["fingerprint"] == study.fingerprint(part, known):
-        return "" if records.record(study, part, known) else "TGDA needs its crop and drop views"
+        return "" if records.find(study, part, known) else "TGDA needs its crop and drop views"
     before = _flat(record["provenance"]["parameters"])
     now = _flat(json.loads(json.dumps(study.values(part), default=str)))
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -174,7 +191,7 @@ def _changed_content(name: str, study: Study, part: Job, record: dict) -> str:
     }
     if name in files:
         return f"{files[name]} has another content"
-    before = set(record["photos"].split())
+    before = set(record.get("photos", "").split())
     now = set(study.photos[part.dataset].photos)
     changed = f"{len(now - before)} are new, moved or changed"
     return f"of {len(now)} photos {changed}, and {len(before - now)} of before are gone"
@@ -184,6 +201,14 @@ def _listed(reasons: list[str], separator: str) -> str:
     """The first few reasons, and the number of the others."""
     text = separator.join(reasons[:REASONS])
     return f"{text} and {len(reasons) - REASONS} more" if reasons[REASONS:] else text
+
+
+def _mapping(value: object) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list:
+    return value if isinstance(value, list) else []
 
 
 def _flat(value, name: str = "") -> dict[str, object]:

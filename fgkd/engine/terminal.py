@@ -199,7 +199,7 @@ def show_results(study: Study, index: Path) -> None:
     lacks = groups.explain_missing_rho(frames.get("correlations", pd.DataFrame()))
     show("", lacks or frame_table(frames["headline"], 3, width))
     if width < UNLIMITED and not lacks:
-        show(f"all columns: {study.folder / 'tables'}")
+        show(f"all columns: {index.parents[1] / 'tables'}")
     notes = pages.notes(study)
     show(*(Text(f"note: {note}") for note in notes[:NOTES]))
     if notes[NOTES:]:
@@ -248,9 +248,8 @@ def _text(value, digits: int) -> str:
 def _last_lines(log: Path) -> list[str]:
     """The last lines that a notebook printed."""
     text = ""
-    for cell in (records.read_json(log) or {"cells": []})["cells"]:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "stream":
-                text += "".join(output["text"])
+    for output in states.outputs(records.read_json(log) or {}):
+        if output.get("output_type") == "stream":
+            text += "".join(map(str, output.get("text") or ""))
     lines = [line.rpartition("\r")[2] for line in text.split("\n") if line.strip()]
     return lines[-LOG_LINES:]

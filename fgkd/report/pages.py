@@ -42,11 +42,13 @@ HEADLINE = {
 OFTEN_CONSTANT = ("groups", "datasets", "teachers", "chance_abs_rho", "chance_strong")
 
 
-def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
+def build(study: Study, states: Mapping[Job, Mapping], folder: Path | None = None) -> Path:
     """Write the report of a study to `runs/<study>/report/` and return the path of its index.
 
     states: state, seconds and error of each job, as `fgkd status` shows them.
+    folder: where tables, figures and the report go instead of `runs/<study>/`.
     """
+    folder = folder or study.folder
     tables = records.collect(study)
     answer = ["There is nothing to correlate yet."]
     figures: list[tuple[Path, str]] = []
@@ -56,10 +58,10 @@ def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
         answer = [groups.explain_missing_rho(tables["correlations"])]
         if len(points):
             tables |= conclude(study, tables, points)
-            figures = _draw(study, tables, points)
+            figures = _draw(study, tables, points, folder / "figures")
             answer = _describe(study, tables) + answer
         for name, frame in tables.items():
-            records.write_table(frame, study.folder / "tables" / f"{name}.csv")
+            records.write_table(frame, folder / "tables" / f"{name}.csv")
     headline = tables.pop("headline", None)
     standings = tables.pop("standings", None)
     claims = tables.pop("claims", None)
@@ -79,7 +81,7 @@ def build(study: Study, states: Mapping[Job, Mapping]) -> Path:
         facts=_facts(study),
         folders=(study.folder, study.folder.parent, Path(study.file).parent),
     )
-    return write(site, study.folder / "report")
+    return write(site, folder / "report")
 
 
 def conclude(
@@ -135,7 +137,9 @@ def _describe(study: Study, tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return [standings, findings.describe_gains(tables["pay"]), tuned]
 
 
-def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame) -> list[tuple[Path, str]]:
+def _draw(
+    study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame, folder: Path
+) -> list[tuple[Path, str]]:
     """Draw and save every figure of the study; its SVG files with their captions, the headline first."""
     plots.set_style()
     teachers = study.teachers
@@ -180,7 +184,6 @@ def _draw(study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame
         "progress": plots.progress(trained, teachers),
         "capacity": plots.capacity(points, "ratio12", teachers),
     }
-    folder = study.folder / "figures"
     for name, drawing in drawings.items():
         plots.save(drawing, folder, name)
     return [(folder / f"{name}.svg", caption) for name, caption in captions.items()]

@@ -545,8 +545,9 @@ def _recipe_values(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def _recorded_contents(file: Path) -> dict[str, str]:
-    """The contents that a job's record names; none where there is no record, or one that is cut short."""
+    """The contents that a job's record names; none where there is no record, or one that is none."""
     try:
-        return json.loads(file.read_text()).get("contents", {})
-    except (OSError, ValueError):
+        recorded = json.loads(file.read_text())["contents"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
+    return recorded if isinstance(recorded, dict) else {}

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import resource
-import shutil
 import signal
 
 import numpy as np
@@ -54,7 +53,7 @@ def write(folder, teacher, images, **changes):
 
 
 def read(folder, shapes=SHAPE):
-    return bank.read(folder, shapes, torch.device("cpu"))
+    return bank.read(folder, shapes, torch.device("cpu"), key="k")
 
 
 def online(teacher, images):
@@ -198,7 +197,7 @@ def test_a_bank_that_is_killed_goes_on_after_its_last_whole_view(
     seen = count_views(monkeypatch)
     assert write(folder, cal_teacher, images, **how) == undisturbed
     assert len(seen) == 5 - whole
-    assert contents(folder) == contents(tmp_path / "other") and len(contents(folder)) == 6
+    assert contents(folder) == contents(tmp_path / "other") and len(contents(folder)) == 7
     assert sorted(f.name for f in tmp_path.iterdir()) == ["other", "views"]
 
 
@@ -488,18 +487,29 @@ def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_bo
     )
 
 
-def test_the_command_tells_a_bank_that_agrees_from_one_of_another_teacher_and_a_damaged_one(tiny, capsys):
-    assert cli.main(["bank", tiny.file]) == 0
-    assert "no bank of 'tiny' lies on disk" in capsys.readouterr().out
+@pytest.mark.fault("a bank that is not its teacher's")
+def test_the_check_names_a_bank_that_is_not_its_teachers_or_not_whole_and_has_it_written_again(tiny, capsys):
+    assert cli.main(["check", tiny.file]) == 0 and "0 banks" in capsys.readouterr().out
     for teacher in ("byobnet", "resnet"):
         stages.bank(tiny, "birds", teacher, "FT")
-    folders = [tiny.path(Job("bank", "birds", teacher, "FT")) / "views" for teacher in ("byobnet", "resnet")]
-    assert cli.main(["bank", tiny.file]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["agrees", "agrees"]
-    shutil.copy(folders[0] / "logits.npy", folders[1] / "logits.npy")
-    assert cli.main(["bank", tiny.file]) == 1
-    verdicts = {line.split()[1]: line.split()[0] for line in capsys.readouterr().out.splitlines()}
-    assert verdicts == {"bank/birds/FT/byobnet": "agrees", "bank/birds/FT/resnet": "DIFFERS"}
-    (folders[1] / "logits.npy").write_bytes(b"")
-    assert cli.main(["bank", tiny.file]) == 2
-    assert "is cut short: delete the folder" in capsys.readouterr().err
+    first, second = (tiny.path(Job("bank", "birds", name, "FT")) / "views" for name in ("byobnet", "resnet"))
+    assert cli.main(["check", tiny.file]) == 0 and "2 banks" in capsys.readouterr().out
+    before = (second / "logits.npy").read_bytes()
+    for content, words in (
+        ((first / "logits.npy").read_bytes(), "its bank differs from its teacher's outputs by "),
+        (b"", "its bank is of another training, or not whole"),
+    ):
+        (second / "logits.npy").write_bytes(content)
+        assert cli.main(["check", tiny.file, "--repair"]) == 1
+        fault, *_ = capsys.readouterr().out.splitlines()
+        assert fault.startswith(f"bank/birds/FT/resnet: {words}") and not second.exists()
+        stages.bank(tiny, "birds", "resnet", "FT")
+        assert (second / "logits.npy").read_bytes() == before
+
+
+def test_a_bank_of_another_key_or_of_other_numbers_is_not_read(tmp_path, teacher, images):
+    write(tmp_path / "views", teacher, images)
+    assert bank.read(tmp_path / "views", SHAPE, torch.device("cpu"), key="other") is None
+    logits = np.load(tmp_path / "views" / "logits.npy")
+    np.save(tmp_path / "views" / "logits.npy", logits.astype(np.float32))
+    assert read(tmp_path / "views") is None

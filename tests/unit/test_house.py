@@ -16,6 +16,7 @@ LEVELS = (
     {"cli"},
     {"engine"},
     {"choose"},
+    {"check"},
     {"export"},
     {"stages"},
     {"distillation", "report"},

@@ -1,8 +1,13 @@
 """Records and tables: atomic files, a record only for the values it was made with, the same bytes."""
 
 import dataclasses
+import errno
+import fcntl
+import getpass
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +19,11 @@ import torch
 
 from fgkd import records, stages
 from fgkd.analysis import groups
+from fgkd.engine import cost, states
 from fgkd.metrics import METRICS
 from fgkd.models import classifier
-from fgkd.study import STAGES, Job
+from fgkd.report import pages
+from fgkd.study import STAGES, Job, StudyError
 
 BANK = Job("bank", "birds", "resnet", "FT")
 WRITERS = {
@@ -337,3 +344,140 @@ def test_records_and_analysis_load_neither_torch_nor_scipys_statistics():
     check = f"import sys, {modules}; print({{'torch', 'timm', 'scipy.stats'}} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
     assert output == "set()\n"
+
+
+FILES = {
+    "data": Job("data", "birds"),
+    "teacher": Job("teacher", "birds", "resnet", "FT"),
+    "bank": BANK,
+    "student": Job("student", "birds", "resnet", "FT", student="small", loss="kd"),
+    "correlation": Job("correlation"),
+}
+NUMBERS = [
+    ("teacher", "tac", 5.0, "'tac' is 5.0: expected a share from 0 to 1"),
+    ("teacher", "tac", "0.5", "'tac' is '0.5': expected a number"),
+    ("teacher", "lr", None, "'lr' is None: expected a number"),
+    ("teacher", "parameters", 10**400, None),
+    ("teacher", "parameters", 1.5, "'parameters' is 1.5: expected a count of 1 or more"),
+    ("student", "accuracy", -1, "'accuracy' is -1: expected a share from 0 to 1"),
+    ("student", "accuracy", float("nan"), "'accuracy' is nan: expected a share from 0 to 1"),
+    ("student", "accuracy", True, "'accuracy' is True: expected a number"),
+    ("student", "teacher", "byobnet", "'teacher' is 'byobnet': expected 'resnet'"),
+    ("bank", "views", 3, "its record has 2 rows of epochs: expected 3"),
+    ("bank", "ratio12", [1], None),
+    ("data", "train", 0, "'train' is 0: expected a count of 1 or more"),
+    ("data", "dataset", None, "'dataset' is None: expected 'birds'"),
+    ("student", "rows", 2, "its record has 2 rows: expected 1"),
+    ("student", "rows", 0, "its record has 0 rows: expected 1"),
+    ("student", "history", 7, "'train_accuracy' in row 1 of its history is 7: expected a share from 0 to 1"),
+]
+
+
+@pytest.mark.parametrize("stage, column, value, words", NUMBERS)
+@pytest.mark.fault("a record's number out of range")
+def test_a_number_that_cannot_be_is_refused_by_name_and_repaired(
+    finished, capsys, stage, column, value, words
+):
+    job = {
+        "data": Job("data", "birds"),
+        "student": Job("student", "birds", "resnet", "FT", student="small", loss="kd"),
+    }.get(stage, Job(stage, "birds", "resnet", "FT"))
+    file = finished.path(job) / "record.json"
+    stored = records.read_json(file)
+    if column == "rows":
+        stored["rows"] *= value
+    elif column == "history":
+        stored["history"][0]["train_accuracy"] = value
+    else:
+        stored["rows"][0][column] = value
+    file.write_text(json.dumps(stored))
+    if words is None:  # of another shape: it counts as absent
+        assert job.id in records.missing(finished)
+        return
+    assert records.missing(finished) == []
+    with pytest.raises(StudyError, match=f"^{re.escape(job.id)}: .*{re.escape(words)}; 'fgkd check "):
+        records.collect(finished)
+
+
+def test_a_record_names_no_user_host_or_path(finished):
+    texts = [file.read_text() for file in finished.folder.rglob("*.json")]
+    words = {getpass.getuser(), platform.node(), str(Path.home()), str(finished.folder.parent)} - {"root"}
+    assert len(texts) > 20 and not [word for word in words for text in texts if word in text]
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+@pytest.mark.fault("a file system without locks")
+def test_a_file_system_without_locks_is_named_and_nothing_hangs(tmp_path, monkeypatch, code):
+    number = getattr(errno, code)
+    (tmp_path / ".lock").write_text("of an earlier run")
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    message = r"\.lock' .*: its file system has no locks: set FGKD_RUNS to"
+    with pytest.raises(OSError, match=message), records.locked(tmp_path):
+        pytest.fail("it is not locked")
+
+
+def test_a_lock_removes_what_killed_processes_left_half_written(tmp_path):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    (dead := tmp_path / f".model.safetensors.{process.pid}").write_text("half")
+    (alive := tmp_path / f".test.npy.{os.getpid()}").write_text("half")
+    (other := tmp_path / ".hidden.name").write_text("")
+    with records.locked(tmp_path):
+        assert not dead.exists() and alive.exists() and other.exists()
+
+
+ABSENT = {
+    "cut": "{",
+    "number": "5",
+    "text": '"x"',
+    "list": "[]",
+    "empty": "{}",
+    "null": "null",
+    "deep": "[" * 3000,
+    "deep mapping": '{"a":' * 3000 + "1" + "}" * 3000,
+    "NaN": "NaN",
+    "huge": "9" * 5000,
+    "binary": b"\xff\xfe\x00",
+    "nothing": "",
+}
+
+
+def spoilt(value, path=""):
+    """(path, value with that part of it absent, or of another type)."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield f"{path}.{key}", {name: other for name, other in value.items() if name != key}
+        for other in (None, "x", [[]], {"a": None}, 10**400):
+            yield f"{path}.{key}", value | {key: other}
+        if isinstance(inner, dict):
+            yield from ((name, value | {key: other}) for name, other in spoilt(inner, f"{path}.{key}"))
+        if isinstance(inner, list) and inner:
+            yield from ((name, value | {key: [other]}) for name, other in spoilt(inner[0], f"{path}.{key}"))
+
+
+@pytest.mark.parametrize("stage", FILES)
+@pytest.mark.fault("a record of another shape")
+def test_a_record_of_any_shape_is_absent_valid_or_refused_by_name(finished, stage):
+    """Some thousand contents of the file: what no sentence says is an error here."""
+    job = FILES[stage]
+    file = finished.path(job) / "record.json"
+    whole = records.read_json(file)
+    texts = [("", text) for text in ABSENT.values()]
+    texts += [(path, json.dumps(value)) for path, value in spoilt(whole)]
+    read_through = set()
+    assert len(texts) > 100
+    owner = Job("distill", "birds", "resnet", "FT") if stage == "student" else job
+    for path, text in texts:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        states.why(finished, owner, states.state(finished, owner))
+        stored = records.find(finished, job)
+        if stored is None:
+            assert not records.is_complete(finished, owner)
+        elif records.fault(job, stored) is None and path not in read_through:
+            read_through.add(path)
+            for read in (records.collect, pages.notes, pages._facts):
+                read(finished)
+            cost.estimate(finished, [owner])

@@ -1,8 +1,11 @@
 """Stages: computed once, the same numbers anywhere, and restored after lost files or a killed run."""
 
 import dataclasses
+import functools
 import os
+import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgkd import metrics, records, stages
+from fgkd import check, metrics, records, stages
 from fgkd.analysis import correlation
 from fgkd.distillation import checkpoint, search, training
 from fgkd.metrics import transfer
@@ -169,6 +172,50 @@ def test_teachers_and_students_see_different_crops(finished):
     )
 
 
+@pytest.mark.fault("a kill between weights and record, then the old value again")
+def test_a_kill_and_the_old_value_leave_no_record_beside_anothers_files(finished, make_study, in_child):
+    """Killed at each file that a teacher, then its bank, then its student put in place."""
+    places = {"teacher": ("model.safetensors", "test.npy", "record.json"), "bank": ("views", "record.json")}
+    places["distill"] = places["teacher"]
+    before = contents(finished)
+
+    def run(stage, place):
+        replace = os.replace
+
+        def kill(source, target):
+            if Path(target).name == place:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+
+        os.replace = kill
+        changed = {"recipes.FT.lr": 0.5, "recipes.student.lr": 0.5}
+        getattr(stages, stage)(make_study(changed), "birds", "resnet", "FT")
+
+    steps = [(stage, place) for stage, files in places.items() for place in (*files, "")]
+    for stage, place in steps:
+        status = in_child(functools.partial(run, stage, place))
+        assert status == (-signal.SIGKILL if place else 0)
+        study = make_study()
+        assert check.check(study)[1] == {}
+        teacher = records.find(study, Job("teacher", "birds", "resnet", "FT"))
+        assert teacher is None or contents(study)["teacher"] == before["teacher"]
+    stages.distill(study, "birds", "resnet", "FT")
+    assert contents(study) == before and not list(study.folder.rglob(".*.[0-9]*"))
+
+
+def contents(study):
+    """What a teacher, its bank and its student left, but for their records."""
+    folders = {
+        name: study.path(Job(name, "birds", "resnet", "FT")) for name in ("teacher", "bank", "distill")
+    }
+    return {
+        name: {
+            f.name: f.read_bytes() for f in sorted(folder.rglob("*.npy")) + sorted(folder.rglob("*.safe*"))
+        }
+        for name, folder in folders.items()
+    }
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "test.npy", "record.json"])
 @pytest.mark.fault("a teacher's file deleted")
 def test_a_teacher_that_lost_a_file_is_trained_again_to_the_same_weights(finished, file):
@@ -181,8 +228,13 @@ def test_a_teacher_that_lost_a_file_is_trained_again_to_the_same_weights(finishe
 
 
 def test_a_teachers_spoilt_weights_are_an_error_that_names_the_file_and_the_remedy(finished):
-    file = finished.path(Job("teacher", "birds", "resnet", "FT")) / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:5000])
+    folder = finished.path(Job("teacher", "birds", "resnet", "FT"))
+    file, whole = folder / "model.safetensors", (folder / "model.safetensors").read_bytes()
+    file.write_bytes(whole[:5000])
+    stages.load_teacher(finished, "birds", "resnet", "FT")  # by its digest it is seen to be another's
+    assert file.read_bytes() == whole
+    file.write_bytes(whole[:5000])
+    without_digests(folder)
     with pytest.raises(
         StudyError, match=r"model.safetensors' cannot be read.*Delete the file to train it anew"
     ):
@@ -246,6 +298,12 @@ def test_a_killed_teacher_goes_on_from_its_checkpoint_to_the_same_weights(make_s
         study.path(Job("teacher", "birds", "resnet", "FT")) / "model.safetensors" for study in (whole, broken)
     ]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def without_digests(folder):
+    """The record as earlier versions wrote it."""
+    stored = records.read_json(folder / "record.json")
+    records.write_json(folder / "record.json", {k: v for k, v in stored.items() if k != "files"})
 
 
 def searched(study, recipe):
