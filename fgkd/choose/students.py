@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from fgkd import records, stages
+from fgkd import stages
 from fgkd.analysis.blocks import exceeds
 from fgkd.analysis.correlation import share_interval
 from fgkd.choose import candidates
@@ -169,10 +169,7 @@ class _Halving:
         return row
 
     def _is_known(self, job: Job, epochs: int) -> bool:
-        stored = records.read_json(self.study.path(job) / stages.PILOT)
-        if stored is None or stored["fingerprint"] != self.study.fingerprint(job):
-            return False
-        return str(epochs) in stored["rows"]
+        return str(epochs) in stages.pilots(self.study, job)
 
 
 def _search(halving: _Halving, name: str) -> tuple[dict[str, float], str]:
