@@ -32,6 +32,10 @@ def main(words: list[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     options = _parser().parse_args(words)
     try:
+        if "study" in options:
+            from fgkd.study import load
+
+            options.study = load(options.study)
         status = options.command(options)
         sys.stdout.flush()
         return status
@@ -63,9 +67,8 @@ def _sentence(error: Exception) -> str:
 def plan(options: argparse.Namespace) -> int:
     """Print what the study consists of, what it takes, and what is left to run and why."""
     from fgkd.engine import cost, run, states, terminal
-    from fgkd.study import load
 
-    study = load(options.study)
+    study = options.study
     missing = run.missing_inputs(study)
     left = states.left(study)
     if all(map(os.path.isfile, study.plugins)):
@@ -85,9 +88,8 @@ def plan(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     """Run what is left through Snakemake and papermill, build the report, print its answer."""
     from fgkd.engine import live, run, states, terminal
-    from fgkd.study import load
 
-    study = load(options.study)
+    study = options.study
     if options.retry_failed and not states.failed(study):
         print("nothing has failed", file=sys.stderr if options.json else sys.stdout)
     reporter = live.json_reporter if options.json else live.reporter
@@ -110,9 +112,8 @@ def run(options: argparse.Namespace) -> int:
 def status(options: argparse.Namespace) -> int:
     """Print each job's state, seconds and log."""
     from fgkd.engine import live, run, states, terminal
-    from fgkd.study import load
 
-    study = load(options.study)
+    study = options.study
     missing = run.missing_inputs(study)
     if options.watch and states.is_driven(study):
         left = list(states.left(study))
@@ -136,19 +137,17 @@ def status(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     """Build the report from the records there are; print its path and its main tables."""
     from fgkd.engine import run, terminal
-    from fgkd.study import load
 
-    study = load(options.study)
-    terminal.show_results(study, run.build_report(study, Path(options.out) if options.out else None))
+    study = options.study
+    terminal.show_results(study, run.build_report(study, _path(options.out) if options.out else None))
     return 0
 
 
 def export(options: argparse.Namespace) -> int:
     """Hand over a trained student, or a teacher: a folder for timm, with ONNX and a model card."""
     from fgkd import export
-    from fgkd.study import load
 
-    study = load(options.study)
+    study = options.study
     job = export.find_job(study, options.job)
     folder = export.hand_over(
         study.at(study.seed_of(job)), job, options.student, options.loss, _path(options.out)
@@ -167,16 +166,11 @@ def choose(options: argparse.Namespace) -> int:
         raise ValueError(f"--out is '{folder}', which is a file: name a folder")
     parameters = {
         "photos": str(photos),
-        "student": options.student,
-        "teachers": options.teachers,
         "weights": options.weights and str(_path(options.weights)),
         "plugins": ",".join(str(_path(file)) for file in options.plugins.split(",") if file),
-        "recipe": options.recipe,
-        "minutes": options.minutes,
-        "verify": options.verify,
-        "size": options.size,
-        "device": options.device,
     }
+    for name in ("student", "teachers", "recipe", "minutes", "verify", "size", "device"):
+        parameters[name] = getattr(options, name)
     try:
         index = choosing.run(parameters, folder)
     except RuntimeError as error:
@@ -208,9 +202,8 @@ def data(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> int:
     """Check that records, weights, test logits, banks and caches on disk belong together."""
     from fgkd import check
-    from fgkd.study import load
 
-    study = load(options.study)
+    study = options.study
     counts, faults = check.check(study)
     for job, words in faults.items():
         print(f"{job.id}: {words}")
@@ -326,42 +319,24 @@ def _add_export_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_choose_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "photos", help="a folder of photos: train/ and test/ with a folder per class, or one per class"
-    )
-    sub.add_argument("--student", required=True, help="the small network to deploy, by its timm name")
-    sub.add_argument("--teachers", default="", metavar="A,B,C", help="these candidates alone (default: all)")
-    sub.add_argument(
-        "--weights",
-        default="",
-        metavar="FOLDER",
-        help="of the candidates' weights (default: plugins' networks, else timm's hub)",
-    )
-    sub.add_argument(
-        "--plugins", default="", metavar="A.py,B.py", help="Python files that register networks with timm"
-    )
-    sub.add_argument(
-        "--recipe",
-        choices=("fz", "ft", "cal"),
-        default="fz",
-        help="how teachers are trained: a linear head on frozen features, everything, or with attention",
-    )
-    sub.add_argument("--minutes", type=float, default=30.0, help="for pilots (default: 30)")
-    sub.add_argument(
-        "--verify",
-        type=int,
-        default=2,
-        metavar="K",
-        help="train the student of the first K to its end, and test it (default: 2; 0 makes no model)",
-    )
-    sub.add_argument(
-        "--size",
-        type=int,
-        default=0,
-        help="pixels that the student sees (default: its own on a GPU, 96 on a CPU, at most the photos')",
-    )
-    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    sub.add_argument("--out", metavar="FOLDER", help="of the results (default: PHOTOS-teacher, here)")
+    of_photos = "a folder of photos: train/ and test/ with a folder per class, or one per class"
+    of_weights = "of the candidates' weights (default: plugins' networks, else timm's hub)"
+    of_plugins = "Python files that register networks with timm"
+    of_recipe = "how teachers are trained: a linear head on frozen features, everything, or with attention"
+    of_verify = "train the student of the first K to its end, and test it (default: 2; 0 makes no model)"
+    of_size = "pixels that the student sees (default: its own on a GPU, 96 on a CPU, at most the photos')"
+    add = sub.add_argument
+    add("photos", help=of_photos)
+    add("--student", required=True, help="the small network to deploy, by its timm name")
+    add("--teachers", default="", metavar="A,B,C", help="these candidates alone (default: all)")
+    add("--weights", default="", metavar="FOLDER", help=of_weights)
+    add("--plugins", default="", metavar="A.py,B.py", help=of_plugins)
+    add("--recipe", choices=("fz", "ft", "cal"), default="fz", help=of_recipe)
+    add("--minutes", type=float, default=30.0, help="for pilots (default: 30)")
+    add("--verify", type=int, default=2, metavar="K", help=of_verify)
+    add("--size", type=int, default=0, help=of_size)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--out", metavar="FOLDER", help="of the results (default: PHOTOS-teacher, here)")
 
 
 def _path(text: str) -> Path:

@@ -1,7 +1,7 @@
 """What a study file may say: its sections, their keys, types, bounds and choices, declared with pydantic.
 
-A field's declaration is its check, and its comment its description in `runs/study.schema.json`, by which
-editors complete and check (see `schema`).  Validators raise ValueError with a message that continues the
+A field's declaration is its check, and its description that of `runs/study.schema.json`, by which editors
+complete and check (see `schema`).  Validators raise ValueError with a message that continues the
 place in the file, such as ".crop is 37: expected ..."; `explain` says pydantic's errors in the same words.
 """
 
@@ -39,6 +39,9 @@ Official = Literal["aircraft", "cars", "cub", "dogs", "flowers", "moe", "nabirds
 Strategy = Literal["FZ", "FT", "CAL", "TGDA"]
 RecipeName = Literal["pretext", "FZ", "FT", "CAL", "student"]
 Stage = Literal["teacher", "bank", "distill"]
+Kind = Literal["birds", "folder", Official]
+Outputs = Literal["logits", "features"]
+Strategies = Annotated[tuple[Strategy, ...], Field(min_length=1)]
 
 OFFICIAL = get_args(Official)  # the paper's datasets, each a kind of its own
 STRATEGIES = get_args(Strategy)
@@ -163,6 +166,13 @@ SeedList = BeforeValidator(_to_list, json_schema_input_type=Seed | list[Seed])
 Seeds = Annotated[tuple[Seed, ...], SeedList, AfterValidator(_check_seeds)]
 
 
+def about(description: str, default: Any = ..., **options: Any) -> Any:
+    """A key of a section: what it means, and its default."""
+    if default is dict:
+        return Field(default_factory=dict, description=description, **options)
+    return Field(default=default, description=description, **options)
+
+
 @dataclass(frozen=True, config=CONFIG)
 class Section:
     """A mapping of a study file, its keys declared as fields."""
@@ -187,23 +197,21 @@ class Section:
 class DataSpec(Section):
     """One dataset: drawn birds, a folder of images, or one of the paper's datasets."""
 
-    key: Key  # its name in the mapping
-    # birds: drawn; folder: your own images; else one of the paper's datasets
-    kind: Literal["birds", "folder", Official] = "birds"
-    # where it lies, relative to the study file; one of the paper's: by default its kind in FGKD_DATA
-    root: RelativePath | None = None
-    classes: tuple[Written, ...] = ()  # folder: only these classes; empty: all
-    split: RelativePath | None = None  # folder, moe: a CSV file with the columns class, path and split
-    test_fraction: Share = 0.2  # folder without train/ and test/: share of each class to test on
-    species: Species = 24  # birds: number of classes
-    family_size: Count = 4  # birds: sibling species in a family
-    train: Count = 40  # birds: training images per species
-    test: Count = 20  # birds: test images per species
-    size: BirdSize = 1.0  # birds: share of the usual size, in which a bird nearly fills the image
-    seed: Seed = 0  # birds: which species; folder: which split
-    check_counts: StrictBool = True  # one of the paper's: refuse counts that are not the official ones
-    resize: Pixels = 72  # side in pixels of the cached square images: that of `views`
-    note: str = ""  # what a reader of its numbers should know
+    key: Key = about("its name in the mapping")
+    kind: Kind = about("birds: drawn; folder: your own images; else one of the paper's datasets", "birds")
+    root: RelativePath | None = about("its folder; one of the paper's: its kind in FGKD_DATA", None)
+    classes: tuple[Written, ...] = about("folder: only these classes; empty: all", ())
+    split: RelativePath | None = about("folder, moe: a CSV file with the columns class, path and split", None)
+    test_fraction: Share = about("folder without train/ and test/: share of each class to test on", 0.2)
+    species: Species = about("birds: number of classes", 24)
+    family_size: Count = about("birds: sibling species in a family", 4)
+    train: Count = about("birds: training images per species", 40)
+    test: Count = about("birds: test images per species", 20)
+    size: BirdSize = about("birds: share of the usual size, in which a bird nearly fills the image", 1.0)
+    seed: Seed = about("birds: which species; folder: which split", 0)
+    check_counts: StrictBool = about("one of the paper's: refuse counts that are not the official ones", True)
+    resize: Pixels = about("side in pixels of the cached square images: that of `views`", 72)
+    note: str = about("what a reader of its numbers should know", "")
 
     @classmethod
     def _keys(cls, values: dict) -> list[str]:
@@ -221,18 +229,18 @@ class Recipe(Section):
     A tuple of learning rates is one to choose from, on a part of the training split (see `stages`).
     """
 
-    epochs: Count = 10  # passes over the training images
-    batch_size: Count = 32  # images per step
-    optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd, with momentum, or adamw
-    lr: Rates = 0.01  # learning rate, or several to choose from
-    weight_decay: NotNegative = 0.0  # but not of biases and norms
-    momentum: NotNegative = 0.9  # sgd only
-    warmup_steps: Whole = 0  # steps in which the learning rate rises
-    min_lr: NotNegative = 1e-5  # learning rate where the cosine ends
-    clip: Positive = 1.0  # largest gradient norm
-    views: Whole = 0  # FZ and students: views of each image, taken in turn; 0: one per epoch
-    maps: Few = 32  # CAL only: attention maps
-    search_epochs: Whole = 0  # of each training in a search for a rate; 0: as many as epochs
+    epochs: Count = about("passes over the training images", 10)
+    batch_size: Count = about("images per step", 32)
+    optimizer: Literal["sgd", "adamw"] = about("sgd, with momentum, or adamw", "sgd")
+    lr: Rates = about("learning rate, or several to choose from", 0.01)
+    weight_decay: NotNegative = about("but not of biases and norms", 0.0)
+    momentum: NotNegative = about("sgd only", 0.9)
+    warmup_steps: Whole = about("steps in which the learning rate rises", 0)
+    min_lr: NotNegative = about("learning rate where the cosine ends", 1e-5)
+    clip: Positive = about("largest gradient norm", 1.0)
+    views: Whole = about("FZ and students: views of each image, taken in turn; 0: one per epoch", 0)
+    maps: Few = about("CAL only: attention maps", 32)
+    search_epochs: Whole = about("of each training in a search for a rate; 0: as many as epochs", 0)
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -249,10 +257,10 @@ class Recipe(Section):
 class TeacherRecipe(Recipe):
     """A teacher's own values, those below a recipe's name for that recipe alone."""
 
-    pretext: Recipe | None = None  # for the recipe pretext alone
-    FZ: Recipe | None = None  # for the recipe FZ alone
-    FT: Recipe | None = None  # for the recipe FT alone
-    CAL: Recipe | None = None  # for the recipe CAL alone
+    pretext: Recipe | None = about("for the recipe pretext alone", None)
+    FZ: Recipe | None = about("for the recipe FZ alone", None)
+    FT: Recipe | None = about("for the recipe FT alone", None)
+    CAL: Recipe | None = about("for the recipe CAL alone", None)
 
 
 def _own_values(section: type[Recipe]) -> PlainValidator:
@@ -279,16 +287,15 @@ TeacherValues = Annotated[dict[str, Any], _own_values(TeacherRecipe)]
 class Model(Section):
     """A student, or what a teacher has in common with one: a timm network and its weights."""
 
-    key: Key  # its name in the mapping
-    model: str  # timm name, with its tag
-    # none, pretext (teachers alone), timm, or a .safetensors or .pth file relative to the study file
-    weights: Weights = "none"
-    options: Options = Field(default_factory=dict)  # keyword arguments of timm.create_model
-    resolution: Whole = 0  # side in pixels to which the network resizes its views; 0: as they come
-    recipe: StudentValues = Field(default_factory=dict)  # values that replace those of its recipe
-    pretraining: str = ""  # what its weights were trained on; empty: as timm's tag says
-    family: str = ""  # of which it is a member, such as the widths of one network
-    architecture: str = ""  # such as convolution or transformer
+    key: Key = about("its name in the mapping")
+    model: str = about("timm name, with its tag")
+    weights: Weights = about("none, pretext (teachers alone), timm, or a .safetensors or .pth file", "none")
+    options: Options = about("keyword arguments of timm.create_model", dict)
+    resolution: Whole = about("side in pixels to which the network resizes its views; 0: as they come", 0)
+    recipe: StudentValues = about("values that replace those of its recipe", dict)
+    pretraining: str = about("what its weights were trained on; empty: as timm's tag says", "")
+    family: str = about("of which it is a member, such as the widths of one network", "")
+    architecture: str = about("such as convolution or transformer", "")
 
     @property
     def file(self) -> str | None:
@@ -300,15 +307,15 @@ class Model(Section):
 class Teacher(Model):
     """A teacher: a timm network, its weights, and its own values of the recipes."""
 
-    recipe: TeacherValues = Field(default_factory=dict)  # values that replace the recipes', or one recipe's
+    recipe: TeacherValues = about("values that replace the recipes', or one recipe's", dict)
 
 
 @dataclass(frozen=True, config=CONFIG)
 class Views(Section):
     """The sizes of images and of the crops that networks take."""
 
-    resize: Pixels = 72  # side in pixels of the cached square images
-    crop: Pixels = 64  # side in pixels of what a network is given
+    resize: Pixels = about("side in pixels of the cached square images", 72)
+    crop: Pixels = about("side in pixels of what a network is given", 64)
 
     @model_validator(mode="after")
     def _check_crop(self) -> Views:
@@ -321,24 +328,23 @@ class Views(Section):
 class Distillation(Section):
     """The KD term of every student's loss, CE + beta * KD."""
 
-    temperature: Positive = 2.0  # softens both distributions
-    beta: NotNegative = 10.0  # weight of the KD term next to cross-entropy
+    temperature: Positive = about("softens both distributions", 2.0)
+    beta: NotNegative = about("weight of the KD term next to cross-entropy", 10.0)
 
 
 @dataclass(frozen=True, config=CONFIG)
 class Loss(Section):
     """An auxiliary loss, added to CE + beta * KD, or KD itself with its own temperature or beta."""
 
-    key: Key  # its name in the mapping
-    loss: str = ""  # kd, dkd, rkd, pkt, hint, crd, or one of a plugin; empty: its name here
-    temperature: Positive | None = None  # of the KD term; by default the study's
-    beta: NotNegative | None = None  # weight of the KD term; by default the study's
-    weight: NotNegative = 1.0  # of the auxiliary loss
-    # logits, or features: the pooled ones before the last layer
-    applies_to: Literal["logits", "features"] = Field(default="logits", validation_alias="on")
-    students: tuple[Written, ...] = ()  # trained with it; empty: all
-    strategies: tuple[str, ...] = ()  # in which it is added; empty: all
-    options: Options = Field(default_factory=dict)  # keyword arguments of the loss's function
+    key: Key = about("its name in the mapping")
+    loss: str = about("kd, dkd, rkd, pkt, hint, crd, or one of a plugin; empty: its name here", "")
+    temperature: Positive | None = about("of the KD term; by default the study's", None)
+    beta: NotNegative | None = about("weight of the KD term; by default the study's", None)
+    weight: NotNegative = about("of the auxiliary loss", 1.0)
+    applies_to: Outputs = about("logits, or features: the pooled ones", "logits", validation_alias="on")
+    students: tuple[Written, ...] = about("trained with it; empty: all", ())
+    strategies: tuple[str, ...] = about("in which it is added; empty: all", ())
+    options: Options = about("keyword arguments of the loss's function", dict)
 
     @property
     def function(self) -> str:
@@ -350,38 +356,35 @@ class Loss(Section):
 class Resources(Section):
     """What a run of a stage requests from the machine or the cluster; no result depends on it."""
 
-    gpus: Literal[0, 1] = 1  # 0 or 1; without a GPU it runs on the CPU
-    memory: Count = 8000  # MB
-    minutes: Count = 1440  # a cluster ends it then; started again it resumes from its last checkpoint
+    gpus: Literal[0, 1] = about("0 or 1; without a GPU it runs on the CPU", 1)
+    memory: Count = about("MB", 8000)
+    minutes: Count = about("a cluster ends it then; started again it resumes from its last checkpoint", 1440)
 
 
 @dataclass(frozen=True, config=CONFIG, kw_only=True)
 class StudyConfig(Section):
     """A study file: which teachers, students, datasets and recipes make up its matrix."""
 
-    name: FileName = ""  # names the folder of its results; by default the file's name
-    question: str = ""  # what the study asks, for its report
-    # one, or several, each of which repeats the whole matrix
-    seeds: Seeds = Field(default=(0,), validation_alias="seed")
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto takes a GPU where there is one
-    threads: Few = 1  # CPU threads of one run
-    online: StrictBool = False  # true runs the teacher in every step instead of reading the bank
-    compile: StrictBool = False  # true runs networks through torch.compile
-    plugins: tuple[RelativePath, ...] = ()  # Python files that add networks, losses or metrics
-    views: Views = Field(default_factory=Views)  # sizes of images and crops
-    datasets: dict[Name, DataSpec] = Field(min_length=1)  # each below its name
-    pretext: DataSpec | None = None  # the dataset on which teachers with weights 'pretext' are trained first
-    teachers: dict[Name, Teacher] = Field(min_length=1)  # each below its name
-    students: dict[Name, Model] = Field(min_length=1)  # each below its name
-    strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = STRATEGIES  # how students are taught
-    baseline: StrictBool = True  # also train every student without a teacher (CE)
-    # how students are trained, and teachers for each strategy, or on the pretext dataset
-    recipes: dict[RecipeName, Recipe] = Field(default_factory=dict)
-    distillation: Distillation = Field(default_factory=Distillation)  # the KD term
-    losses: dict[Name, Loss] = Field(default_factory=dict)  # further ones, one more training each
-    # what a run of each stage requests from the machine or the cluster
-    resources: dict[Stage, Resources] = Field(default_factory=dict, validate_default=True)
-    runs_per_gpu: Few = 1  # how many runs share a GPU of this machine
+    name: FileName = about("names the folder of its results; by default the file's name", "")
+    question: str = about("what the study asks, for its report", "")
+    seeds: Seeds = about("one, or several: each repeats the whole matrix", (0,), validation_alias="seed")
+    device: Literal["auto", "cpu", "cuda"] = about("auto takes a GPU where there is one", "auto")
+    threads: Few = about("CPU threads of one run", 1)
+    online: StrictBool = about("true runs the teacher in every step instead of reading the bank", False)
+    compile: StrictBool = about("true runs networks through torch.compile", False)
+    plugins: tuple[RelativePath, ...] = about("Python files that add networks, losses or metrics", ())
+    views: Views = about("sizes of images and crops", default_factory=Views)
+    datasets: dict[Name, DataSpec] = about("each below its name", min_length=1)
+    pretext: DataSpec | None = about("on which teachers with weights 'pretext' are trained first", None)
+    teachers: dict[Name, Teacher] = about("each below its name", min_length=1)
+    students: dict[Name, Model] = about("each below its name", min_length=1)
+    strategies: Strategies = about("how students are taught", STRATEGIES)
+    baseline: StrictBool = about("also train every student without a teacher (CE)", True)
+    recipes: dict[RecipeName, Recipe] = about("how students are trained, and teachers of each strategy", dict)
+    distillation: Distillation = about("the KD term", default_factory=Distillation)
+    losses: dict[Name, Loss] = about("further ones, one more training each", dict)
+    resources: dict[Stage, Resources] = about("what a stage's runs request", dict, validate_default=True)
+    runs_per_gpu: Few = about("how many runs share a GPU of this machine", 1)
 
     @field_validator("datasets", "teachers", "students", "losses", mode="before")
     @classmethod

@@ -5,19 +5,12 @@ python -m fgkd.study.schema > runs/study.schema.json
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from fgkd.study import config
 from fgkd.study.files import SCHEMA
-
-FIELD = re.compile(
-    r"^(?:    # (?P<above>.*)\n)?    (?P<name>\w+): [^#\n]+(?:  # (?P<after>.*))?$", re.MULTILINE
-)
 
 
 class _Generator(GenerateJsonSchema):
@@ -36,10 +29,8 @@ def build() -> dict[str, Any]:
     schema = SCHEMA.json_schema(schema_generator=_Generator)
     sections = schema["properties"]
     required = schema.pop("required")
-    _describe(config.StudyConfig, sections)
-    for name, definition in schema["$defs"].items():
+    for definition in schema["$defs"].values():
         definition.pop("required", None)
-        _describe(getattr(config, name), definition["properties"])
     for name, section in sections.items():
         for pattern, entries in section.pop("patternProperties", {}).items():
             section |= {"propertyNames": {"pattern": pattern}, "additionalProperties": entries}
@@ -61,16 +52,6 @@ def build() -> dict[str, Any]:
 def text() -> str:
     """The content of `runs/study.schema.json`."""
     return json.dumps(build(), indent=2) + "\n"
-
-
-def _describe(section: type[config.Section], properties: dict[str, Any]) -> None:
-    """Describe properties by the comments of a section's fields, after their lines or above them."""
-    for cls in reversed(section.__mro__[:-1]):
-        for field in FIELD.finditer(inspect.getsource(cls)):
-            info = section.__pydantic_fields__.get(field["name"])  # type: ignore[attr-defined]
-            key = info and (info.validation_alias or field["name"])
-            if key in properties:
-                properties[key]["description"] = field["after"] or field["above"]
 
 
 def _or_empty(schema: dict[str, Any]) -> dict[str, Any]:
