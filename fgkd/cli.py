@@ -59,6 +59,7 @@ def _sentence(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"'{error.filename}' cannot be used ({error.strerror}): check the path and who may use it"
+        text += "; FGKD_RUNS names another folder for results"
     elif not isinstance(error, ValueError | OSError):
         text = f"{type(error).__name__}: {error}. This should not happen: FGKD_DEBUG=1 shows where it did"
     return printable(text)

@@ -1,20 +1,27 @@
 """The hand-over: what it refuses and why, its preprocessing, its script on photos of all kinds."""
 
+import ctypes
 import dataclasses
 import importlib.util
 import json
 import math
+import os
 import resource
 import runpy
+import shutil
+import signal
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from timm.data import create_transform
 from torchvision.transforms import CenterCrop
 
-from fgkd import cli, export
+from fgkd import cli, export, records
 from fgkd.data.images import decode
 from fgkd.models import classifier
 from fgkd.study import Job, StudyError, Views
@@ -259,3 +266,119 @@ def test_the_script_names_the_other_photos_where_one_is_none(predict_folder, mon
     ]
     with pytest.raises(SystemExit, match="usage: python predict.py PHOTO"):
         script["main"]([])
+
+
+def zero_tail(file):
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def put_nan(file):
+    state = load_file(file)
+    save_file(
+        {name: value * float("nan") if value.is_floating_point() else value for name, value in state.items()},
+        file,
+    )
+
+
+SPOILT = {
+    "another student": (lambda folder, other: shutil.copy(other / "model.safetensors", folder), "weights"),
+    "a zeroed tail": (lambda folder, _: zero_tail(folder / "model.safetensors"), "weights"),
+    "NaN": (lambda folder, _: put_nan(folder / "model.safetensors"), "weights"),
+    "another's logits": (lambda folder, other: shutil.copy(other / "test.npy", folder), "test.npy"),
+    "cut logits": (lambda folder, _: (folder / "test.npy").write_bytes(b"\x93NUMPY"), "test.npy"),
+    "fewer images": (lambda folder, _: np.save(folder / "test.npy", np.zeros((3, 4))), "test.npy"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.parametrize("has_digests", [True, False], ids=["digests", "an earlier version's record"])
+@pytest.mark.fault("weights or logits of another training")
+def test_weights_and_logits_of_another_training_are_refused(
+    finished, tmp_path, spoil, has_digests, monkeypatch
+):
+    monkeypatch.setattr(export, "NOISE", {"cpu": 1e-4})  # two students of a few steps hardly differ
+    folder = finished.path(STUDENT)
+    if not has_digests:
+        stored = records.read_json(folder / "record.json")
+        records.write_json(folder / "record.json", {k: v for k, v in stored.items() if k != "files"})
+    change, name = SPOILT[spoil]
+    change(folder, finished.path(dataclasses.replace(STUDENT, teacher="efficientnet")))
+    message = refusal(finished, tmp_path / "out")
+    named = "model.safetensors" if has_digests and name == "weights" else name
+    assert message.startswith(f"{STUDENT.id}: its ") and named in message and "--repair' removes" in message
+
+
+@pytest.mark.fault("an accuracy that was edited")
+def test_an_accuracy_that_is_not_that_of_the_logits_is_refused(finished, tmp_path):
+    stored = records.read_json(finished.path(STUDENT) / "record.json")
+    stored["rows"][0]["accuracy"] = 0.987
+    records.write_json(finished.path(STUDENT) / "record.json", stored)
+    assert "its accuracy is 98.70%, but " in refusal(finished, tmp_path / "out")
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.fault("a hand-over killed while it replaces an earlier one")
+def test_a_killed_hand_over_leaves_the_files_of_one_model_and_nothing_for_long(tmp_path, in_child, step):
+    out, rename = tmp_path / "out", Path.rename
+
+    def write(folder, text):
+        folder.mkdir(parents=True)
+        for name in export.FILES:
+            (folder / name).write_text(text)
+
+    def replace():
+        steps = []
+
+        def kill(path, target):
+            steps.append(path)
+            if len(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(path, target)
+
+        Path.rename = kill
+        write(tmp_path / f".out.{os.getpid()}" / "new", "new")
+        export._move(tmp_path / f".out.{os.getpid()}" / "new", out)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    write(out, "old")
+    assert in_child(replace) == -signal.SIGKILL
+    assert not out.exists() or len({file.read_text() for file in out.iterdir()}) == 1
+    export._recover(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {file.read_text() for file in out.iterdir()} == {"old" if step < 3 else "new"}
+
+
+def obey_modes():
+    """Let this process, if it is root's, write nothing that its owner may not."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    assert ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)()) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux' capabilities")
+@pytest.mark.fault("a study that cannot be written")
+def test_anothers_study_is_read_without_writing_to_it(finished, tmp_path, in_child, capfd):
+    pytest.importorskip("onnxruntime")
+    (place := tmp_path / "mine").mkdir()
+    folders = [finished.folder, *(path for path in finished.folder.rglob("*") if path.is_dir())]
+    for file in finished.folder.rglob(".lock"):
+        file.unlink()
+    for folder in folders:
+        folder.chmod(0o555)
+
+    def read():
+        obey_modes()
+        assert cli.main(["status", finished.file]) == 0
+        assert cli.main(["check", finished.file]) == 0
+        assert cli.main(["report", finished.file, "--out", str(place / "report")]) == 0
+        assert cli.main(["export", finished.file, DISTILL.id, "--out", str(place / "out")]) == 0
+        assert cli.main(["report", finished.file]) == 2
+
+    status = in_child(read)
+    for folder in folders:
+        folder.chmod(0o755)
+    output = capfd.readouterr()
+    assert status == 0, output
+    assert (place / "report" / "tables" / "students.csv").exists() and (place / "out" / "model.onnx").exists()
+    assert "figures' cannot be used (Permission denied)" in output.err and "FGKD_RUNS" in output.err
