@@ -13,6 +13,7 @@ resolution.  A file that is a link is named by the link, and read beside it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -97,20 +98,12 @@ class Found:
 
     def table(self) -> pd.DataFrame:
         """One row per candidate: what it is and what it weighs."""
-        rows = []
-        for candidate in self.candidates:
-            rows.append(
-                {
-                    "teacher": candidate.name,
-                    "model": candidate.model,
-                    "pixels": candidate.resolution or "as the views",
-                    "pretraining": candidate.pretraining,
-                    "million weights": candidate.parameters / 1e6,
-                    "MB": candidate.megabytes,
-                    "licence": candidate.licence,
-                }
-            )
-        return pd.DataFrame(rows)
+        frame = pd.DataFrame([vars(candidate) for candidate in self.candidates])
+        frame["pixels"] = [size or "as the views" for size in frame.resolution]
+        frame["parameters"] /= 1e6
+        names = {"name": "teacher", "parameters": "million weights", "megabytes": "MB"}
+        columns = ["teacher", "model", "pixels", "pretraining", "million weights", "MB", "licence"]
+        return frame.rename(columns=names)[columns]
 
 
 def find(names: list[str], folder: Path | None, plugins: tuple[str, ...], device: torch.device) -> Found:
@@ -159,17 +152,7 @@ def demo(names: tuple[str, ...] = ()) -> Found:
     for name in names or DEMO:
         model = f"test_{name}.r160_in1k"
         count = classifier.parameters(timm.create_model(model))
-        candidates.append(
-            Candidate(
-                name=name,
-                model=model,
-                weights="pretext",
-                pretraining="pretext",
-                licence="its own",
-                megabytes=4 * count / 1e6,
-                parameters=count,
-            )
-        )
+        candidates.append(Candidate(name, model, "pretext", 0, "pretext", "its own", 4 * count / 1e6, count))
     return Found(tuple(candidates), {})
 
 
@@ -179,8 +162,7 @@ def pretrained(model: str, folder: Path | None, plugins: tuple[str, ...]) -> Can
     for name, file in _files(folder, plugins).items():
         if (_network(file, plugins) or "").partition(".")[0] == base:
             return _load(name, file, plugins)
-    config = timm.get_pretrained_cfg(model) if timm.is_model(base) else None
-    if config is None or not config.has_weights or not (_is_cached(model) or is_reachable()):
+    if not _is_pretrained(model) or not (_is_cached(model) or is_reachable()):
         return None
     try:
         return _load(model, None, plugins)
@@ -227,19 +209,16 @@ def is_reachable() -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    answers: list[bool] = []
+    answers = []
 
     def ask():
-        try:
-            get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
-            answers.append(True)
-        except Exception:  # of many types: no route, no name, a proxy's refusal
-            answers.append(False)
+        with contextlib.suppress(Exception):  # of many types: no route, no name, a proxy's refusal
+            answers.append(get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS))
 
     probe = threading.Thread(target=ask, daemon=True)  # a resolver may wait longer than a time-out says
     probe.start()
     probe.join(PROBE_SECONDS)
-    return bool(answers) and answers[0]
+    return bool(answers)
 
 
 def _hub_names(device: torch.device) -> list[str]:
@@ -263,8 +242,7 @@ def _check_hub(hub: list[str], names: list[str], known: list[str], folder: Path 
     if len(set(names)) < len(names):
         raise StudyError(f"--teachers names {', '.join(names)}: expected each once")
     for name in hub:
-        config = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
-        if config is None or not config.has_weights:
+        if not _is_pretrained(name):
             place = f"in '{folder}', " if folder else ""
             raise StudyError(
                 f"teacher '{name}' is not {place}of a plugin's WEIGHTS, nor a pretrained network of timm"
@@ -275,6 +253,11 @@ def _check_hub(hub: list[str], names: list[str], known: list[str], folder: Path 
                 f"teacher '{name}' has no weights here: timm's hub does not answer within "
                 f"{PROBE_SECONDS:g} seconds; bring a file of them by --weights"
             )
+
+
+def _is_pretrained(name: str) -> bool:
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    return bool(config and config.has_weights)
 
 
 def _is_cached(name: str) -> bool:
@@ -341,10 +324,9 @@ def _network(file: Path, plugins: tuple[str, ...]) -> str | None:
     for model, other in _registered(plugins).values():
         if os.path.samefile(other, file):
             return model
-    for names in (classifier.metadata(file), contents.config(str(file))):
-        if names.get("architecture"):
-            return names["architecture"]
-    return file.stem if timm.is_model(file.stem.partition(".")[0]) else None
+    named = contents.config(str(file)) | classifier.metadata(file)
+    own = file.stem if timm.is_model(file.stem.partition(".")[0]) else None
+    return named.get("architecture") or own
 
 
 def _load(name: str, file: Path | None, plugins: tuple[str, ...]) -> Candidate:
@@ -363,23 +345,12 @@ def _load(name: str, file: Path | None, plugins: tuple[str, ...]) -> Candidate:
     if not isinstance(net.net.get_classifier(), torch.nn.Module):
         raise StudyError(f"'{model}' has several heads, none of which a teacher could train")
     count = classifier.parameters(net)
-    cards = net.net.pretrained_cfg if file is None else config | classifier.metadata(file)
-    licence = cards.get("license")
-    stored = 4 * count if file is None else os.path.getsize(file)
-    return Candidate(
-        name=name,
-        model=model,
-        weights=weights,
-        resolution=size,
-        pretraining=_pretraining(spec, net.net.num_classes),
-        licence=licence or "unknown",
-        megabytes=stored / 1e6,
-        parameters=count,
-    )
-
-
-def _pretraining(spec: Model, classes: int) -> str:
-    """By timm's tag, or for a file, of which a name says nothing, by the classes of its head."""
-    if not spec.file:
-        return classifier.pretraining(spec)
-    return HEADS.get(classes, f"{classes} classes" if classes else "unknown")
+    if file is None:
+        pretraining, stored = classifier.pretraining(spec), 4 * count
+        licence = net.net.pretrained_cfg.get("license") or "unknown"
+    else:  # of which a name says nothing
+        classes = net.net.num_classes
+        pretraining = HEADS.get(classes, f"{classes} classes" if classes else "unknown")
+        licence = (config | classifier.metadata(file)).get("license", "unknown")
+        stored = os.path.getsize(file)
+    return Candidate(name, model, weights, size, pretraining, licence, stored / 1e6, count)

@@ -141,11 +141,14 @@ def build(spec: Model, classes: int | None, *, crop: int, seed: int, start: bool
     if start:
         check_weights(spec)
     config = contents.config(spec.file) if spec.file else {}
-    if config and config["architecture"].partition(".")[0] != spec.model.partition(".")[0]:
-        raise StudyError(
-            f"weights '{spec.weights}' are of '{config['architecture']}', as config.json beside them says, "
-            f"but 'model:' is '{spec.model}': name that network, or put the file elsewhere"
-        )
+    said = {"config.json beside them says": config, "their metadata say": metadata(spec.weights)}
+    for source, words in said.items():
+        named = words.get("architecture", spec.model)
+        if named.partition(".")[0] != spec.model.partition(".")[0]:
+            raise StudyError(
+                f"weights '{spec.weights}' are of '{named}', as {source}, but 'model:' is '{spec.model}': "
+                "name that network, or put the file elsewhere"
+            )
     size = spec.resolution or crop
     arguments = config.get("model_args", {})
     options = arguments | ({"img_size": size} if "img_size" in arguments else {}) | spec.options
@@ -326,12 +329,6 @@ def _from_file(spec: Model, options: dict) -> nn.Module:
             "state dict of tensors alone; a pickle that needs code is refused, since it may run any: convert "
             "the weights to safetensors where they were saved"
         ) from error
-    named = metadata(spec.weights).get("architecture", spec.model)
-    if named.partition(".")[0] != spec.model.partition(".")[0]:
-        raise StudyError(
-            f"weights '{spec.weights}' are of '{named}', as their metadata say, but 'model:' is "
-            f"'{spec.model}': name that network"
-        )
     network: Any = timm.create_model(spec.model, **options)
     head = network.pretrained_cfg["classifier"]
     weights = [f"{name}.weight" for name in ([head] if isinstance(head, str) else head)]

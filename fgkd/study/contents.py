@@ -117,29 +117,16 @@ def _three_numbers(values: Any, least: float, where: str) -> list[float]:
     return values
 
 
-def of_network(model: str, files: tuple[str, ...]) -> str | None:
-    """The digest of the plugins' code of a timm model: see `plugins.code_of`.
+def of_code(files: tuple[str, ...], decorator: str, name: str | None = None) -> str | None:
+    """The digest of plugins' code of what a decorator registers, under a name or any: `plugins.code_of`.
 
     '' where no plugin registers it, None where a plugin is not there.
     """
-    return _of_code(files, plugins.NETWORK, model.partition(".")[0])
-
-
-def of_loss(name: str, files: tuple[str, ...]) -> str | None:
-    """The digest of the plugins' code of a loss, as of a network."""
-    return _of_code(files, plugins.LOSS, name)
-
-
-def of_metrics(files: tuple[str, ...]) -> str | None:
-    """The digest of the plugins' code of all metrics that they register, as of a network."""
-    return _of_code(files, plugins.METRIC)
-
-
-def _of_code(files: tuple[str, ...], decorator: str, name: str | None = None) -> str | None:
     texts = [plugins.read(file) for file in files]
     if None in texts:
         return None
-    code = [plugins.code_of(text, decorator, name) for text in texts if text is not None]
+    base = name and name.partition(".")[0]  # of a network: without its tag
+    code = [plugins.code_of(text, decorator, base) for text in texts if text is not None]
     return of_text("\n".join(code)) if any(code) else ""
 
 

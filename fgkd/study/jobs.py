@@ -36,7 +36,7 @@ from typing import Any
 from pydantic import SkipValidation
 from pydantic.dataclasses import dataclass
 
-from fgkd.study import contents
+from fgkd.study import contents, plugins
 from fgkd.study.config import (
     CONFIG,
     LOSSES,
@@ -454,12 +454,12 @@ def _student_contents(study: Study, job: Job) -> dict[str, str | None]:
     digests = _network_contents(study, study.student(job.student))
     loss = study.loss_of(job)
     if loss is not None and loss.loss not in LOSSES:
-        digests["loss"] = contents.of_loss(loss.loss, study.plugins)
+        digests["loss"] = contents.of_code(study.plugins, plugins.LOSS, loss.loss)
     return digests
 
 
 def _network_contents(study: Study, model: Model) -> dict[str, str | None]:
-    network = contents.of_network(model.model, study.plugins)
+    network = contents.of_code(study.plugins, plugins.NETWORK, model.model)
     return {"network": network} | (contents.of_weights(model.file) if model.file else {})
 
 
@@ -489,7 +489,7 @@ STAGES = {
         section="Banks and R12",
         inputs=lambda study, job: (dataclasses.replace(job, stage="teacher"),),
         values=lambda study, job: {"crop": study.views.crop, "views": study.bank_views},
-        contents=lambda study, job: {"metrics": contents.of_metrics(study.plugins)},
+        contents=lambda study, job: {"metrics": contents.of_code(study.plugins, plugins.METRIC)},
         table="metrics",
         networks=True,
         priority=1,

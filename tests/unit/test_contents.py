@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fgkd.study import contents
+from fgkd.study import contents, plugins
 
 PLUGIN = '''"""Two networks."""
 import timm
@@ -37,7 +37,7 @@ def second(pretrained=False, **options):
 
 def digest(tmp_path, text, model="first"):
     (tmp_path / "plugin.py").write_text(text)
-    return contents.of_network(model, (str(tmp_path / "plugin.py"),))
+    return contents.of_code((str(tmp_path / "plugin.py"),), plugins.NETWORK, model)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_network_of_timms_own_has_no_digest_and_one_of_an_absent_plugin_an_unk
     assert digest(tmp_path, PLUGIN, "resnet18") == "" and digest(tmp_path, PLUGIN, "first.a") == digest(
         tmp_path, PLUGIN
     )
-    assert contents.of_network("first", (str(tmp_path / "absent.py"),)) is None
+    assert contents.of_code((str(tmp_path / "absent.py"),), plugins.NETWORK, "first") is None
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ def powered(logits):
 def test_the_digest_of_metrics_is_that_of_what_they_use(tmp_path, old, new, same):
     file = tmp_path / "plugin.py"
     file.write_text(METRIC)
-    before = contents.of_metrics((str(file),))
-    network = contents.of_network("first", (str(file),))
+    before = contents.of_code((str(file),), plugins.METRIC)
+    network = contents.of_code((str(file),), plugins.NETWORK, "first")
     assert before and network == digest(tmp_path, PLUGIN)
     file.write_text(METRIC.replace(old, new))
-    assert (contents.of_metrics((str(file),)) == before) == same
+    assert (contents.of_code((str(file),), plugins.METRIC) == before) == same
 
 
 def test_plugins_without_a_metric_of_ours_have_no_digest_of_metrics_and_an_absent_one_an_unknown(tmp_path):
@@ -145,15 +145,17 @@ def test_plugins_without_a_metric_of_ours_have_no_digest_of_metrics_and_an_absen
     others = "from sklearn import metric\n\n\n@metric()\ndef mine(logits):\n    return logits\n"
     for text in (PLUGIN, others):
         file.write_text(text)
-        assert contents.of_metrics((str(file),)) == ""
+        assert contents.of_code((str(file),), plugins.METRIC) == ""
     file.unlink()
-    assert contents.of_metrics((str(file),)) is None and contents.of_metrics(()) == ""
+    assert (
+        contents.of_code((str(file),), plugins.METRIC) is None and contents.of_code((), plugins.METRIC) == ""
+    )
 
 
 def test_a_metric_that_is_not_registered_by_a_decorator_counts_with_its_whole_file(tmp_path):
     file = tmp_path / "plugin.py"
     text = "from fgkd.metrics import metric\nmetric(claimed='larger')(lambda logits: logits[:, 0])\n"
     file.write_text(text)
-    before = contents.of_metrics((str(file),))
+    before = contents.of_code((str(file),), plugins.METRIC)
     file.write_text(text + "OTHER = 1\n")
-    assert before and contents.of_metrics((str(file),)) != before
+    assert before and contents.of_code((str(file),), plugins.METRIC) != before
