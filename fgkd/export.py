@@ -226,9 +226,11 @@ def load_plain(folder: Path, architecture: str) -> Any:
     """Load a folder's network as its card says, by timm alone."""
     if not (folder / NETWORK).exists():
         return timm.create_model(f"local-dir:{folder}", pretrained=True)
-    arguments = json.loads((folder / "config.json").read_text())["model_args"]
+    config = json.loads((folder / "config.json").read_text())
     weights = folder / "model.safetensors"
-    return timm.create_model(architecture, checkpoint_path=weights, **arguments)
+    net: Any = timm.create_model(architecture, checkpoint_path=weights, **config["model_args"])
+    net.pretrained_cfg = dict(net.pretrained_cfg) | config["pretrained_cfg"]
+    return net
 
 
 class Deployed(nn.Module):

@@ -312,7 +312,12 @@ def _registered(plugins: tuple[str, ...]) -> dict[str, tuple[str, Path]]:
     found = {}
     for plugin in plugins:
         module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == plugin)
-        for name, value in getattr(module, "WEIGHTS", {}).items():
+        for name, value in dict(getattr(module, "WEIGHTS", {})).items():
+            if not all(isinstance(getattr(value, key, None), str | Path) for key in ("model", "file")):
+                raise StudyError(
+                    f"plugin '{plugin}' has {value!r} as WEIGHTS['{name}']: expected a value with the texts "
+                    "model and file"
+                )
             file = Path(contents.absolute(value.file, Path(plugin).parent))
             if file.is_file():
                 found[name] = (value.model, file)

@@ -74,7 +74,7 @@ EXPECTED = {  # by the type of pydantic's error
 
 def _to_float(value: Any) -> Any:
     """A number as a float, if need be from text; anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or "_" in str(value):
         return value
     try:
         return float(value)

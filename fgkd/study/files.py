@@ -59,12 +59,11 @@ def check(raw: dict[str, Any], file: Path) -> Study:
     try:
         config = SCHEMA.validate_python(given, context=context, by_name=False)
         losses = complete_losses(config.losses, config.plugins)
-    except ValidationError as error:
-        message = " ".join(explain(error, file.name).split())
+    except (ValidationError, StudyError) as error:
+        text = explain(error, file.name) if isinstance(error, ValidationError) else str(error)
         half = MAX_MESSAGE // 2
-        raise StudyError(
-            message if len(message) <= MAX_MESSAGE else f"{message[:half]} ... {message[-half:]}"
-        ) from None
+        short = text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... {text[-half:]}"
+        raise StudyError(" ".join(short.split())) from None
     study = Study(**vars(config) | {"losses": losses}, file=str(file))
     for spec in filter(None, (*study.datasets.values(), study.pretext)):  # results would become photos
         root = Path(spec.root or os.devnull).resolve()

@@ -106,6 +106,12 @@ def test_a_snapshot_of_links_is_read_by_the_config_beside_the_links(tmp_path):
         assert candidate.resolution == 96 and candidate.weights.endswith("model.safetensors")
 
 
+def test_weights_of_a_plugin_without_a_model_or_a_file_are_refused(tmp_path):
+    (plugin := tmp_path / "plugin.py").write_text("WEIGHTS = {'x': 'weights/theirs.safetensors'}\n")
+    with pytest.raises(StudyError, match=r"as WEIGHTS\['x'\]: expected a value with the texts model and"):
+        find(plugins=[plugin])
+
+
 def test_files_without_a_network_or_of_another_one_are_left_out_with_the_reason(tmp_path):
     save(tmp_path / "test_byobnet.safetensors", "test_byobnet")
     save(tmp_path / "unknown.safetensors", "test_byobnet")

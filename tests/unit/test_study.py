@@ -6,6 +6,7 @@ import datetime
 import functools
 import inspect
 import itertools
+import json
 import math
 import os
 import re
@@ -193,6 +194,33 @@ def test_an_exchanged_weights_file_makes_stale_what_starts_from_it(make_study, t
         else ids(before, "distill")
     )
     assert stale == expected | ends(before)
+
+
+@pytest.mark.parametrize("key", ["teachers.resnet.weights", "students.small.weights"])
+def test_what_config_json_says_of_a_network_makes_stale_what_starts_from_its_weights(
+    make_study, tmp_path, key
+):
+    (weights := tmp_path / "a.safetensors").write_bytes(b"one")
+    (config := tmp_path / "config.json").write_text('{"architectures": ["another library\'s"]}')
+    study = make_study({key: "a.safetensors"})
+    own = "teachers" in key
+    job = next(c for c in study.jobs() if c.stage == "teacher" and c.teacher == "resnet")
+    job = job if own else study.student_jobs(Job("distill", "birds", "none", "CE"))[0]
+    before = study.fingerprint(job)
+    config.unlink()
+    assert study.fingerprint(job) == before and study.contents(job)["config"] == ""
+    said = {"architecture": "test_resnet", "num_classes": 7, "pretrained_cfg": {"crop_pct": 0.9, "tag": "x"}}
+    config.write_text(json.dumps(said))
+    assert study.fingerprint(job) == before
+    said["pretrained_cfg"]["mean"] = [0.5, 0.5, 0.5]
+    config.write_text(json.dumps(said))
+    now = study.fingerprint(job)
+    assert now != before
+    record = {"fingerprint": now, "contents": study.contents(job)}
+    records.write_json(study.path(job) / "record.json", record)
+    weights.unlink()
+    config.unlink()
+    assert study.fingerprint(job) == now
 
 
 @pytest.mark.parametrize("key", ["teachers.resnet.resolution", "students.small.resolution"])
@@ -546,6 +574,8 @@ WRONG = [
     ({"question": 3}, "question is 3: expected text"),
     ({"recipes.FT.epochs": True}, "recipes.FT.epochs is True: expected a whole number"),
     ({"recipes.FT.epochs": 2.5}, "recipes.FT.epochs is 2.5: expected a whole number"),
+    ({"recipes.FT.lr": "1_000"}, "recipes.FT.lr is '1_000': expected a number"),
+    ({"losses": {"dkd": {"options": {"alpha": ["x"] * 900}}}}, r"alpha is \['x', .* \.\.\. .*a number"),
     ({"recipes.FT.lr": "fast"}, "recipes.FT.lr is 'fast': expected a number"),
     ({"recipes.FT.lr": True}, "recipes.FT.lr is True: expected a number"),
     ({"recipes.FT.lr": [0.1, "fast"]}, "recipes.FT.lr is 'fast': expected a number"),
