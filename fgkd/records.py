@@ -41,6 +41,8 @@ NAMES = {  # columns of text, whatever a name looks like: NA, 1e5, 007
     *("architecture", "by", "commit", "dataset", "device", "family", "licence", "loss", "model", "norm"),
     *("one", "other", "pretraining", "recipe", "run", "strategy", "student", "teacher", "tied", "value"),
 }
+# what a spreadsheet takes for a formula, and is no number
+FORMULA = r"^(?=[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20])(?![+-]?[\d.]+(e[+-]?\d+)?%?$)"
 RECORD = "record.json"
 KEPT = ("model.safetensors", "test.npy")  # of a training, beside its record, which holds their digests
 
@@ -136,8 +138,17 @@ def write_json(file: Path, value) -> None:
 
 
 def write_table(frame: pd.DataFrame, file: Path) -> None:
-    """Write a CSV with floats at 10 significant digits: the same study, the same bytes."""
-    write_bytes(file, frame.to_csv(index=False, float_format="%.10g").encode())
+    """Write a CSV with floats at 10 significant digits: the same study, the same bytes.
+
+    A text that a spreadsheet would take for a formula gets a ' before it, which it keeps when it is read.
+    """
+    texts = {r"\r\n?": "\n"}, {FORMULA: "'"}  # csv does not quote a carriage return, which ends a row
+    names = pd.Series(frame.columns.astype(str))
+    for changes in texts:
+        frame = frame.replace(changes, regex=True)
+        names = names.replace(changes, regex=True)
+    data = frame.to_csv(index=False, float_format="%.10g", header=list(names))
+    write_bytes(file, data.encode())
 
 
 def read_table(file: Path) -> pd.DataFrame:

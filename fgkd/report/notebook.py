@@ -48,7 +48,7 @@ def write_page(
     home: str = "index.html",
     folders: Sequence[Path] = (),
 ) -> None:
-    """Render an executed notebook to one self-contained file, atomically, unless it is there already.
+    """Render an executed notebook to one self-contained file, unless it is there already.
 
     title: names the run in the page's header and in the browser's tab (default: the first heading).
     home: address of the index, relative to `file`.

@@ -134,6 +134,18 @@ def test_a_name_comes_back_from_a_table_as_it_was(tmp_path):
     assert list(records.read_table(tmp_path / "t.csv")) == ["family", "rho", "n"]
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "=1+", "\uff1d", "-1+", "+1e"])
+def test_no_text_of_a_table_is_a_formula_to_a_spreadsheet(start, tmp_path):
+    text = f"{start}cmd|' /C calc'!A0"
+    numbers = [-0.5, 1e-9, float("-inf")]
+    frame = pd.DataFrame({text: numbers, "text": [text, "a=b", None], "number": ["-0.5", "+3", "-1e-5"]})
+    records.write_table(frame, tmp_path / "t.csv")
+    read = pd.read_csv(tmp_path / "t.csv", dtype={"number": str})
+    harmless = "'" + text.replace("\r", "\n")
+    assert list(read) == [harmless, "text", "number"] and list(read[harmless]) == numbers
+    assert list(read.text[:2]) == [harmless, "a=b"] and list(read.number) == list(frame.number)
+
+
 def test_a_record_counts_only_for_the_values_it_was_made_with(finished, make_study):
     assert records.record(finished, BANK)["cell"] == BANK.id
     assert records.record(make_study({"question": "Another?"}), BANK)
