@@ -225,7 +225,7 @@ def _as_pair(x, y) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_undefined(x: np.ndarray, y: np.ndarray) -> bool:
-    return len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0
+    return len(x) < 3 or x.min() == x.max() or y.min() == y.max()
 
 
 def _standardize(ranks: np.ndarray) -> np.ndarray:

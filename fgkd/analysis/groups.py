@@ -58,7 +58,7 @@ def join_students_with_metrics(students: pd.DataFrame, metrics: pd.DataFrame) ->
     taught = taught.reindex(columns=[*GROUP, "teacher", "seed", "accuracy", *of_student])
     keys = ["dataset", "teacher", "strategy", "seed"]
     rows = taught.astype(dict.fromkeys(of_student, float)).merge(
-        metrics.reindex(columns=[*keys, *of_teacher]),
+        metrics.reindex(columns=[*keys, *of_teacher]).astype(dict.fromkeys(of_teacher, float)),
         on=keys,
         how="left",
         validate="many_to_one",

@@ -12,7 +12,9 @@ others, an *auxiliary loss*, may be added.  RKD, PKT and hint are defined on fea
 released code of arXiv 2605.15689 feeds them logits; they take either.
 
 Every loss is a scalar in fp32 for inputs of any precision, under autocast too.  The teacher receives no
-gradient.  Raises ValueError where shapes do not fit.
+gradient.  Raises ValueError where shapes do not fit.  KD and DKD take logits of -inf, as of classes that a
+teacher masks, for probabilities of 0.  The others have no limit there: of a teacher that is NaN or infinite
+they raise ValueError on a CPU; a GPU is not waited for, and `training.fit` ends with its epoch.
 
 An auxiliary loss of one's own is one function in a plugin file that the study names:
 
@@ -37,6 +39,7 @@ from torch.nn import functional as F
 from fgkd.study import Loss
 
 AUXILIARY: dict[str, Callable[..., Tensor] | type[nn.Module]] = {}  # by the name that a study gives it
+LOWEST = torch.finfo(torch.float32).min  # a log-probability of 0 that 0 can be multiplied with
 
 kl_div = functools.partial(F.kl_div, reduction="batchmean", log_target=True)  # of log-probabilities (N, C)
 
@@ -293,8 +296,13 @@ class CRD(nn.Module):
         return rank.topk(self.negatives, dim=1, sorted=False).indices
 
 
-def _to_fp32(student: Tensor, teacher: Tensor, *, same_width: bool = False) -> tuple[Tensor, Tensor]:
-    """Return both in fp32, the teacher detached, once their shapes fit."""
+def _to_fp32(
+    student: Tensor, teacher: Tensor, *, same_width: bool = False, finite: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return both in fp32, the teacher detached, once their shapes fit.
+
+    finite: whether the teacher has to be.
+    """
     fit = student.ndim == teacher.ndim == 2 and 0 < len(student) == len(teacher)
     if not fit or (same_width and student.shape != teacher.shape):
         two_widths = "(N, D1) and (N, D2)"
@@ -303,6 +311,8 @@ def _to_fp32(student: Tensor, teacher: Tensor, *, same_width: bool = False) -> t
             f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}: "
             f"expected {one_width if same_width else two_widths}"
         )
+    if finite and teacher.device.type == "cpu" and not teacher.isfinite().all():
+        raise ValueError("teacher is NaN or infinite in places: expected finite logits or features")
     return student.float(), teacher.detach().float()
 
 
@@ -310,10 +320,10 @@ def _softened(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Ten
     """Log-probabilities (N, C) of both at a temperature."""
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}: expected more than 0")
-    student, teacher = _to_fp32(student, teacher, same_width=True)
+    student, teacher = _to_fp32(student, teacher, same_width=True, finite=False)
     student_log_p = F.log_softmax(student / temperature, dim=1)
     teacher_log_p = F.log_softmax(teacher / temperature, dim=1)
-    return student_log_p, teacher_log_p
+    return student_log_p.clamp(min=LOWEST), teacher_log_p.clamp(min=LOWEST)
 
 
 def _decoupled(log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

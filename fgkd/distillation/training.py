@@ -120,7 +120,7 @@ def fit(
     subset: indices of the samples to train on, on the CPU; all unless given.
     index_device: where `inputs` wants its index; the labels' device unless given.
     stop: end after so many of the recipe's epochs, in its schedule; a later call goes on from there.
-    Raises FloatingPointError where the loss is no longer finite.
+    Raises FloatingPointError where the loss is no longer finite, StudyError where a batch has no spread.
     """
     trained = model if auxiliary_loss is None else nn.ModuleList([model, auxiliary_loss])
     weights = list(trained.parameters())
@@ -128,7 +128,7 @@ def fit(
     state = Checkpoint(checkpoint, trained, optimizer)
     history, epoch_state = state.load()
     train_index = torch.arange(len(labels)) if subset is None else subset
-    steps = math.ceil(len(train_index) / recipe.batch_size)
+    steps = _count_batches(trained, len(train_index), recipe)
     devices = (index_device or labels.device, labels.device)
     progress_file = Progress(checkpoint.parent, title, recipe.epochs)
     for epoch in tqdm(range(len(history), stop or recipe.epochs), desc=title, unit="epoch", disable=None):
@@ -156,6 +156,29 @@ def fit(
         state.save_if_due(history, due=epoch + 1 == stop)  # after the last too: a job trains several students
     progress_file.close()
     return history
+
+
+def count_batches(images: int, batch_size: int) -> int:
+    """Batches of an epoch: of at most `batch_size` images, one more where one would be alone.
+
+    >>> count_batches(16, 2), count_batches(15, 2), count_batches(15, 1), count_batches(1, 8)
+    (8, 7, 15, 1)
+    """
+    batches = math.ceil(images / batch_size)
+    return batches if batch_size == 1 else max(1, min(batches, images // 2))
+
+
+def _count_batches(model: nn.Module, images: int, recipe: Recipe) -> int:
+    """`count_batches`.  Raises StudyError for one image a batch and a model with batch normalisation."""
+    batches = count_batches(images, recipe.batch_size)
+    has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if has_norm and images < 2 * batches:
+        raise StudyError(
+            f"batch_size {recipe.batch_size} of {images} training images: batches of one image, of which "
+            "batch normalisation has no spread; set batch_size to 2 or more"
+            + (", and add images" if images == 1 else "")
+        )
+    return batches
 
 
 def shuffled_batches(

@@ -328,6 +328,15 @@ class _Chunk:
         return values
 
 
+def as_integers(labels, device: torch.device) -> Tensor:
+    """Labels as int64 on a device.  Raises ValueError for one that is no whole number."""
+    labels = torch.as_tensor(labels, device=device)
+    whole = labels.long()
+    if not torch.equal(whole.to(labels.dtype), labels):
+        raise ValueError(f"labels hold {labels[whole != labels][0].item():g}: expected whole numbers")
+    return whole
+
+
 def _map(logits, metric: Callable[[_Chunk], Tensor], labels=None, *, top: int) -> Tensor:
     """One metric of all samples: (N,)."""
     return _map_all(logits, lambda chunk: {"": metric(chunk)}, labels, top=top)[""]
@@ -377,7 +386,7 @@ def _check_finite(logits: Tensor) -> None:
 
 def _as_labels(labels, logits: Tensor) -> Tensor:
     """Labels (N,) as integers on the logits' device.  Raises ValueError for other labels."""
-    labels = torch.as_tensor(labels, device=logits.device).long()
+    labels = as_integers(labels, logits.device)
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels have shape {tuple(labels.shape)}: expected ({len(logits)},), one a sample")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:

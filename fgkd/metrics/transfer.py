@@ -17,6 +17,8 @@ import math
 import torch
 from torch import Tensor
 
+from fgkd.metrics.logits import as_integers
+
 
 def logme(features, labels) -> float:
     """Log evidence of a label per sample and class, nats (You et al. 2021); larger is better.
@@ -24,9 +26,10 @@ def logme(features, labels) -> float:
     For each class y is 1 on its samples and 0 elsewhere, y = F w + noise with w ~ N(0, 1/alpha) and noise
     ~ N(0, 1/beta), and log p(y) / N is maximised over alpha and beta; the mean over the classes there are.
     With ratio = alpha / beta and Q the least regularised error, beta = N / Q, which leaves a search over the
-    ratio alone: a grid of e^-18 to e^18 times F's largest squared singular value, refined.  Features that fit
-    the labels exactly have no finite evidence and get that of the grid's end.  The level depends on N and the
-    classes: compare teachers on the same samples.  N D^2 or N^2 D operations, whichever are fewer.
+    ratio alone: a grid of e^-18 times F's smallest to e^18 times its largest squared singular value but 0,
+    refined.  Features that fit the labels exactly have no finite evidence and get that of the grid's end.
+    The level depends on N and the classes: compare teachers on the same samples.  N D^2 or N^2 D operations,
+    whichever are fewer.
 
     features: (N, D)
     labels: (N,)
@@ -36,35 +39,25 @@ def logme(features, labels) -> float:
     (-1.03, -1.072)
     """
     features, labels = _as_samples(features, labels, "features")
-    n, d = features.shape
+    n = len(features)
     targets = (labels[:, None] == labels.unique()).double()
-    # explained: s^2 (u' y)^2 by singular value s of F, its left singular vector u, and target y
-    if n < d:
-        eigenvalues, basis = torch.linalg.eigh(features @ features.T)
-        explained = eigenvalues.clamp(min=0)[:, None] * (basis.T @ targets) ** 2
-    else:
-        eigenvalues, basis = torch.linalg.eigh(features.T @ features)
-        explained = (basis.T @ (features.T @ targets)) ** 2
-    eigenvalues = eigenvalues.clamp(min=0)[:, None]
-    power = targets.sum(0)
-    if eigenvalues.max() == 0:
-        raise ValueError(
-            "features are 0 for every sample: expected those of a network that tells images apart"
-        )
+    eigenvalues, squares = _project(features, targets)
+    left = (targets.sum(0) - squares.sum(0)).clamp(min=0)
 
     def evidence(log_ratio: Tensor) -> Tensor:
         ratio = log_ratio.exp()
-        error = (power - (explained / (eigenvalues + ratio)).sum(0)).clamp(min=1e-12)
+        error = (left + (squares * ratio / (eigenvalues + ratio)).sum(0)).clamp(min=1e-12)
         log_det = (log_ratio - (eigenvalues + ratio).log()).sum(0)
         return (log_det - n * ((2 * math.pi / n * error).log() + 1)) / (2 * n)
 
-    steps = torch.linspace(-18, 18, 37, dtype=torch.float64, device=features.device)
-    grid = eigenvalues.max().log() + steps
+    highest = eigenvalues.max().log()
+    span = int((highest - eigenvalues[eigenvalues > 0].min().log()).ceil())
+    grid = highest + torch.arange(-18 - span, 19, dtype=torch.float64, device=features.device)
     best = grid[torch.stack([evidence(point) for point in grid]).argmax(0)]
     for halving in range(1, 31):
         around = torch.stack([best, best - 0.5**halving, best + 0.5**halving])
-        highest = torch.stack([evidence(point) for point in around]).argmax(0, keepdim=True)
-        best = around.gather(0, highest)[0]
+        chosen = torch.stack([evidence(point) for point in around]).argmax(0, keepdim=True)
+        best = around.gather(0, chosen)[0]
     return evidence(best).mean().item()
 
 
@@ -112,10 +105,26 @@ def nce(source, labels) -> float:
     return leep((source[:, None] == source.unique()).double(), labels)
 
 
+def _project(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values s^2 of F (R, 1), and (u' y)^2 of their left vectors and targets (R, C)."""
+    wide = len(features) < features.shape[1]
+    eigenvalues, basis = torch.linalg.eigh(features @ features.T if wide else features.T @ features)
+    if eigenvalues.max() <= 0:
+        raise ValueError(
+            "features are 0 for every sample: expected those of a network that tells images apart"
+        )
+    is_zero = (eigenvalues <= 1e-13 * eigenvalues.max())[:, None]  # but for rounding
+    eigenvalues = eigenvalues[:, None].masked_fill(is_zero, 0)
+    if wide:
+        return eigenvalues, (basis.T @ targets) ** 2
+    squares = (basis.T @ (features.T @ targets)) ** 2 / eigenvalues
+    return eigenvalues, squares.masked_fill(is_zero, 0)
+
+
 def _as_samples(values, labels, name: str) -> tuple[Tensor, Tensor]:
     """Values (N, D) in fp64 and labels (N,).  Raises ValueError for other ones."""
     values = torch.as_tensor(values).detach().double()
-    labels = torch.as_tensor(labels, device=values.device)
+    labels = as_integers(labels, values.device)
     if values.ndim != 2 or not len(values) or labels.shape != values.shape[:1]:
         shapes = f"{name} have shape {tuple(values.shape)} and labels {tuple(labels.shape)}"
         raise ValueError(f"{shapes}: expected (N, D) and (N,), a label a sample")

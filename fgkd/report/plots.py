@@ -35,6 +35,11 @@ GREY, LIGHT_GREY = "#8A8A8A", "#C8C8C8"
 # Ratios of raw logits, which have no meaning where the second is not positive: figures then say so.
 RATIOS = ("ratio12", "ratio12_median", "ratio13", "ratio23")
 HOLLOW = f"hollow: second logit zero or negative in more than {UNDEFINED:.0%} of this teacher's samples"
+NEEDS = {
+    "ssp": "needs four classes",
+    "ratio13": "needs three classes",
+    "ratio23": "needs three classes",
+}
 SIDES = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)])
 OUTSIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "title": None}
 STYLE: dict[str, Any] = {
@@ -283,14 +288,15 @@ def metric_scatter(
     for axis, strategy, metric, rows in panels:
         table = rows.assign(percent=100 * rows.accuracy, hollow=_hollow(rows, metric))
         _scatter(axis, table, metric, "percent", teachers)
-        if rows[metric].notna().sum() > 2:
+        finite = np.isfinite(rows[metric])
+        if finite.sum() > 2 and rows[metric][finite].nunique() > 1:
             look = {
                 "scatter": False,
                 "ci": None,
                 "color": "#B0B0B0",
                 "line_kws": {"linewidth": 1, "zorder": 1},
             }
-            seaborn.regplot(table, x=metric, y="percent", ax=axis, **look)
+            seaborn.regplot(table[finite], x=metric, y="percent", ax=axis, **look)
         if alone is not None:
             axis.axhline(100 * alone, color="black", linestyle="--", linewidth=1, zorder=1)
             where = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points"}
@@ -380,7 +386,8 @@ def progress(trained: pd.DataFrame, teachers: Iterable[str]) -> Figure:
         mean = f"mean rho {rhos.mean():+.2f} ({number})" if len(rhos) else "rho undefined"
         axis.set(xlabel="teacher's accuracy on the students' views, %", ylabel="", title=f"{recipe}: {mean}")
     axes[0].set_ylabel("R12")
-    seaborn.move_legend(axes[-1], **OUTSIDE)
+    if axes[-1].get_legend():
+        seaborn.move_legend(axes[-1], **OUTSIDE)
     _explain_hollow(figure, table.hollow.any())
     return figure
 
@@ -628,8 +635,17 @@ def _look(column: str, names: Iterable[str], teachers: Iterable[str] = ()) -> di
 
 
 def _scatter(axis: Axes, rows: pd.DataFrame, x: str, y: str, teachers: Iterable[str], legend=False) -> None:
-    """Scatter rows (`teacher`, x, y) in the teachers' colours and markers, unfilled where `hollow`."""
-    rows = rows.dropna(subset=[x, y])
+    """Scatter rows (`teacher`, x, y) in the teachers' colours and markers, unfilled where `hollow`.
+
+    An axis without a point says why.
+    """
+    rows = rows[np.isfinite(rows[[x, y]]).all(axis=1)]
+    if rows.empty:
+        metric = x if x in METRICS else y
+        name = METRICS[metric].label if metric in METRICS else metric
+        reason = NEEDS.get(metric, "is not a finite number for any teacher")
+        axis.text(0.5, 0.5, f"{name} {reason}", ha="center", va="center", transform=axis.transAxes)
+        return
     seaborn.scatterplot(rows, x=x, y=y, s=45, zorder=3, legend=legend, ax=axis, **_look("teacher", teachers))
     marks = axis.collections[-1]
     colours = marks.get_facecolor()
@@ -670,7 +686,9 @@ def _name_points(axis: Axes, x: pd.Series, y: pd.Series, names: pd.Series) -> No
 
     adjustText takes three times as long, and leaves 4 % of 8 names on a point and 7 % outside the panel.
     """
-    known = x.notna() & y.notna()
+    known = np.isfinite(x) & np.isfinite(y)
+    if not known.any():
+        return
     spots = np.column_stack([x[known], y[known]])
     look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "va": "center"}
     labels = [

@@ -540,3 +540,33 @@ def test_crd_its_gradients_and_memories_equal_torchdistills():
         ):
             torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
         torch.testing.assert_close(module.memory, torch.stack([peer.memory_v1, peer.memory_v2]))
+
+
+MASKS = {"one": [0], "the label's": [3], "all but one": [0, 1, 2, 3, 4, 5, 6, 7]}
+
+
+@pytest.mark.parametrize("masked", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("side", ["teacher", "both"])
+@pytest.mark.parametrize("name", ["kd", "dkd"])
+def test_a_class_that_the_teacher_masks_has_probability_0(name, side, masked):
+    student, teacher = logits(seed=0), logits(seed=1)
+    teacher[:, masked] = -math.inf
+    if side == "both":
+        student[:, masked] = -math.inf
+    student.requires_grad_()
+    found = EVERY[name](student, teacher)
+    (gradient,) = torch.autograd.grad(found, student)
+    assert found.isfinite() and gradient.isfinite().all()
+    if name == "kd":
+        p, log_q = (teacher / 2).softmax(1), (student / 2).log_softmax(1)
+        known = torch.where(p > 0, torch.special.xlogy(p, p) - p * log_q, 0)
+        assert found.item() == pytest.approx(4 * known.sum(1).mean().item(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["rkd", "pkt", "hint", "crd"])
+def test_a_loss_without_a_limit_refuses_a_teacher_that_is_not_finite(name, bad):
+    teacher = logits(seed=1)
+    teacher[2, 3] = bad
+    with pytest.raises(ValueError, match="teacher is NaN or infinite"):
+        EVERY[name](logits(seed=0), teacher)

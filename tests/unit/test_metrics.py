@@ -345,3 +345,10 @@ def test_a_ratio_of_zero_to_zero_is_left_out_of_the_summary_and_counted():
         "ratio12_nonpositive"
     ] == pytest.approx(1 / 3)
     assert math.isnan(metrics.summarize([[0.0, 0.0, 0.0]])["ratio12"])
+
+
+@pytest.mark.parametrize("label", [1.5, 2.9, float("nan"), float("inf"), -0.5])
+def test_a_label_that_is_no_whole_number_is_refused(label):
+    with pytest.raises(ValueError, match=f"labels hold {label:g}: expected whole numbers"):
+        metrics.accuracy([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [1.0, label])
+    assert metrics.accuracy([[1.0, 0.0], [0.0, 1.0]], [0.0, 1.0]) == 1

@@ -10,7 +10,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
 from fgkd import metrics
-from fgkd.analysis import blocks, correlation, selection
+from fgkd.analysis import blocks, correlation, groups, selection
 from fgkd.report import plots
 
 TEACHERS = [
@@ -98,6 +98,34 @@ def test_a_teacher_without_the_metric_has_no_name_and_two_have_no_line():
     table.loc[1, "leep"] = np.nan
     axis = plots.metric_scatter(table, ["leep"], TEACHERS).axes[0]
     assert [t.get_text() for t in axis.texts] == [TEACHERS[0], TEACHERS[2]] and not axis.lines
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.5, 1e300])
+@pytest.mark.parametrize("number", [1, 2, 8])
+def test_a_metric_that_is_no_number_or_the_same_for_all_has_its_figures(value, number):
+    same = dict.fromkeys(metrics.METRICS, value) | {"parameters": 9}
+    table = points(teachers=TEACHERS[:number]).assign(**same)
+    first, other = plots.metric_scatter(table, ["ssp", "ratio12"], TEACHERS).axes[:2]
+    said = [axis.texts[0].get_text() for axis in (first, other)]
+    if np.isfinite(value):
+        assert len(first.collections[-1].get_offsets()) == number and said[0] == TEACHERS[0]
+    else:
+        assert said == ["SSP needs four classes", "R12 is not a finite number for any teacher"]
+    assert "rho undefined" in first.get_title()
+    trained = table.rename(columns={"strategy": "recipe"}).assign(train_accuracy=value)
+    correlations = groups.correlations(
+        table.assign(seed=0), table.drop(columns=["loss", "student", "accuracy"]).assign(seed=0)
+    )
+    drawn = [
+        plots.ranks(table, ["ssp", "ratio12"], TEACHERS),
+        plots.capacity(table, "ratio12", TEACHERS),
+        plots.progress(trained, TEACHERS),
+        plots.rho_heatmap(correlations),
+        plots.agreements(correlations, ["ratio12", "ssp"]),
+        plots.strengths(correlations, ["ratio12", "ssp"], None),
+    ]
+    for figure in drawn:
+        figure.draw_without_rendering()
 
 
 def test_ranks_join_the_metrics_order_to_the_students():

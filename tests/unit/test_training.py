@@ -1,5 +1,6 @@
 """The training loop: resumable bit for bit, its rate as planned, loud when it diverges; image passes."""
 
+import itertools
 import math
 
 import numpy as np
@@ -470,7 +471,9 @@ def test_a_minimum_above_the_rate_does_not_raise_it(tmp_path):
     assert layer.weight.item() == pytest.approx(start - 0.002)
 
 
-@pytest.mark.parametrize("n, batch", [(33, 32), (32, 32), (65, 32), (31, 32), (7, 3), (2, 32)])
+@pytest.mark.parametrize(
+    "n, batch", [(33, 32), (32, 32), (65, 32), (31, 32), (7, 3), (2, 32), (15, 2), (3, 2)]
+)
 def test_every_sample_is_used_once_an_epoch_in_batches_of_two_or_more(tmp_path, n, batch):
     x, labels = points(n=n)
     seen = []
@@ -484,7 +487,26 @@ def test_every_sample_is_used_once_an_epoch_in_batches_of_two_or_more(tmp_path, 
         batch_size=batch,
     )
     assert sorted(torch.cat(seen).tolist()) == list(range(n))
-    assert min(map(len, seen)) >= 2 and max(map(len, seen)) <= batch
+    assert min(map(len, seen)) >= 2 and max(map(len, seen)) <= max(batch, 3)
+
+
+def test_batches_are_those_of_before_but_where_one_image_was_alone():
+    changed = set()
+    for n, batch in itertools.product(range(2, 400), range(1, 70)):
+        before = math.ceil(n / batch)
+        if training.count_batches(n, batch) != before:
+            changed.add((n % 2, batch))
+            assert n // before == 1
+    assert changed == {(1, 2)}
+
+
+@pytest.mark.parametrize("n, batch", [(6, 1), (1, 4)])
+def test_a_batch_of_one_is_refused_where_it_has_no_spread(n, batch, tmp_path):
+    x, labels = points(n=n)
+    with_norm = nn.Sequential(nn.BatchNorm1d(x.shape[1]), nn.Linear(x.shape[1], 4))
+    with pytest.raises(StudyError, match=f"batch_size {batch} of {n} training images"):
+        fit(with_norm, x, labels, tmp_path / "c", epochs=1, batch_size=batch)
+    assert len(fit(with_norm[1], x, labels, tmp_path / "c", epochs=1, batch_size=batch)) == 1
 
 
 def test_only_the_samples_that_are_named_are_trained_on(tmp_path):

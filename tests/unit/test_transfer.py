@@ -41,6 +41,42 @@ def test_logme_is_the_largest_evidence(n, d, classes, signal):
     assert transfer.logme(features, labels) == pytest.approx(expected, abs=1e-5)
 
 
+def fixed_point(features, target, steps=20_000):
+    """The evidence by the iteration of LogME's paper, on the singular values."""
+    n, d = features.shape
+    u, s, _ = np.linalg.svd(features, full_matrices=False)
+    squares = (u.T @ target) ** 2
+    alpha = beta = 1.0
+    for _ in range(steps):
+        t = alpha / beta
+        used = (s**2 / (s**2 + t)).sum()
+        length = (s**2 * squares / (s**2 + t) ** 2).sum()
+        error = (squares / (1 + s**2 / t) ** 2).sum() + target @ target - squares.sum()
+        alpha, beta = used / length, (n - used) / error
+    log_det = np.log(alpha + beta * s**2).sum() + (d - len(s)) * np.log(alpha)
+    fit = beta * error + alpha * length + n * np.log(2 * np.pi)
+    return (d * np.log(alpha) + n * np.log(beta) - log_det - fit) / 2 / n
+
+
+@pytest.mark.parametrize("shift, outlier", [(0, 0), (3000, 0), (0, 1e3), (0, 1e5)])
+def test_logme_finds_the_largest_evidence_where_one_direction_is_long(shift, outlier):
+    features, labels = scene(60, 8, 4, signal=1)
+    long = np.c_[features + shift, outlier * np.random.default_rng(1).normal(size=60)]
+    expected = np.mean([fixed_point(long, (labels == k).astype(float)) for k in range(4)])
+    assert transfer.logme(long, labels) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+@pytest.mark.parametrize("n, d", [(24, 4), (24, 40)])
+def test_logme_of_any_scale_rank_and_number_is_the_same(n, d, scale):
+    features, labels = scene(n, d, 3, signal=1)
+    usual = transfer.logme(features, labels)
+    assert transfer.logme(scale * features, labels) == pytest.approx(usual, abs=1e-7)
+    assert math.isfinite(transfer.logme(np.outer(np.arange(n), np.ones(d)), labels))
+    assert math.isfinite(transfer.logme(np.ones((n, d)), labels))
+    assert math.isfinite(transfer.logme(features, np.arange(n)))
+
+
 def test_logme_prefers_features_that_tell_the_classes_apart():
     found = [transfer.logme(*scene(60, 5, 4, signal=signal)) for signal in (0, 1, 3)]
     assert found == sorted(found) and found[2] > found[0] + 0.1
@@ -109,6 +145,8 @@ def test_source_classes_that_say_nothing_leave_the_entropy_of_the_labels():
         (lambda: transfer.logme([[1.0], [math.nan]], [0, 1]), "features of 1 of 2 samples are NaN"),
         (lambda: transfer.leep([[3.0, 1.0], [0.0, 2.0]], [0, 1]), "expected a softmax, not logits"),
         (lambda: transfer.leep([[1.5, -0.5], [0.5, 0.5]], [0, 1]), "expected a softmax, not logits"),
+        (lambda: transfer.logme([[1.0], [2.0]], [0, 2.9]), "labels hold 2.9"),
+        (lambda: transfer.nce([0, 1], [0, math.nan]), "labels hold nan"),
         (lambda: transfer.nce([[0, 1]], [0, 1]), r"source has shape \(1, 2\)"),
     ],
 )
