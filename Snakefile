@@ -5,38 +5,45 @@
 # log and is kept when it fails; checkpoints and weights are undeclared files, so that a retry continues.  A
 # bank is deleted after its last student, and no new one is begun while students can be trained: no more banks
 # lie on disk than jobs run.
+# All paths are below the study's folder and made of names that a study may have: Snakemake, papermill and the
+# shell would each read the characters of others in their own way.
+import json
+import os
 import sys
+from pathlib import Path
 from fgkd import study as studies
 from fgkd.engine import states
 
-study = studies.load(config["study"])
+study = studies.load(config.get("study") or os.environ["FGKD_STUDY"])
+os.environ["FGKD_STUDY"] = study.file
+workdir: str(study.folder)
+
 # The jobs that are left to run, and the banks that their students read, so that these are deleted after them.
-left = states.left(study)
-banks = {job: study.banks_of(job) for job in left if states.wants_bank(study, job)}
+listed = os.environ.get("FGKD_JOBS")
+left = set(json.loads(Path(listed).read_text()) if listed else [job.id for job in states.left(study)])
+known = {}
+banks = {job: study.banks_of(job) for job in study.jobs() if job.id in left and states.wants_bank(study, job, known)}
 read = {bank for of_job in banks.values() for bank in of_job}
-jobs = {job.id: job for job in study.jobs() if job in left or job in read}
-
-
-def result(job):
-    return str(study.path(job) / "result.json")
+jobs = {job.id: job for job in study.jobs() if job.id in left or job in read}
 
 
 def inputs(wildcards):
     job = jobs[wildcards.id]
-    views = [str(study.path(bank) / "views") for bank in banks.get(job, ())]
-    return [result(earlier) for earlier in study.before(job) if earlier.id in jobs] + views
+    results = [f"{earlier.id}/result.json" for earlier in study.before(job) if earlier.id in jobs]
+    return results + [f"{bank.id}/views" for bank in banks.get(job, ())]
 
 
 def arguments(wildcards):
+    # A notebook names its study file by its name: where it lies says who ran it.
+    parameters = jobs[wildcards.id].parameters(study) | {"study": os.path.basename(study.file)}
     words = []
-    for name, value in jobs[wildcards.id].parameters(study).items():
+    for name, value in parameters.items():
         words += ["-r" if isinstance(value, str) else "-p", name, str(value)]
     return words
 
 
 def outputs(stage):
-    views = [temp(directory(f"{study.folder}/{{id}}/views"))] if stage == "bank" else []
-    return [f"{study.folder}/{{id}}/result.json"] + views
+    return ["{id}/result.json"] + ([temp(directory("{id}/views"))] if stage == "bank" else [])
 
 
 def resource(stage, name):
@@ -47,14 +54,14 @@ def resource(stage, name):
 rule all:
     localrule: True
     default_target: True
-    input: [result(job) for job in jobs.values()]
+    input: [f"{id}/result.json" for id in jobs]
 
 for stage, row in studies.STAGES.items():
     rule:
         name: stage
         input: inputs
         output: outputs(stage)
-        log: notebook=f"{study.folder}/{{id}}/{row.notebook}.ipynb"
+        log: notebook=f"{{id}}/{row.notebook}.ipynb"
         wildcard_constraints: id=f"{stage}/.*|study/{stage}"
         priority: row.priority
         threads: study.threads
@@ -68,6 +75,6 @@ for stage, row in studies.STAGES.items():
             python=sys.executable,
             notebook=str(studies.PROJECT / "notebooks" / f"{row.notebook}.ipynb"),
         shell:
-            "FGKD_GPU={resources.gpu} FGKD_EXIT=$(dirname {log.notebook:q})/exit.json"
+            "FGKD_GPU={resources.gpu} FGKD_EXIT={wildcards.id}/exit.json"
             " {params.python:q} -m fgkd.engine.execute"
             " {params.notebook:q} {log.notebook:q} {params.arguments:q}"

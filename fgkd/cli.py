@@ -16,14 +16,16 @@ Each command imports what it needs: `fgkd --help` loads no other module of the p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns 0 done, 1 failed, 2 bad input or 130 interrupted.
+    """Run the command line; returns 0 done, 1 failed, 2 bad input, 128 + signal interrupted.
 
     An error is a sentence; FGKD_DEBUG=1 raises it.
     """
@@ -31,6 +33,9 @@ def main(words: list[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by who started this
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     options = _parser().parse_args(words)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores one
+            signal.signal(number, _interrupt)
     try:
         if "study" in options:
             from fgkd.study import load
@@ -42,9 +47,10 @@ def main(words: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("fgkd: interrupted: finished runs are kept, the same command continues", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print("fgkd: interrupted: finished runs are kept, the same command continues", file=sys.stderr)
+        return 128 + (interrupt.args or (signal.SIGINT,))[0]
     except Exception as error:
         if os.environ.get("FGKD_DEBUG"):
             raise
@@ -63,6 +69,10 @@ def _sentence(error: Exception) -> str:
     elif not isinstance(error, ValueError | OSError):
         text = f"{type(error).__name__}: {error}. This should not happen: FGKD_DEBUG=1 shows where it did"
     return printable(text)
+
+
+def _interrupt(number: int, _) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -99,8 +109,7 @@ def run(options: argparse.Namespace) -> int:
     )
     failed = terminal.show_failures(study)
     if status and not failed:
-        log = study.folder / "engine.log"
-        print(f"the engine ended with exit status {status}; its log is {log}", file=sys.stderr)
+        terminal.show_engine_log(study.folder / run.LOG, status)
     index = run.build_report(study)
     if options.json:
         failed_ids = [job.id for job in failed]

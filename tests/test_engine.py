@@ -256,8 +256,6 @@ def test_a_further_seed_reaches_its_notebook_and_a_folder_of_its_own(smoke, tmp_
         "snakemake",
         "--snakefile",
         str(studies.PROJECT / "Snakefile"),
-        "--directory",
-        str(tmp_path),
         "--cores",
         "1",
         "--nolock",
@@ -266,11 +264,11 @@ def test_a_further_seed_reaches_its_notebook_and_a_folder_of_its_own(smoke, tmp_
         "--config",
         f"study={study.file}",
         "--",
-        str(tmp_path / "smoke" / job.id / "result.json"),
+        f"{job.id}/result.json",
     ]
     environment = os.environ | {"FGKD_RUNS": str(tmp_path), "PYTHONPATH": str(studies.PROJECT)}
     before = (tmp_path / "smoke" / first.id / "record.json").read_bytes()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "smoke" / job.id / "record.json").read_text())["provenance"]["seed"] == 1
     assert (tmp_path / "smoke" / first.id / "record.json").read_bytes() == before

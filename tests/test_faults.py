@@ -5,9 +5,12 @@ A minute and a half.
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -37,6 +40,24 @@ def start():
         driver.kill()
         driver.wait()
         driver.stdout.close()
+
+
+@pytest.mark.fault("a terminal closed, or a scheduler's end of time")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
+def test_any_signal_that_ends_a_run_says_that_the_same_command_goes_on(
+    start, make_study, monkeypatch, wait_for, request, number
+):
+    temporary = Path(tempfile.mkdtemp(dir="/tmp"))
+    request.addfinalizer(lambda: shutil.rmtree(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    study = make_study(SMALL)
+    driver = start(study)
+    assert wait_for(lambda: kernels(study.folder), 120)
+    driver.send_signal(number)
+    output = driver.communicate(timeout=20)[0]
+    assert driver.returncode == 128 + number
+    assert output == "fgkd: interrupted: finished runs are kept, the same command continues\n"
+    assert wait_for(lambda: not processes(study.folder), 5) and not list(temporary.iterdir())
 
 
 def results(folder):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
@@ -46,17 +45,17 @@ def _execute(parameters: dict[str, str | int | float], folder: Path, lock: int) 
     words = [str(notebook), str(folder / f"{NOTEBOOK}.ipynb")]
     for name, value in parameters.items():
         words += ["-r" if isinstance(value, str) else "-p", name, str(value)]
-    environment = os.environ | {
+    environment = kernels.homes(folder) | {
         "FGKD_RUNS": str(folder),
         "FGKD_EXIT": str(folder / "exit.json"),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     with (
-        open(folder / "engine.log", "w") as log,
-        kernels.warm(environment, (lock,)) as (environment, group),
+        kernels.log_to(folder / "engine.log") as log,
+        kernels.warm(environment, (lock,), log) as (environment, group),
     ):
         command = [sys.executable, "-m", "fgkd.engine.execute", *words]
-        process = kernels.start(command, log, environment, group, lock)
+        process = kernels.start(command, log, environment, group, lock, folder=folder)
         for line in _follow(folder / LOG, process):
             print(printable(line), flush=True)
     return process.returncode

@@ -97,7 +97,7 @@ def passes(study: Study, job: Job) -> Work:
         case "student":
             return _student_passes(study, job)
         case "distill":
-            return _total(study, study.student_jobs(job))
+            return _total(passes(study, part) for part in study.student_jobs(job))
     return Work()
 
 
@@ -110,10 +110,11 @@ def measured(study: Study) -> tuple[Rates, set[str]]:
     images = Work()
     seconds: Counter[tuple[str, str]] = Counter()
     devices = set()
+    known: dict[Job, str] = {}
     for part in (part for job in study.jobs() for part in records.record_jobs(study, job)):
-        work = passes(study, part)
-        record = records.find(study, part) if work.total() else None
-        if record:
+        record = records.find(study, part, known)
+        work = passes(study, part) if record else Work()
+        if record and work.total():
             devices.add(record["provenance"]["device"])
             images.update(work)
             per_image = record["provenance"]["seconds"] / work.total()
@@ -135,8 +136,9 @@ def estimate(study: Study, left: Iterable[Job], given: str | None = None) -> dic
         own, name = given_rates(given, study)
         device = f"{name}, else measured on {device}" if rates.keys() - own.keys() else name
         rates |= own
-    work = _total(study, study.jobs())
-    work_left = _total(study, left)
+    by_job = {job: passes(study, job) for job in study.jobs()}
+    work = _total(by_job.values())
+    work_left = _total(by_job[job] for job in left)
     rows = []
     for model in dict.fromkeys(model for model, _ in work):
         row = {
@@ -177,8 +179,11 @@ def given_rates(text: str, study: Study) -> tuple[Rates, str]:
     return rates, f"a device of {text} images a second"
 
 
-def _total(study: Study, jobs: Iterable[Job]) -> Work:
-    return sum((passes(study, job) for job in jobs), Work())
+def _total(works: Iterable[Work]) -> Work:
+    total = Work()
+    for work in works:
+        total.update(work)
+    return total
 
 
 def _teacher_passes(study: Study, job: Job) -> Work:

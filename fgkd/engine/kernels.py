@@ -23,10 +23,14 @@ which leads a session of its own, ends itself.
 import array
 import contextlib
 import fcntl
+import functools
 import io
 import json
 import os
+import pwd
+import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,40 +44,56 @@ from pathlib import Path
 
 SOCKET_PATH = 103  # characters of a socket's path that Linux (107) and macOS (103) both take
 BELOW = 2 * len("/fgkd-abcdefgh") + len("/kernel-ipc-5")  # what `warm`, `execute` and ZeroMQ add to it
+HOMES = {  # where programs keep files below the home folder, unless a variable says where
+    "XDG_CACHE_HOME": ".cache",
+    "MPLCONFIGDIR": ".config/matplotlib",
+    "IPYTHONDIR": ".ipython",
+    "JUPYTER_CONFIG_DIR": ".jupyter",
+    "JUPYTER_DATA_DIR": ".local/share/jupyter",
+}
+KERNELSPEC = "kernels/python3/kernel.json"
+LOG_LINES = 3  # of a log, shown where its engine ended
+LOG_SECONDS = 5  # for the last lines of an engine to reach its log
 START_SECONDS = 0.01  # between two looks whether the warm process listens
 SLOT_SECONDS = 0.2  # between two looks for a free GPU slot
 
 
 @contextlib.contextmanager
-def warm(environment: dict[str, str], lock_fds: tuple[int, ...] = ()):
+def warm(environment: dict[str, str], lock_fds: tuple[int, ...] = (), log=None):
     """Run a warm process; yields the environment of papermill, and the process group.
 
-    In that environment papermill's `python3` kernels come from the warm process.  Who joins the group is
-    killed at the end, or when this process ends.
+    In that environment papermill's `python3` kernels come from the warm process, which has imported all that
+    it will.  Who joins the group is killed at the end, or when this process ends.
     lock_fds: descriptors that stay open until the last kernel ends, such as a lock's.
-    Raises ValueError where FGKD_WARM in the environment is neither 0 nor 1.
+    log: where it prints to, by default where this process does.
+    Raises ValueError where FGKD_WARM in the environment is neither 0 nor 1, and OSError where the warm
+    process cannot start.
     """
     _forks(environment)
-    with tempfile.TemporaryDirectory(prefix="fgkd-", dir=_sockets_folder()) as folder:
+    with _own_folder() as folder:
         address = f"{folder}/socket"
         _write_kernelspec(Path(folder), address)
         server = subprocess.Popen(
             [sys.executable, "-m", "fgkd.engine.kernels", address],
             stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
             env=environment,
             process_group=0,
             pass_fds=lock_fds,
         )
-        while not os.path.exists(address):
-            if server.poll() is not None:
-                raise OSError(
-                    "the process that notebooks start from ended at once "
-                    f"(exit status {server.returncode}): see its message above"
-                )
-            time.sleep(START_SECONDS)
-        paths = [folder, environment.get("JUPYTER_PATH")]
-        own = {"FGKD_SOCKETS": folder, "JUPYTER_PATH": os.pathsep.join(filter(None, paths))}
         try:
+            while not os.path.exists(address):
+                if server.poll() is not None:
+                    raise ChildProcessError(
+                        "the process that notebooks start from ended while it imported what they need "
+                        f"(exit status {server.returncode})"
+                    )
+                time.sleep(START_SECONDS)
+            paths = [folder, environment.get("JUPYTER_PATH")]
+            own = {"FGKD_SOCKETS": folder, "JUPYTER_PATH": os.pathsep.join(filter(None, paths))}
+            if os.path.dirname(folder) == tempfile.gettempdir():
+                own["TMPDIR"] = folder  # what Snakemake leaves there when it is killed goes with it
             yield environment | own, server.pid
         finally:
             if server.stdin:
@@ -81,15 +101,101 @@ def warm(environment: dict[str, str], lock_fds: tuple[int, ...] = ()):
             server.wait()
 
 
+@contextlib.contextmanager
+def log_to(file: Path):
+    """Yield what commands print to: a pipe to a file, without this user, host and home folder."""
+    reading, writing = os.pipe()
+    with open(file, "wb") as log:
+        copying = threading.Thread(target=_copy, args=(reading, log), daemon=True)
+        copying.start()
+        try:
+            with open(writing, "w") as pipe:
+                yield pipe
+        except ChildProcessError as error:
+            copying.join(LOG_SECONDS)
+            raise OSError(f"{error}; '{file}' ends with\n{last_lines(file)}") from None
+        finally:
+            copying.join(LOG_SECONDS)
+
+
+def last_lines(log: Path) -> str:
+    """The last lines of a log, indented; none where there is no log."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
+
+
+def _copy(reading: int, log: io.BufferedWriter) -> None:
+    with open(reading, "rb") as lines:
+        for line in lines:
+            with contextlib.suppress(OSError):  # a full disk: the commands go on without a log
+                log.write(conceal(line))
+                log.flush()
+
+
+def conceal(text: bytes) -> bytes:
+    """The text without the home folder, and the names of this user and of this host."""
+    for pattern, other in _personal().items():
+        text = re.sub(pattern, other, text)
+    return text
+
+
+@functools.cache
+def _personal() -> dict[bytes, bytes]:
+    """Patterns of what says who runs this, and where; and what stands for it."""
+    homes = {os.path.expanduser("~")}
+    users = set()
+    with contextlib.suppress(KeyError):  # a container's user may have no name
+        user = pwd.getpwuid(os.getuid())
+        homes.add(user.pw_dir)
+        users.add(user.pw_name)
+    words = {home.rstrip("/"): (rb"(?<![\w.-])", b"~") for home in homes}
+    words |= dict.fromkeys(users, (b"(?<=/)", b"USER"))
+    words[socket.gethostname()] = (rb"(?<![\w-])", b"HOST")
+    patterns = {}
+    for word, (before, other) in words.items():
+        if len(word) > 1:
+            patterns[before + re.escape(os.fsencode(word)) + rb"(?![\w-])"] = other
+    return patterns
+
+
+def homes(folder: Path) -> dict[str, str]:
+    """The environment, with places in a folder for what a home folder does not take."""
+    home = os.path.expanduser("~")
+    places = {}
+    for name, place in HOMES.items():
+        if not _takes_files(os.environ.get(name) or os.path.join(home, place)):
+            places[name] = str(folder.resolve() / ".home" / place)
+    kept = {"HF_HOME": "huggingface", "TORCH_HOME": "torch"}  # weights that are there can be read
+    for name, place in kept.items():
+        if "XDG_CACHE_HOME" in places and os.path.isdir(weights := os.path.join(home, ".cache", place)):
+            places[name] = weights
+    return os.environ | places
+
+
+def _takes_files(folder: str) -> bool:
+    """Whether a file can be made in a folder, or in the one above it that is there."""
+    if not os.path.isabs(folder):  # there is no home folder
+        return False
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def start(
-    command: list[str], log: io.TextIOWrapper, environment: dict[str, str], group: int | None, lock: int
+    command: list[str], log, environment: dict[str, str], group: int | None, lock: int, *, folder: Path
 ) -> subprocess.Popen:
-    """Start a command without input, all that it prints going to a log.
+    """Start a command without input in a folder, all that it prints going to a log.
 
     environment, group: as `warm` yields them; lock: a descriptor that stays open until the command ends.
     """
     return subprocess.Popen(
         command,
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -101,14 +207,14 @@ def start(
 
 def _write_kernelspec(folder: Path, address: str) -> None:
     """A kernelspec `python3` that asks the warm process at `address` for its kernel."""
-    spec = folder / "kernels" / "python3"
-    spec.mkdir(parents=True)
+    spec = folder / KERNELSPEC
+    spec.parent.mkdir(parents=True)
     value = {
         "argv": [sys.executable, "-I", "-S", __file__, address, "-f", "{connection_file}"],
         "display_name": "Python 3",
         "language": "python",
     }
-    (spec / "kernel.json").write_text(json.dumps(value))
+    spec.write_text(json.dumps(value))
 
 
 def _forks(environment: dict[str, str]) -> bool:
@@ -119,6 +225,33 @@ def _forks(environment: dict[str, str]) -> bool:
             f"FGKD_WARM is {wish!r}: expected 1, to fork kernels from a warm process, or 0, a new Python each"
         )
     return wish == "1"
+
+
+@contextlib.contextmanager
+def _own_folder():
+    """A temporary folder, locked while this process lives; deletes those of dead ones."""
+    parent = _sockets_folder()
+    for other in Path(parent).glob("fgkd-" + "?" * 8):
+        # One that has no kernelspec is no such folder, or another process is about to lock it.
+        with contextlib.suppress(OSError):
+            if (other / KERNELSPEC).exists() and other.stat().st_uid == os.getuid():
+                with _lock(other):
+                    shutil.rmtree(other)
+    with tempfile.TemporaryDirectory(prefix="fgkd-", dir=parent) as folder, contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # not every file system has locks
+            stack.enter_context(_lock(folder))
+        yield folder
+
+
+@contextlib.contextmanager
+def _lock(folder):
+    """Hold a folder's lock.  Raises OSError where another process holds it, or there are none."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sockets_folder() -> str:
@@ -135,11 +268,6 @@ def serve(address: str) -> None:
     # Since Python 3.12 a fork beside threads warns: the one of `_when_closed` reads a pipe and holds no lock.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     _when_closed(sys.stdin.fileno(), _kill_group)
-    listener = socket.socket(socket.AF_UNIX)
-    old = os.umask(0o177)
-    listener.bind(address)
-    os.umask(old)
-    listener.listen(64)
     forks = _forks(dict(os.environ))
     if forks:
         import ipykernel.kernelapp  # noqa: F401
@@ -149,6 +277,12 @@ def serve(address: str) -> None:
         from fgkd import stages  # noqa: F401
         from fgkd.report import plots  # noqa: F401
 
+    listener = socket.socket(socket.AF_UNIX)
+    old = os.umask(0o177)
+    listener.bind(f"{address}.new")
+    os.umask(old)
+    listener.listen(64)
+    os.rename(f"{address}.new", address)  # it is there once it can be asked
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         connection, _ = listener.accept()
@@ -276,7 +410,10 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]] | None:
 def connect(address: str, *arguments: str) -> int:
     """Ask the warm process for a kernel and live as long as it does: the kernelspec's command."""
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(address)
+    try:
+        connection.connect(address)
+    except OSError as error:
+        sys.exit(f"the process that kernels start from was killed, or ran out of memory ({error})")
     request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
     message = json.dumps(request).encode() + b"\n"
     sent = socket.send_fds(connection, [message], [0, 1, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,9 +18,11 @@ from fgkd import study as studies
 from fgkd.data import datasets
 from fgkd.engine import kernels, states
 from fgkd.metrics.claims import UNDEFINED
-from fgkd.study import PROJECT, Job, Study, StudyError
+from fgkd.study import PROJECT, Job, Study, StudyError, contents
 
 POLL_SECONDS = 0.5
+LOG = "engine.log"
+JOBS = ".jobs"  # the ids of those that the engine runs
 
 
 Reporter = Callable[[Study, list[Job]], contextlib.AbstractContextManager[Callable[["Event"], None]]]
@@ -77,9 +80,11 @@ def build_report(study: Study, folder: Path | None = None) -> Path:
 
     folder: where it goes; the study's unless given.
     """
+    os.environ |= kernels.homes(folder or study.folder)  # matplotlib keeps a cache there
     from fgkd.report import pages
 
-    return pages.build(study, {job: states.state(study, job) for job in study.jobs()}, folder)
+    known: dict[Job, str] = {}
+    return pages.build(study, {job: states.state(study, job, known) for job in study.jobs()}, folder)
 
 
 def missing_inputs(study: Study) -> list[str]:
@@ -170,6 +175,7 @@ def start_engine(
     profile: a folder with Snakemake's settings for a cluster, whose nodes start kernels of their own; without
     one the GPUs of this machine are shared out in slots.
     """
+    records.write_json(study.folder / JOBS, [job.id for job in jobs])  # too many for a command line
     for job in jobs:
         # A result that is there is outdated: without it, Snakemake runs the job.
         (study.path(job) / "result.json").unlink(missing_ok=True)
@@ -177,21 +183,24 @@ def start_engine(
         row = states.state(study, job)
         if row["state"] in ("failed", "running"):
             Path(row["log"]).unlink()
-    command = _command(study, cores)
+    command = _command(cores)
     environment = _environment(study)
     if profile:
         command += ["--profile", os.path.abspath(profile)]
-        kernel_source: contextlib.AbstractContextManager = contextlib.nullcontext((environment, None))
     else:
         if slots := gpu_slots(study):
             command += ["--resources", f"gpu={len(slots)}"]
             environment["FGKD_GPUS"] = ",".join(slots)
-        kernel_source = kernels.warm(environment, (lock,))
-    command += ["--", *(str(study.path(job) / "result.json") for job in jobs)]
-    with open(study.folder / "engine.log", "w") as log, kernel_source as (environment, group):
-        process = kernels.start(command, log, environment, group, lock)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(kernels.log_to(study.folder / LOG))
+        group = None
+        if not profile:
+            environment, group = stack.enter_context(kernels.warm(environment, (lock,), log))
+        process = kernels.start(command, log, environment, group, lock, folder=study.folder)
         yield process
         process.wait()
+    if not profile:  # Snakemake's own log and notes, of no use any more
+        shutil.rmtree(study.folder / ".snakemake", ignore_errors=True)
 
 
 def follow(study: Study, jobs: Iterable[Job], goes_on: Callable[[], bool]) -> Iterator[Event]:
@@ -271,15 +280,13 @@ def _stamp(study: Study, job: Job) -> tuple:
     return tuple(times)
 
 
-def _command(study: Study, cores: int) -> list[str]:
+def _command(cores: int) -> list[str]:
     return [
         *(sys.executable, "-m", "snakemake"),
         *("--snakefile", str(PROJECT / "Snakefile")),
-        *("--directory", str(study.folder)),
         *("--cores", str(cores)),
-        *("--config", f"study={study.file}"),
         *("--rerun-triggers", "mtime"),
-        *("--quiet", "progress"),
+        *("--quiet", "progress", "host"),
         "--keep-going",
         "--nolock",
         "--rerun-incomplete",
@@ -288,10 +295,12 @@ def _command(study: Study, cores: int) -> list[str]:
 
 def _environment(study: Study) -> dict[str, str]:
     """The environment of notebooks, which run in other folders."""
-    environment = os.environ | {
+    environment = kernels.homes(study.folder) | {
         "OMP_NUM_THREADS": str(study.threads),
         "MKL_NUM_THREADS": str(study.threads),
         "FGKD_RUNS": str(study.folder.parent.resolve()),
+        "FGKD_STUDY": study.file,
+        "FGKD_JOBS": str((study.folder / JOBS).resolve()),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     if os.environ.get("FGKD_DATA"):
@@ -300,17 +309,21 @@ def _environment(study: Study) -> dict[str, str]:
 
 
 def _claim_folder(study: Study) -> None:
-    """Note in the study's folder whose results it holds.
+    """Note in the study's folder whose results it holds, without saying who runs it.
 
     Raises StudyError where another file of the same name, which is still there, has its results here; a copy
     of the folder is free.
     """
     note = study.folder / ".study"
-    here = {"file": study.file, "folder": str(study.folder.resolve())}
-    before = records.read_json(note) or here
-    other = Path(before["file"])
+    folder = study.folder.resolve()
+    home = Path.home() if os.path.isabs(os.path.expanduser("~")) else folder
+    is_below = Path(study.file).is_relative_to(home)
+    file = f"~/{os.path.relpath(study.file, home)}" if is_below else os.path.relpath(study.file, folder)
+    here = {"file": file, "folder": contents.of_text(str(folder))}
+    before = records.read_json(note) or {}
+    other = Path(os.path.normpath(folder / os.path.expanduser(before.get("file", file))))
     is_other = other.is_file() and other.read_bytes() != Path(study.file).read_bytes()
-    if before["folder"] == here["folder"] and is_other:
+    if before.get("folder") == here["folder"] and is_other:
         raise StudyError(
             f"'{study.folder}' holds the results of '{other}': give this study another name "
             "('name:'), or set FGKD_RUNS to another folder"

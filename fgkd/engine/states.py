@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from fgkd import progress, records
-from fgkd.study import Job, Study
+from fgkd.study import Job, Study, StudyError
 
 REASONS = 3  # named of a job or a record that has more
 
@@ -36,21 +36,23 @@ def state(study: Study, job: Job, known: dict | None = None) -> dict:
         same = result.get("fingerprint") == study.fingerprint(job, known)
         valid = same and records.is_complete(study, job, known)
         return row | {"state": "done" if valid else "stale", "seconds": seconds}
-    if not (result or meta):
-        return row
+    if not (result or meta):  # papermill writes its notebook in place
+        return row | {"state": "running" if row["log"] and is_driven(study) else "waiting"}
     if not ended:
         return row | {"state": "running" if is_driven(study) else "interrupted"}
     error = first_error(notebook)
     ending = ending_of(folder)
     if error is None and ending and ending["exit_status"] == 0:
         return row  # it ended well once; an input has changed since, and it waits for its turn
+    error = error or (ending or {}).get("error")
     error = error or "its kernel ended without an error message: it was killed, or ran out of memory"
     return row | {"state": "failed", "seconds": seconds, "error": error + _ending(ending)}
 
 
 def failed(study: Study) -> list[Job]:
     """The jobs whose last run failed."""
-    return [job for job in study.jobs() if state(study, job)["state"] == "failed"]
+    known: dict[Job, str] = {}
+    return [job for job in study.jobs() if state(study, job, known)["state"] == "failed"]
 
 
 def left(study: Study) -> dict[Job, str]:
@@ -112,7 +114,7 @@ def running(study: Study, job: Job) -> dict | None:
 
 def is_driven(study: Study) -> bool:
     """Whether an `fgkd run` of the study goes on."""
-    with contextlib.suppress(FileNotFoundError), open(study.folder / ".driver") as driver:
+    with contextlib.suppress(FileNotFoundError, StudyError), open(study.folder / ".driver") as driver:
         return not try_lock(driver, fcntl.LOCK_SH)
     return False
 
@@ -121,11 +123,18 @@ def try_lock(file, kind: int = fcntl.LOCK_EX) -> bool:
     """Lock an open file, unless another process has locked it; whether it is locked now.
 
     A lock of the system, not filelock's: it goes with the descriptor to the processes that inherit it.
+    Raises StudyError where the file system has no locks.
     """
-    with contextlib.suppress(BlockingIOError):
+    try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
-        return True
-    return False
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise StudyError(
+            f"'{file.name}' cannot be locked ({error.strerror}), and without locks two runs would write the "
+            "same files: set FGKD_RUNS to a folder on a file system that has them, such as a local disk"
+        ) from None
+    return True
 
 
 def first_error(notebook: dict) -> str | None:

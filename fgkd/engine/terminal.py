@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgkd import records
-from fgkd.engine import states
+from fgkd.engine import kernels, states
 from fgkd.progress import duration
 from fgkd.study import Job, Study
 from fgkd.study.errors import printable
@@ -171,6 +171,15 @@ def show_failures(study: Study) -> list[Job]:
         row = states.state(study, job)
         print(f"\nfailed: {job.id}\n  {printable(row['error'])}\n  {row['log']}", file=sys.stderr)
     return jobs
+
+
+def show_engine_log(log: Path, status: int) -> None:
+    """Print how the engine ended where no job failed, to standard error."""
+    print(
+        f"the engine ended with exit status {status}; its log is {log}, which ends with\n"
+        f"{kernels.last_lines(log)}\nMend what it names; the same command goes on from what is finished",
+        file=sys.stderr,
+    )
 
 
 def show_missing(missing: list[str]) -> None:

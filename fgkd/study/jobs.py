@@ -125,12 +125,11 @@ class Study(StudyConfig):
     @property
     def folder(self) -> Path:
         """Where the study's results go: next to its file, or in FGKD_RUNS."""
-        root = os.environ.get("FGKD_RUNS")
-        return (Path(root) if root else Path(self.file).parent) / self.name
+        return Path(os.environ.get("FGKD_RUNS") or os.path.dirname(self.file), self.name)
 
     def path(self, job: Job) -> Path:
         """The job's folder."""
-        return self.folder / job.id
+        return Path(os.environ.get("FGKD_RUNS") or os.path.dirname(self.file), self.name, job.id)
 
     def at(self, seed: int) -> Study:
         """The study with this one of its seeds in force; -1 is the first."""

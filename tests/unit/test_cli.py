@@ -277,6 +277,8 @@ def test_files_that_are_being_written_are_no_state(tiny, name, content):
     tiny.path(CELL).mkdir(parents=True)
     (tiny.path(CELL) / name).write_text(content)
     assert states.state(tiny, CELL)["state"] == "waiting"
+    with run.driver_lock(tiny):
+        assert states.state(tiny, CELL)["state"] == ("running" if name.endswith("ipynb") else "waiting")
 
 
 def test_status_shows_failures_with_their_log_and_ends_with_status_1(tiny, capsys):

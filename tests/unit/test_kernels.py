@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import nbformat
@@ -342,3 +343,84 @@ def test_how_an_earlier_run_ended_is_not_believed(tmp_path):
     stale.write_text('{"exit_status": -9, "peak_memory_mb": 1}')
     done, _ = execute(tmp_path, "1", variables={"FGKD_EXIT": str(stale), "FGKD_WARM": "no"})
     assert done.returncode != 0 and not stale.exists()
+
+
+@pytest.mark.fault("an import that fails")
+def test_a_warm_process_that_cannot_import_is_named_with_its_reason(tmp_path):
+    (tmp_path / "seaborn.py").write_text("raise ImportError('libcairo.so.2 is missing')")
+    log = tmp_path / "engine.log"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}", "FGKD_WARM": "1"}
+    with (
+        pytest.raises(OSError, match=r"(?s)ended while it imported.*'.*engine.log' ends with.*libcairo"),
+        kernels.log_to(log) as out,
+        kernels.warm(environment, (), out),
+    ):
+        pytest.fail("it started")
+
+
+@pytest.mark.fault("a notebook that cannot start")
+def test_what_kept_a_notebook_from_running_is_noted_beside_it(tmp_path):
+    ending = tmp_path / "exit.json"
+    (tmp_path / "in.ipynb").mkdir()
+    command = [sys.executable, "-m", "fgkd.engine.execute", "in.ipynb", "out.ipynb"]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_EXIT": "exit.json", "FGKD_WARM": "0"}
+    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True).returncode != 0
+    assert "its notebook did not run: " in json.loads(ending.read_text())["error"]
+
+
+def test_a_path_is_no_template_and_an_executed_notebook_does_not_say_where_it_lies(tmp_path):
+    folder = tmp_path / "a {b} #: c"
+    folder.mkdir()
+    done, values = execute(folder, "1 + 1", variables={"FGKD_WARM": "0"})
+    assert done.returncode == 0 and values == ["2"]
+    paths = nbformat.read(folder / "out.ipynb", 4).metadata.papermill
+    assert (paths.input_path, paths.output_path) == ("in.ipynb", "out.ipynb")
+
+
+@pytest.mark.fault("temporary folders of killed runs")
+def test_folders_that_killed_runs_left_are_deleted_and_no_others(tmp_path, monkeypatch):
+    """Each has the name of such a folder; a live process has locked one, and two hold something else."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0", "TMPDIR": str(tmp_path)}
+    with kernels.warm(environment):
+        (live,) = tmp_path.iterdir()
+        for name in ("fgkd-deaddead", "fgkd-photos12", "fgkd-tests-deaddead"):
+            (tmp_path / name).mkdir()
+        for name in ("fgkd-deaddead", "fgkd-tests-deaddead"):
+            shutil.copytree(live / "kernels", tmp_path / name / "kernels")
+        with kernels.warm(environment):
+            assert {live.name, "fgkd-photos12", "fgkd-tests-deaddead"} < {f.name for f in tmp_path.iterdir()}
+            assert not (tmp_path / "fgkd-deaddead").exists()
+    assert {f.name for f in tmp_path.iterdir()} == {"fgkd-photos12", "fgkd-tests-deaddead"}
+
+
+@pytest.mark.parametrize("home", ["/proc/nohome", "file", "here", "", "relative"])
+@pytest.mark.fault("a home folder that takes no files")
+def test_what_programs_keep_at_home_lies_in_the_study_where_home_takes_no_files(tmp_path, monkeypatch, home):
+    (tmp_path / "file").touch()
+    (tmp_path / "here" / ".cache" / "torch").mkdir(parents=True)
+    for name in kernels.HOMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / home) if home in ("file", "here") else home)
+    given = kernels.homes(tmp_path)
+    if home in ("here", ""):  # the root folder, which the tests may write to or not
+        assert home == "" or not given.keys() & kernels.HOMES.keys()
+    else:
+        assert {name: given[name] for name in kernels.HOMES} == {
+            name: str(tmp_path / ".home" / place) for name, place in kernels.HOMES.items()
+        }
+
+
+def test_a_log_names_neither_user_nor_host_nor_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/maria")
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-7")
+    user = types.SimpleNamespace(pw_dir="/home/maria", pw_name="maria")
+    monkeypatch.setattr(kernels.pwd, "getpwuid", lambda uid: user)
+    kernels._personal.cache_clear()
+    try:
+        with kernels.log_to(tmp_path / "log") as log:
+            print("/home/maria/x on node-7, /scratch/maria/y, /home/mariana", file=log)
+    finally:
+        kernels._personal.cache_clear()
+    assert (tmp_path / "log").read_text() == "~/x on HOST, /scratch/USER/y, /home/mariana\n"
+    assert kernels.last_lines(tmp_path / "log") == f"  {(tmp_path / 'log').read_text().strip()}"

@@ -1,6 +1,9 @@
 """A batch run: one driver, its events as they happen, and what the terminal makes of them."""
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +33,20 @@ def test_a_second_driver_is_refused_and_the_lock_ends_with_the_first(tiny, capsy
         assert "study 'tiny' is being run already: wait for it" in error and len(error.splitlines()) == 1
     with run.driver_lock(tiny):
         pass
+
+
+@pytest.mark.fault("a file system without locks")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_a_run_says_so_and_a_status_does_without(tiny, monkeypatch, capsys, number):
+    def no_locks(*given):
+        raise OSError(number, os.strerror(number))
+
+    notebook(tiny, TEACHER, duration=None, end_time=None, exception=None)
+    monkeypatch.setattr(states.fcntl, "flock", no_locks)
+    assert cli.main(["run", tiny.file]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be locked" in error and "set FGKD_RUNS to a folder" in error and error.count("\n") == 1
+    assert states.state(tiny, TEACHER)["state"] == "interrupted"
 
 
 @pytest.mark.fault("an orphan that still writes")
@@ -80,6 +97,33 @@ def test_two_study_files_of_one_name_do_not_share_a_folder(tiny, tmp_path):
         pass
 
 
+def test_a_study_file_that_has_changed_or_moved_keeps_its_folder_and_a_copy_of_that_is_free(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with run.driver_lock(tiny):
+        pass
+    note = tiny.folder / ".study"
+    assert str(tmp_path) not in note.read_text() and "~/tiny.yaml" in note.read_text()
+    text = Path(tiny.file).read_text()
+    Path(tiny.file).write_text(f"# changed\n{text}")
+    (moved := tmp_path / "moved" / "tiny.yaml").parent.mkdir()
+    with run.driver_lock(tiny):
+        pass
+    Path(tiny.file).rename(moved)
+    with run.driver_lock(studies.load(str(moved))):
+        pass
+    shutil.copytree(tiny.folder, tmp_path / "copy" / "tiny")
+    Path(tiny.file).write_text(text)
+    monkeypatch.setenv("FGKD_RUNS", str(tmp_path / "copy"))
+    with run.driver_lock(studies.load(tiny.file)):
+        pass
+    for broken in ("{}", "5", "{"):
+        note.write_text(broken)
+        with run.driver_lock(tiny):
+            pass
+
+
 def play(study, jobs, *steps):
     """The events of a run in which one step is taken before each look."""
     steps = list(steps)
@@ -100,7 +144,8 @@ def no_pause(monkeypatch):
 
 def progress_of(study, job, **values):
     value = {"what": "resnet FT", "epoch": 2.5, "epochs": 10, "loss": 1.25, "seconds_per_epoch": 8.0}
-    records.write_json(study.path(job) / "progress.json", value | values)
+    times = {"started": 1.0, "updated": 2.0}
+    records.write_json(study.path(job) / "progress.json", value | times | values)
 
 
 def test_a_run_says_what_starts_how_far_it_is_and_how_it_ends(tiny):
@@ -128,7 +173,7 @@ def test_a_run_says_what_starts_how_far_it_is_and_how_it_ends(tiny):
         ("failed", DISTILL),
     ]
     assert events[1].values["epoch"] == 2.5 and events[4].values["parts"] == 1
-    assert events[2].values == {"seconds": 12.5, "result": ""}
+    assert events[2].values == {"seconds": 12.5, "result": "TAC 25.0%"}
     assert events[5].values["error"] == "ValueError: no bank"
 
 
@@ -156,7 +201,7 @@ def engine(monkeypatch, tmp_path):
     (tmp_path / "profile" / "config.yaml").touch()
 
     def replace(program):
-        monkeypatch.setattr(run, "_command", lambda study, cores: [sys.executable, "-c", program])
+        monkeypatch.setattr(run, "_command", lambda cores: [sys.executable, "-c", program])
         return ["--profile", str(tmp_path / "profile")]
 
     return replace
@@ -184,7 +229,7 @@ def test_to_retry_takes_what_failed_and_what_it_waits_for_alone(finished):
 
 
 def test_a_run_as_json_is_a_line_for_each_event_and_says_how_it_ended(tiny, engine, capsys):
-    words = engine("import sys; sys.exit(3)")
+    words = engine("import sys; print('no disk left'); sys.exit(3)")
     assert cli.main(["run", tiny.file, "--json", *words]) == 1
     shown = capsys.readouterr()
     start, end = map(json.loads, shown.out.splitlines())
@@ -195,7 +240,19 @@ def test_a_run_as_json_is_a_line_for_each_event_and_says_how_it_ended(tiny, engi
         "failed": [],
         "report": str(tiny.folder / "report" / "index.html"),
     }
-    assert "the engine ended with exit status 3; its log is" in shown.err
+    assert "the engine ended with exit status 3; its log is" in shown.err and "  no disk left\n" in shown.err
+    assert shown.err.endswith("the same command goes on from what is finished\n")
+
+
+def test_the_engine_is_told_its_jobs_in_a_file_however_many_they_are(tiny, engine):
+    words = engine("import os; print(open(os.environ['FGKD_JOBS']).read(), os.environ['FGKD_STUDY'])")
+    with (
+        run.driver_lock(tiny) as lock,
+        run.start_engine(tiny, [TEACHER], lock, cores=1, profile=words[1]) as process,
+    ):
+        assert process.wait() == 0
+    log = (tiny.folder / "engine.log").read_text()
+    assert TEACHER.id in log and DISTILL.id not in log and tiny.file in log
 
 
 def test_a_run_without_a_terminal_is_a_line_for_each_job_that_ended(tiny, capsys):

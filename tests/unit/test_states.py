@@ -78,6 +78,13 @@ def test_photos_that_changed_make_their_cells_stale_and_are_counted(garden, tmp_
     assert set(reasons.values()) == {"an input is recomputed"} and len(reasons) == len(garden.jobs()) - 1
 
 
+@pytest.mark.parametrize("job", [Job("correlation"), Job("teacher", "garden", "resnet", "FT")])
+def test_a_record_that_is_cut_short_is_named_for_what_it_is(garden, job):
+    file = garden.path(job) / "record.json"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert anew(garden)[job.id] == "its record is cut short, or another version's"
+
+
 def test_photos_that_swapped_their_classes_make_their_cells_stale(garden, tmp_path):
     train = tmp_path / "photos" / "train"
     for a, b in (("aster", "other"), ("rose", "aster"), ("other", "rose")):
