@@ -139,7 +139,7 @@ def list_images(spec: DataSpec) -> Listing:
 
 
 def list_file(spec: DataSpec, root: Path, file: Path) -> Listing:
-    """List the images that a CSV file names in the columns class, path (below the root) and split.
+    """List the images of a CSV file with the columns class, path (below the root) and split.
 
     Raises DataError naming the line that is wrong.
     """
