@@ -22,7 +22,6 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import chain, product
 from pathlib import Path
 
@@ -46,80 +45,68 @@ SYSTEM = {  # of disks, network storage, clouds, archives, photo programs and no
     *("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "_gsdata_", "_uploads"),
     *("thumbs", "thumbnails", "picasaoriginals", "__pycache__"),
 }
-Parts = dict[str, dict[str, list[str]]]  # by split, '' where there is none: the folders of each class
+Parts = dict[str, dict[str, list[str]]]  # by split, '' where there is none: paths of each class
 
 
-@dataclass
 class _Tree:
-    """The folders below a root, by paths below it ('' is the root), each listed once.
+    """The folders below a root, by paths below it ('' is the root), each read once.
 
     notes: sentences on what is read as what, and what is left out.
-    aside, links: folders that are passed over.
     """
 
-    root: Path
-    notes: list[str] = field(default_factory=list)
-    aside: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    passed: set[str] = field(default_factory=set)
-    listed: dict[str, tuple[list[str], list[str], list[str]]] = field(default_factory=dict)
+    def __init__(self, root: Path):
+        self.root = root
+        self.notes: list[str] = []
+        self.aside: list[str] = []
+        self.links: list[str] = []
+        self.read = functools.cache(self._read)
 
-    def folders(self, path: str) -> list[str]:
-        """Names of the folders in a folder, but for hidden ones and those of systems and programs."""
-        return self._list(path)[0]
-
-    def photos(self, path: str) -> list[str]:
-        """Names of the photos directly in a folder."""
-        return self._list(path)[1]
-
-    def all_photos(self, path: str, skipped: Counter[str]) -> list[str]:
-        """Paths of the photos in a folder and all folders in it.
-
-        skipped: counts the other files by ending, in place.
-        """
-        skipped.update(self._list(path)[2])
-        paths = [f"{path}/{name}" for name in self.photos(path)]
-        for name in self.folders(path):
-            below = f"{path}/{name}"
-            if os.path.islink(self.root / below):  # it could lead round in circles
-                self.links.append(below)
+    def _read(self, path: str) -> tuple[list[str], list[str], list[str]]:
+        """Paths of the folders and photos in a folder, and the endings of its other files."""
+        folders: list[str] = []
+        photos: list[str] = []
+        endings: list[str] = []
+        for entry in sorted(os.scandir(self.root / path), key=lambda entry: entry.name):
+            ending = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                (self.aside if entry.name.casefold() in SYSTEM else folders).append(_join(path, entry.name))
+            elif ending in _endings():
+                photos.append(_join(path, entry.name))
             else:
-                paths += self.all_photos(below, skipped)
-        return sorted(paths)
+                endings.append(ending)
+        return folders, photos, endings
 
-    def has_photos(self, path: str) -> bool:
-        """Whether there is a photo in a folder or in a folder in it."""
-        below = [_join(path, name) for name in self.folders(path)]
-        is_link = [os.path.islink(self.root / folder) for folder in below]
-        inside = [folder for folder, link in zip(below, is_link, strict=True) if not link]
-        return bool(self.photos(path)) or any(self.has_photos(folder) for folder in inside)
+    def names(self, path: str) -> list[str]:
+        """Names of the folders in a folder."""
+        return [os.path.basename(folder) for folder in self.read(path)[0]]
 
-    def _list(self, path: str) -> tuple[list[str], list[str], list[str]]:
-        """Names of folders, names of photos and endings of other files."""
-        if path not in self.listed:
-            folders: list[str] = []
-            photos: list[str] = []
-            others: list[str] = []
-            for entry in os.scandir(self.root / path):
-                ending = os.path.splitext(entry.name)[1].lower()
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir() and entry.name.casefold() in SYSTEM:
-                    self.aside.append(_join(path, entry.name))
-                elif entry.is_dir():
-                    folders.append(entry.name)
-                elif ending in _endings():
-                    photos.append(entry.name)
-                else:
-                    others.append(ending)
-            self.listed[path] = (sorted(folders), photos, others)
-        return self.listed[path]
+    def holds(self, path: str) -> bool:
+        """Whether there is a photo in a folder, or in a folder in it."""
+        folders, photos, _ = self.read(path)
+        return bool(photos) or any(self.holds(folder) for folder in folders if not self._is_link(folder))
+
+    def collect(self, path: str, others: Counter[str]) -> list[str]:
+        """The photos in a folder and all folders in it; counts other files by ending, in place."""
+        folders, photos, endings = self.read(path)
+        found = [*photos]
+        others.update(endings)
+        for folder in folders:
+            if self._is_link(folder):
+                self.links.append(folder)
+            else:
+                found += self.collect(folder, others)
+        return found
+
+    def _is_link(self, path: str) -> bool:
+        return os.path.islink(self.root / path)  # it could lead round in circles
 
 
 def list_images(spec: DataSpec) -> Listing:
-    """List the images of a folder in one of the layouts above.
+    """List the images of a folder in one of the layouts above, or as its split file says.
 
-    Raises DataError for a root, folders or classes that cannot be used.
+    Raises DataError for a root, folders, classes or a file that cannot be used.
     """
     root = Path(spec.root or "")
     if not spec.root or not root.is_dir():
@@ -129,13 +116,23 @@ def list_images(spec: DataSpec) -> Listing:
         )
     if spec.split:
         return list_file(spec, root, Path(spec.split))
+    tree = _Tree(root)
     try:
-        return _list_images(spec, _Tree(root))
+        parts = _unite(tree, _find_parts(spec, tree))
+        photos = _collect(spec, tree, parts, _choose_classes(spec, parts))
     except OSError as error:
         raise DataError(
             f"{spec.key}: {str(error.filename)!r} cannot be read ({error.strerror}); change its permissions, "
             f"or move it out of {str(root)!r}"
         ) from error
+    for reason, paths in (
+        ("as folders of a system or program", tree.aside),
+        ("since they are links to folders", tree.links),
+    ):
+        if paths:
+            tree.notes.append(f"left out, {reason}: {quote_some(paths)}")
+    is_split = "" not in parts
+    return _to_listing(root, photos if is_split else _split(spec, photos[""]), tree.notes, is_split)
 
 
 def list_file(spec: DataSpec, root: Path, file: Path) -> Listing:
@@ -150,17 +147,15 @@ def list_file(spec: DataSpec, root: Path, file: Path) -> Listing:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{spec.key}: split file {str(file)!r} cannot be read ({reason})") from error
     parts = {"train": paths["train"], "test": paths["test"] or paths["val"]}
-    classes = _choose_classes(spec, sorted(set().union(*parts.values())))
-    _check_counterparts(spec, parts, classes)
     notes = [f"split by {file.name!r}"]
     if paths["test"] and paths["val"]:
         notes.append(
             f"left out, as there is a test split: {sum(map(len, paths['val'].values()))} for validation"
         )
-    files: Files = {split: [] for split in SPLITS}
-    for split, (label, name) in product(SPLITS, enumerate(classes)):
-        files[split] += [(path, label) for path in sorted(parts[split][name])]
-    return Listing(classes, root, files, tuple(notes))
+    classes = _choose_classes(spec, parts)
+    return _to_listing(
+        root, {split: {name: part[name] for name in classes} for split, part in parts.items()}, notes
+    )
 
 
 def _read_lines(where: str, root: Path, reader: csv.DictReader) -> Parts:
@@ -187,85 +182,86 @@ def _read_lines(where: str, root: Path, reader: csv.DictReader) -> Parts:
     return paths
 
 
-def _list_images(spec: DataSpec, tree: _Tree) -> Listing:
-    parts = _unite(tree, _find_parts(spec, tree))
-    classes = _choose_classes(spec, sorted(set().union(*parts.values())))
-    _check_counterparts(spec, parts, classes)
-    skipped: Counter[str] = Counter()
-    paths = {}
-    for part, name in product(parts, classes):
-        paths[part, name] = sorted(
-            chain.from_iterable(tree.all_photos(folder, skipped) for folder in parts[part][name])
-        )
-    if empty := [key for key, images in paths.items() if not images]:
-        raise DataError(f"{spec.key}: {_explain_empty(tree, [parts[part][name] for part, name in empty])}")
-    nested = set()
-    for (part, name), images in paths.items():
-        depth = parts[part][name][0].count("/") + 1
-        if any(path.count("/") > depth for path in images):
-            nested.add(name)
-    is_split = "" not in parts
-    if not is_split:
-        paths = _split(spec, {name: paths["", name] for name in classes})
+def _to_listing(root: Path, splits: Parts, notes: list[str], is_split: bool = True) -> Listing:
     files: Files = {split: [] for split in SPLITS}
     for split in SPLITS:
-        for label, name in enumerate(classes):
-            files[split] += [(path, label) for path in paths[split, name]]
-    return Listing(classes, tree.root, files, _notes(tree, skipped, sorted(nested)), is_split=is_split)
+        for label, paths in enumerate(splits[split].values()):
+            files[split] += [(path, label) for path in sorted(paths)]
+    return Listing(tuple(splits["train"]), root, files, tuple(dict.fromkeys(notes)), is_split=is_split)
 
 
-def _explain_empty(tree: _Tree, empty: list[list[str]]) -> str:
-    """Say which class folders have no photo, and what they hold instead."""
-    folders = list(chain.from_iterable(empty))
-    others: Counter[str] = Counter()
-    for folder in folders:
-        tree.all_photos(folder, others)
-    advice = "add images or remove the folders"
-    if others:
-        advice = f"what is there, {_count_endings(others)}, Pillow does not open: convert it to JPEG or PNG"
-    return f"no image in {quote_some(folders)} of {str(tree.root)!r}; {advice}"
+def _collect(spec: DataSpec, tree: _Tree, parts: Parts, classes: tuple[str, ...]) -> Parts:
+    """List the photos of each class."""
+    photos: Parts = {part: {} for part in parts}
+    skipped: Counter[str] = Counter()
+    odd: Counter[str] = Counter()
+    empty: list[str] = []
+    nested: set[str] = set()
+    for part, name in product(parts, classes):
+        others: Counter[str] = Counter()
+        folders = parts[part][name]
+        photos[part][name] = list(chain.from_iterable(tree.collect(folder, others) for folder in folders))
+        skipped += others
+        if not photos[part][name]:
+            empty += folders
+            odd += others
+        if any(os.path.dirname(photo) not in folders for photo in photos[part][name]):
+            nested.add(name)
+    if empty:
+        advice = "add images or remove the folders"
+        if odd:
+            advice = f"what is there, {_count_endings(odd)}, Pillow does not open: convert it to JPEG or PNG"
+        raise DataError(f"{spec.key}: no image in {quote_some(empty)} of {str(tree.root)!r}; {advice}")
+    if skipped:
+        tree.notes.append(f"left out, since Pillow opens no such images: {_count_endings(skipped)}")
+    if nested:
+        tree.notes.append(f"the photos in folders inside {quote_some(sorted(nested))} count as that class")
+    return photos
 
 
 def _find_parts(spec: DataSpec, tree: _Tree) -> Parts:
     """Find the folders of the splits, and of the classes in them."""
     base = _look_through(tree, "")
-    tree.passed = {"", base}
     if base:
         tree.notes.append(f"read from {base!r}")
-    splits = _find_splits(spec, tree, base, lambda path: bool(tree.folders(_look_through(tree, path))))
-    if splits:
-        tops = {split: _look_through(tree, path) for split, path in splits.items()}
-        tree.passed |= {*splits.values(), *tops.values()}
-        return {
-            split: {name: [_join(top, name)] for name in tree.folders(top)} for split, top in tops.items()
-        }
-    _refuse_half_a_split(spec, tree, base)
-    classes = {name: _join(base, name) for name in tree.folders(base)}
-    inside = {name: _find_splits(spec, tree, path, tree.has_photos) for name, path in classes.items()}
-    if not any(inside.values()):
-        return {"": {name: [path] for name, path in classes.items()}}
-    if lacking := [name for name, found in inside.items() if found.keys() != set(SPLITS)]:
-        raise DataError(
-            f"{spec.key}: {quote_some(lacking)} of {str(tree.root)!r} do not hold folders for training and "
-            "for test, as other classes do; expected both in each class"
-        )
-    tree.passed |= {*classes.values()}
-    return {split: {name: [found[split]] for name, found in inside.items()} for split in SPLITS}
+    splits = _find_splits(spec, tree, base, lambda path: bool(tree.names(_look_through(tree, path))))
+    tops = {split: _look_through(tree, path) for split, path in splits.items()} or {"": base}
+    parts = {
+        split: {os.path.basename(path): [path] for path in tree.read(top)[0]} for split, top in tops.items()
+    }
+    passed = ["", base, *splits.values(), *tops.values()]
+    if not splits:
+        _refuse_half_a_split(spec, tree, base)
+        inside = {name: _find_splits(spec, tree, path, tree.holds) for name, [path] in parts[""].items()}
+        lacking = [name for name, found in inside.items() if found.keys() != set(SPLITS)]
+        if not lacking:
+            passed += tree.read(base)[0]
+            parts = {split: {name: [found[split]] for name, found in inside.items()} for split in SPLITS}
+        elif any(inside.values()):
+            raise DataError(
+                f"{spec.key}: {quote_some(lacking)} of {str(tree.root)!r} do not hold folders for training "
+                "and for test, as other classes do; expected both in each class"
+            )
+    for path in dict.fromkeys(passed):
+        if loose := len(tree.read(path)[1]):
+            where = str(tree.root / path)
+            tree.notes.append(f"left out, since they are in no class folder: {loose} photos in {where!r}")
+    return parts
 
 
 def _refuse_half_a_split(spec: DataSpec, tree: _Tree, base: str) -> None:
     """Raise DataError for folders named as splits, of which one is missing, or has no classes."""
-    names = tree.folders(base)
-    where = repr(str(tree.root / base))
+    names = tree.names(base)
     kinds = _kinds(names)
-    photos = sum(len(tree.photos(_join(base, name))) for name in ("", *kinds))
-    if not names or {"train", "test"} <= set(kinds.values()) or {"train", "val"} <= set(kinds.values()):
-        found = f", but {photos} photos" if photos else ""
+    found = set(kinds.values())
+    where = repr(str(tree.root / base))
+    if not names or {"train", "test"} <= found or {"train", "val"} <= found:
+        photos = sum(len(tree.read(path)[1]) for path in (base, *tree.read(base)[0]))
+        count = f", but {photos} photos" if photos else ""
         raise DataError(
-            f"{spec.key}: no class folders in {where}{found}; put the images of each class in a folder"
+            f"{spec.key}: no class folders in {where}{count}; put the images of each class in a folder"
         )
-    is_plain = all(_words(name) == [name.casefold()] for name in names)
-    is_clear = "train" in kinds.values() or len(set(kinds.values())) > 1 or is_plain
+    is_clear = "train" in found or len(found) > 1 or all(_words(name) == [name.casefold()] for name in names)
     if (len(kinds) == len(names) and is_clear) or any(len(_words(name)) > 1 for name in kinds):
         raise DataError(
             f"{spec.key}: {where} holds {quote_some(names)}; expected both 'train' and 'test', or a folder "
@@ -276,7 +272,7 @@ def _refuse_half_a_split(spec: DataSpec, tree: _Tree, base: str) -> None:
 def _find_splits(spec: DataSpec, tree: _Tree, base: str, is_filled: Callable[[str], bool]) -> dict[str, str]:
     """Find the folders of the splits in a folder: none, both, or '' alone for one to be split."""
     names: dict[str, list[str]] = defaultdict(list)
-    for name, kind in _kinds(tree.folders(base)).items():
+    for name, kind in _kinds(tree.names(base)).items():
         names[kind].append(name)
     if not names["train"] or not names["test"] + names["val"]:
         return {}
@@ -296,11 +292,10 @@ def _find_splits(spec: DataSpec, tree: _Tree, base: str, is_filled: Callable[[st
     used = [found["train"], test] if test else [found["train"]]
     if used != list(SPLITS):
         tree.notes.append(f"read for training: {found['train']!r}, for test: {test or 'a part of it'!r}")
-    if others := [name for name in tree.folders(base) if name not in used]:
+    if others := [name for name in tree.names(base) if name not in used]:
         only = " and ".join(f"{name}/" for name in used)
         tree.notes.append(f"left out, since only {only} are used: {quote_some(others)}")
-    splits = dict(zip(SPLITS, used, strict=False)) if test else {"": used[0]}
-    return {split: _join(base, name) for split, name in splits.items()}
+    return {split: _join(base, name) for split, name in zip(SPLITS if test else ("",), used, strict=True)}
 
 
 def _kinds(names: list[str]) -> dict[str, str]:
@@ -337,51 +332,52 @@ def _kind(word: str) -> str:
 def _look_through(tree: _Tree, path: str) -> str:
     """Go down from a folder that only wraps another to the one that is wrapped."""
     while True:
-        inner = tree.folders(path)
+        inner = tree.names(path)
         plain = [name for name in inner if {*map(_kind, _words(name))} == {"filler"}]
         if len(inner) > 1 and len(plain) == 1:  # images/ beside labels/
             others = [name for name in inner if name not in plain]
-            inner = inner if any(tree.has_photos(_join(path, name)) for name in others) else plain
-        is_split = bool(_kinds(inner)) and inner[0].casefold() != os.path.basename(path).casefold()
-        below = _join(path, inner[0]) if len(inner) == 1 and not is_split else ""
-        if not below or tree.photos(below) or not tree.folders(below):
+            inner = inner if any(tree.holds(_join(path, name)) for name in others) else plain
+        if len(inner) != 1 or (_kinds(inner) and inner[0].casefold() != os.path.basename(path).casefold()):
             return path
-        path = below
+        folders, photos, _ = tree.read(_join(path, inner[0]))
+        if photos or not folders:
+            return path
+        path = _join(path, inner[0])
 
 
 def _unite(tree: _Tree, parts: Parts) -> Parts:
     """Join folders whose names differ in Unicode's form, or between the splits in case, alone."""
+
+    def form(name: str) -> str:
+        return unicodedata.normalize("NFC", name)
+
+    def fold(name: str) -> str:
+        return form(name).casefold()
+
+    folded = [sorted(map(fold, part)) for part in parts.values()]
+    is_clear = len(parts) > 1 and folded[0] == folded[1] and len(folded[0]) == len(set(folded[0]))
+    key = fold if is_clear else form
     spelt: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(chain.from_iterable(parts.values())):
+        spelt[key(name)].append(name)
+    own = {}
+    for key_, names in spelt.items():
+        own[key_] = names[0] if len(names) == 1 else form(names[0])
+        if len(names) > 1:
+            tree.notes.append(f"one class, of names in two Unicode forms or cases: {quote_some(names)}")
     united: Parts = {part: defaultdict(list) for part in parts}
     for part, classes in parts.items():
-        for name, folders in classes.items():
-            key = unicodedata.normalize("NFC", name)
-            united[part][key] += folders
-            spelt[key] += [name]
-    if len(parts) > 1:
-        train, test = united.values()
-        lone = Counter(name.casefold() for name in train.keys() ^ test.keys())
-        for name in sorted(train.keys() - test.keys()):
-            twins = [other for other in test.keys() - train.keys() if other.casefold() == name.casefold()]
-            if lone[name.casefold()] == 2 and twins:
-                test[name] = test.pop(twins[0])
-                tree.notes.append(f"the folders {name!r} and {twins[0]!r} are one class")
-    for key, names in spelt.items():
-        if len(set(names)) > 1:
-            tree.notes.append(f"the folders named {key!r} in two Unicode forms are one class")
-    own = {key: names[0] for key, names in spelt.items() if len(set(names)) == 1}
-    return {
-        part: {own.get(key, key): folders for key, folders in classes.items()}
-        for part, classes in united.items()
-    }
+        for name, paths in classes.items():
+            united[part][own[key(name)]] += paths
+    return united
 
 
-def _choose_classes(spec: DataSpec, available: list[str]) -> tuple[str, ...]:
-    """Return the class folders to use, sorted."""
+def _choose_classes(spec: DataSpec, parts: Parts) -> tuple[str, ...]:
+    """Return the classes to use, sorted."""
+    available = sorted(set().union(*parts.values()))
     forms = {unicodedata.normalize("NFC", name): name for name in available}
     wanted = {forms.get(unicodedata.normalize("NFC", name), name) for name in spec.classes}
-    absent = sorted(wanted - set(available))
-    if absent:
+    if absent := sorted(wanted - set(available)):
         hints = ""
         for name in absent:
             for close in difflib.get_close_matches(name, available, n=1):
@@ -399,23 +395,18 @@ def _choose_classes(spec: DataSpec, available: list[str]) -> tuple[str, ...]:
         raise DataError(
             f"{spec.key}: the names of {quote_some(odd)} in {spec.root!r} are not UTF-8: rename these folders"
         )
-    return classes
-
-
-def _check_counterparts(spec: DataSpec, parts: Parts, classes: tuple[str, ...]) -> None:
-    """Raise DataError for classes that are in one of the splits only."""
     alone = []
-    for part, folders in parts.items():
-        for name in classes:
-            if name in folders and not all(name in others for others in parts.values()):
-                alone.append(f"{part}/{name}")
+    for part, name in product(parts, classes):
+        if name in parts[part] and not all(name in others for others in parts.values()):
+            alone.append(f"{part}/{name}")
     if alone:
         raise DataError(
             f"{spec.key}: {quote_some(alone)} without counterpart; a class needs images in train/ and test/"
         )
+    return classes
 
 
-def _split(spec: DataSpec, paths: dict[str, list[str]]) -> dict[tuple[str, str], list[str]]:
+def _split(spec: DataSpec, paths: dict[str, list[str]]) -> Parts:
     """Order each class by its paths' hashes and take the first part for test.
 
     A new image thus moves at most one other to the other split.
@@ -426,32 +417,12 @@ def _split(spec: DataSpec, paths: dict[str, list[str]]) -> dict[tuple[str, str],
             f"{spec.key}: only one image of {quote_some(single)}; a class needs one for train "
             "and one for test"
         )
-    splits = {}
+    splits: Parts = {split: {} for split in SPLITS}
     for name, images in paths.items():
         order = sorted(images, key=lambda path: hashlib.sha256(os.fsencode(f"{spec.seed}/{path}")).digest())
         count = min(max(round(len(images) * spec.test_fraction), 1), len(images) - 1)
-        splits["test", name] = sorted(order[:count])
-        splits["train", name] = sorted(order[count:])
+        splits["test"][name], splits["train"][name] = order[:count], order[count:]
     return splits
-
-
-def _notes(tree: _Tree, skipped: Counter[str], nested: list[str]) -> tuple[str, ...]:
-    """Say what is left out, and what is read as what."""
-    notes = [*tree.notes]
-    if skipped:
-        notes.insert(0, f"left out, since Pillow opens no such images: {_count_endings(skipped)}")
-    if tree.aside:
-        notes.append(f"left out, as folders of a system or program: {quote_some(tree.aside)}")
-    if tree.links:
-        notes.append(f"left out, since they are links to folders: {quote_some(tree.links)}")
-    for path in sorted(tree.passed):
-        if photos := len(tree.photos(path)):
-            notes.append(
-                f"left out, since they are in no class folder: {photos} photos in {str(tree.root / path)!r}"
-            )
-    if nested:
-        notes.append(f"the photos in folders inside {quote_some(nested)} count as that class")
-    return tuple(dict.fromkeys(notes))
 
 
 def _count_endings(endings: Counter[str]) -> str:

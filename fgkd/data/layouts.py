@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -29,31 +29,27 @@ class Layout:
 
 
 def read_aircraft(base: Path) -> Read:
-    """Read FGVC-Aircraft's variants with torchvision; train and validation are joined."""
-    from torchvision.datasets import FGVCAircraft
-
-    def read(root: str):
-        train = FGVCAircraft(root, "trainval")
-        test = FGVCAircraft(root, "test")
-        files = {
-            "train": zip(train._image_files, train._labels, strict=True),
-            "test": zip(test._image_files, test._labels, strict=True),
-        }
-        return dict(enumerate(train.classes)), files
-
-    return _read_with_torchvision(base, "fgvc-aircraft-2013b", read)
+    """Read FGVC-Aircraft's variants; train and validation are joined."""
+    names = (base / "data/variants.txt").read_text().splitlines()
+    files: Files = {}
+    for split, file in (("train", "trainval"), ("test", "test")):
+        lines = (base / f"data/images_variant_{file}.txt").read_text().splitlines()
+        rows = [line.split(" ", 1) for line in lines]
+        files[split] = [(f"data/images/{image}.jpg", names.index(name)) for image, name in rows]
+    return dict(enumerate(names)), files
 
 
 def read_cars(base: Path) -> Read:
-    """Read Stanford Cars as two folders and a development kit, with torchvision."""
-    from torchvision.datasets import StanfordCars
-
-    def read(root: str):
-        train = StanfordCars(root, "train")
-        test = StanfordCars(root, "test")
-        return dict(enumerate(train.classes)), {"train": train._samples, "test": test._samples}
-
-    return _read_with_torchvision(base, "stanford_cars", read)
+    """Read Stanford Cars as two folders and a development kit; classes are counted from 1."""
+    names = _load_mat(base / "devkit/cars_meta.mat")["class_names"]
+    files: Files = {}
+    for split, file in (
+        ("train", "devkit/cars_train_annos.mat"),
+        ("test", "cars_test_annos_withlabels.mat"),
+    ):
+        rows = _load_mat(base / file)["annotations"]
+        files[split] = [(f"cars_{split}/{row['fname']}", int(row["class"])) for row in rows]
+    return dict(enumerate(names.tolist(), 1)), files
 
 
 def read_cars_annos(base: Path) -> Read:
@@ -61,9 +57,7 @@ def read_cars_annos(base: Path) -> Read:
 
     cars_annos.mat holds each image's class, counted from 1, and its split.
     """
-    from scipy.io import loadmat
-
-    annos = loadmat(base / "cars_annos.mat", squeeze_me=True)
+    annos = _load_mat(base / "cars_annos.mat")
     files: Files = {split: [] for split in SPLITS}
     for annotation in annos["annotations"]:
         split = SPLITS[int(annotation["test"])]
@@ -106,12 +100,10 @@ def read_bird_lists(base: Path) -> Read:
 
 def read_dogs(base: Path) -> Read:
     """Read Stanford Dogs, whose class names are its folders."""
-    from scipy.io import loadmat
-
     names = {}
     files: Files = {split: [] for split in SPLITS}
     for split in SPLITS:
-        lists = loadmat(base / f"{split}_list.mat", squeeze_me=True)
+        lists = _load_mat(base / f"{split}_list.mat")
         for path, number in zip(lists["file_list"], lists["labels"], strict=True):
             files[split].append((f"Images/{path}", int(number)))
             names[int(number)] = path.partition("/")[0]
@@ -119,18 +111,20 @@ def read_dogs(base: Path) -> Read:
 
 
 def read_flowers(base: Path) -> Read:
-    """Read Oxford Flowers-102 with torchvision; train and validation are joined."""
+    """Read Oxford Flowers-102; train and validation are joined."""
     from torchvision.datasets import Flowers102
+    from torchvision.datasets.utils import check_integrity
 
-    def read(root: str):
-        files = {}
-        for split in ("train", "val", "test"):
-            images = Flowers102(root, split)
-            files[split] = list(zip(images._image_files, images._labels, strict=True))
-        names = dict(enumerate(Flowers102.classes))
-        return names, {"train": files["train"] + files["val"], "test": files["test"]}
-
-    return _read_with_torchvision(base, "flowers-102", read)
+    for name, md5 in (Flowers102._file_dict["label"], Flowers102._file_dict["setid"]):
+        if not check_integrity(str(base / name), md5):
+            raise ValueError(f"{name} is corrupted, or not the official one")
+    labels = _load_mat(base / "imagelabels.mat")["labels"]
+    ids = _load_mat(base / "setid.mat")
+    files: Files = {}
+    for split, parts in (("train", ("trnid", "valid")), ("test", ("tstid",))):
+        images = [int(image) for part in parts for image in ids[part]]
+        files[split] = [(f"jpg/image_{image:05}.jpg", int(labels[image - 1])) for image in images]
+    return dict(enumerate(Flowers102.classes, 1)), files
 
 
 def read_moe(base: Path) -> Read:
@@ -151,38 +145,20 @@ def read_moe(base: Path) -> Read:
 
 
 def read_pets(base: Path) -> Read:
-    """Read Oxford-IIIT Pet with torchvision; class names are the beginnings of file names."""
-    from torchvision.datasets import OxfordIIITPet
-
-    def read(root: str):
-        names: dict[int, str] = {}
-        files = {}
-        for split, name in (("train", "trainval"), ("test", "test")):
-            images = OxfordIIITPet(root, name)
-            files[split] = list(zip(images._images, images._labels, strict=True))
-            names |= {number: path.name.rsplit("_", 1)[0] for path, number in files[split]}
-        return names, files
-
-    return _read_with_torchvision(base, "oxford-iiit-pet", read)
+    """Read Oxford-IIIT Pet; class names are the beginnings of file names."""
+    names: dict[int, str] = {}
+    files: Files = {}
+    for split, file in (("train", "trainval"), ("test", "test")):
+        rows = [line.split() for line in (base / f"annotations/{file}.txt").read_text().splitlines()]
+        files[split] = [(f"images/{image}.jpg", int(number)) for image, number, _, _ in rows]
+        names |= {int(number): image.rpartition("_")[0] for image, number, _, _ in rows}
+    return names, files
 
 
-def _read_with_torchvision(
-    base: Path, name: str, read: Callable[[str], tuple[dict[int, str], dict[str, Iterable]]]
-) -> Read:
-    """Run a torchvision reader on `base` through a symlink with the name that it expects.
+def _load_mat(file: Path) -> dict[str, Any]:
+    from scipy.io import loadmat
 
-    The paths returned are relative to `base`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder, name)
-        link.symlink_to(base.absolute(), target_is_directory=True)
-        names, images = read(folder)
-        files: Files = {}
-        for split in SPLITS:
-            files[split] = [
-                (Path(path).relative_to(link).as_posix(), int(number)) for path, number in images[split]
-            ]
-        return names, files
+    return loadmat(file, squeeze_me=True)
 
 
 def _is_rgb(path: Path) -> bool:
