@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fgkd.data import copies, folders
+from fgkd.data import copies, datasets, folders
 from fgkd.data.images import SHOWN, SPLITS, DataError, decode, quote_some
-from fgkd.records import read_json, write_json
 from fgkd.study import DataSpec, StudyError
 
 HASHED = 128  # pixels of the images whose perceptual hashes are compared
@@ -91,7 +89,7 @@ class Audit:
         sentences = list(self.notes)
         bad = photos[photos.error != ""]
         if len(bad):
-            names = "; ".join(bad.error[:SHOWN])
+            names = "; ".join(f"{row.path!r} ({row.error})" for row in bad[:SHOWN].itertuples())
             sentences.append(f"{len(bad)} files cannot be read and are left out: {names}")
         good = photos[photos.error == ""]
         exact = good[good.duplicated("digest", keep=False)]
@@ -134,8 +132,9 @@ def look(root: Path, memory: Path, *, seed: int = 0) -> Audit:
     photos = pd.DataFrame(sorted(paths), columns=["path", "label", "split"])
     is_split = listing.is_split
     photos["name"] = list(map(_name, photos.path, photos.label))
-    read = _read_all(listing.root, list(photos.path), memory)
-    photos = photos.join(pd.DataFrame(read, columns=["side", "digest", "hash", "error"]))
+    read = datasets.remember(memory, listing.root, photos.path, _read)
+    columns = ["side", "digest", "hash", "error"]
+    photos = photos.join(pd.DataFrame([read[path] for path in photos.path], columns=columns))
     photos["group"] = _groups(photos)
     photos["use"] = _uses(photos, is_split, seed)
     _check_counts(photos, is_split)
@@ -181,46 +180,15 @@ def _make_links(folder: Path, targets: dict[Path, Path]) -> None:
             path.rmdir()
 
 
-def _read_all(root: Path, paths: list[str], memory: Path) -> list[list]:
-    """Shorter side, digest, hash and error of each photo, from `memory` where the file has not changed."""
-    known = read_json(memory) or {}
-    stamps = {path: _stamp(root / path) for path in paths}
-    new = [path for path in paths if known.get(path, [None])[0] != stamps[path]]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        values = pool.map(lambda path: [stamps[path], *_read(root / path, path)], new)
-        entries = {path: known[path] for path in paths if path not in set(new)}
-        entries |= dict(zip(new, values, strict=True))
-    if new:
-        write_json(memory, entries)
-    return [entries[path][1:] for path in paths]
-
-
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:  # a broken link: reading it says so
-        return "absent"
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-
-
-def _read(file: Path, name: str) -> list:
+def _read(file: Path) -> list:
     """Shorter side, digest, hash (hexadecimal) and error of a photo."""
     try:
-        content = file.read_bytes()
+        hashed = copies.perceptual_hash(decode(file, HASHED))
         with Image.open(file) as image:
             side = min(image.size)
-        found = copies.perceptual_hash(decode(file, HASHED))
-    except (DataError, OSError, ValueError, SyntaxError) as error:
-        return [0, "", "", f"{name!r} ({_reason(error)})"]
-    return [side, hashlib.sha256(content).hexdigest(), found, ""]
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, DataError):
-        return str(error).partition(" cannot be decoded: ")[2]
-    if "cannot identify" in str(error):
-        return "not an image that Pillow can read"
-    return getattr(error, "strerror", None) or str(error)
+    except (DataError, OSError) as error:
+        return [0, "", "", str(error).rpartition(" cannot be decoded: ")[2]]
+    return [side, datasets.digest(file), hashed, ""]
 
 
 def _groups(photos: pd.DataFrame) -> np.ndarray:

@@ -14,7 +14,7 @@ import inspect
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from fgkd.data import birds, copies, folders, official
 from fgkd.data.images import SHOWN, SPLITS, DataError, Listing, UnreadableImages, decode
 from fgkd.records import locked, read_json, write_json
-from fgkd.study import OFFICIAL, PRETEXT, DataSpec, Job, Study, contents
+from fgkd.study import PRETEXT, DataSpec, Job, Study, contents
 
 FORMAT = 1  # raise it when decode() or the cache files change, so that old caches are rebuilt
 
@@ -87,13 +87,12 @@ class Dataset:
     content: Content | None = None
 
 
-def content(spec: DataSpec, cache: Path) -> Content:
+def content(spec: DataSpec, cache: Path) -> Content | None:
     """Digest the photos of a dataset; each is read once, digests are kept next to the cache.
 
     Raises DataError for folders or classes that cannot be used.
     """
-    listing = _list_images(spec)
-    return _digest_photos(listing, _cache_folder(listing, cache))
+    return _source(spec, cache).content
 
 
 def look(study: Study) -> dict[str, DataError]:
@@ -164,39 +163,38 @@ def check(dataset: Dataset) -> pd.DataFrame:
 
     unreadable is 0, since `load` refuses unreadable images; smallest_class is 0 where a class is absent.
     """
+    columns = (
+        "split",
+        "images",
+        "classes",
+        "smallest_class",
+        "largest_class",
+        "unreadable",
+        "in_both_splits",
+    )
     rows = []
     for name, split, other in (("train", dataset.train, dataset.test), ("test", dataset.test, dataset.train)):
         counts = np.bincount(split.labels, minlength=len(dataset.classes))
-        rows.append(
-            {
-                "split": name,
-                "images": len(split),
-                "classes": int((counts > 0).sum()),
-                "smallest_class": int(counts.min()),
-                "largest_class": int(counts.max()),
-                "unreadable": 0,
-                "in_both_splits": int(np.isin(split.digests, other.digests).sum()),
-            }
-        )
-    return pd.DataFrame(rows)
+        copied = np.isin(split.digests, other.digests).sum()
+        rows.append((name, len(split), (counts > 0).sum(), counts.min(), counts.max(), 0, copied))
+    return pd.DataFrame(rows, columns=columns)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What a cache is built from; listing: None for birds."""
+    """What a cache is built from; labels: by split; listing, content: None for birds."""
 
     spec: DataSpec
     classes: tuple[str, ...]
-    counts: dict[str, int]
+    labels: dict[str, np.ndarray]
     fingerprint: str
     families: tuple[str, ...] | None = None
     listing: Listing | None = None
     content: Content | None = None
 
-
-def _list_images(spec: DataSpec) -> Listing:
-    readers = {"folder": folders.list_images} | dict.fromkeys(OFFICIAL, official.list_images)
-    return readers[spec.kind](spec)
+    def shape(self, split: str) -> tuple[int, ...]:
+        """The shape of a split's images."""
+        return (len(self.labels[split]), self.spec.resize, self.spec.resize, 3)
 
 
 def _cache_folder(listing: Listing, cache: Path) -> Path:
@@ -216,92 +214,71 @@ def _read_either(source: _Source, cache: Path) -> Dataset | None:
 
 
 def _photo_source(spec: DataSpec, cache: Path) -> _Source:
-    listing = _list_images(spec)
-    photos = _digest_photos(listing, _cache_folder(listing, cache))
-    return _Source(
-        spec=spec,
+    """List and digest the photos; 'photos.json' next to the cache keeps their digests."""
+    listing = folders.list_images(spec) if spec.kind == "folder" else official.list_images(spec)
+    paths = {path for split in SPLITS for path, _ in listing.files[split]}
+    digests = remember(_cache_folder(listing, cache).parent / "photos.json", listing.root, paths, digest)
+    listed = {split: [(*entry, digests[entry[0]]) for entry in listing.files[split]] for split in SPLITS}
+    marks = []
+    for split in SPLITS:
+        marks += [contents.of_text(json.dumps([split, *entry]))[:10] for entry in listed[split]]
+    photos = Content(
+        digest=contents.of_text(json.dumps([listing.classes, listed])),
+        photos=tuple(marks),
         classes=listing.classes,
-        counts=photos.counts,
-        fingerprint=_fingerprint(spec.resize, photos.digest),
-        listing=listing,
-        content=photos,
+        counts={split: len(listing.files[split]) for split in SPLITS},
     )
+    labels = {split: np.array([label for _, label in listing.files[split]], np.int64) for split in SPLITS}
+    fingerprint = _fingerprint(spec.resize, photos.digest)
+    return _Source(spec, listing.classes, labels, fingerprint, listing=listing, content=photos)
 
 
 def _draw_source(spec: DataSpec) -> _Source:
     species = birds.species(spec.species, seed=spec.seed, family_size=spec.family_size)
     options = [spec.species, spec.family_size, spec.train, spec.test, spec.seed, spec.resize, spec.size]
-    return _Source(
-        spec=spec,
-        classes=tuple(bird.name for bird in species),
-        counts={"train": spec.species * spec.train, "test": spec.species * spec.test},
-        fingerprint=_fingerprint("birds", options, inspect.getsource(birds)),
-        families=tuple(bird.family for bird in species),
-    )
+    labels = {split: np.arange(spec.species).repeat(getattr(spec, split)) for split in SPLITS}
+    fingerprint = _fingerprint("birds", options, inspect.getsource(birds))
+    families = tuple(bird.family for bird in species)
+    return _Source(spec, tuple(bird.name for bird in species), labels, fingerprint, families)
 
 
 def _fingerprint(*inputs: object) -> str:
     return hashlib.sha256(json.dumps([FORMAT, *inputs]).encode()).hexdigest()
 
 
-def _digest_photos(listing: Listing, cache: Path) -> Content:
-    """Digest the photos; 'photos.json' next to the cache keeps the digests."""
-    file = cache.parent / "photos.json"
-    known = _read_memory(file)
-    paths = sorted({path for split in SPLITS for path, _ in listing.files[split]})
-    stats = {path: _stat(listing.root / path) for path in paths}
-    changed = {path for path in paths if known.get(path, [])[:-1] != stats[path]}
-    entries = {path: known[path] for path in paths if path not in changed}
-    entries |= _digest_changed(listing.root, {path: stats[path] for path in paths if path in changed})
-    if entries != known:
-        with contextlib.suppress(OSError):  # another's folder, a full disk: they are read again
-            write_json(file, entries)
-    listed = {}
-    for split in SPLITS:
-        listed[split] = [(path, label, entries[path][-1]) for path, label in listing.files[split]]
-    marks = []
-    for split in SPLITS:
-        marks += [contents.of_text(json.dumps([split, *entry]))[:10] for entry in listed[split]]
-    return Content(
-        digest=contents.of_text(json.dumps([listing.classes, listed])),
-        photos=tuple(marks),
-        classes=listing.classes,
-        counts={split: len(listing.files[split]) for split in SPLITS},
-    )
+def remember(file: Path, root: Path, paths: Iterable[str], read: Callable[[Path], Any]) -> dict[str, Any]:
+    """What `read` returns of each photo, which is read again only where its size or a time has changed.
 
-
-def _read_memory(file: Path) -> dict[str, list]:
-    """Size, times and digest of each photo that is known; entries of another shape do not count."""
+    file: keeps what is returned, as JSON.  The last time is the system's own: no copying restores it.
+    """
     try:
         known = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError):
-        return {}
-    entries = known.items() if isinstance(known, dict) else ()
-    return {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 4}
-
-
-def _digest_changed(root: Path, stats: dict[str, list[int]]) -> dict[str, list]:
-    """Return size, times and digest of each of these photos."""
-    entries = {}
-    bar = tqdm(total=len(stats), desc="reading photos", unit="image", delay=2, disable=None)
-    with ThreadPoolExecutor(4) as pool, bar:
-        digests = pool.map(lambda path: _digest(root / path), stats)
-        for path, digest in zip(stats, digests, strict=True):
-            entries[path] = [*stats[path], digest]
+        known = {}
+    entries: dict[str, list] = {}
+    for path in sorted(paths):
+        try:
+            status = os.stat(root / path)
+            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        except OSError:  # a broken link: decoding reports it together with all other bad files
+            stamp = [-1, -1, -1]
+        entry = known.get(path) if isinstance(known, dict) else None
+        is_known = isinstance(entry, list) and len(entry) == 4 and entry[:3] == stamp
+        entries[path] = (is_known and entry) or stamp
+    new = [path for path, entry in entries.items() if len(entry) == 3]
+    bar = tqdm(total=len(new), desc="reading photos", unit="image", delay=2, disable=None)
+    with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool, bar:
+        for path, value in zip(new, pool.map(lambda path: read(root / path), new), strict=True):
+            entries[path].append(value)
             bar.update()
-    return entries
+    if entries != known:
+        with contextlib.suppress(OSError):  # another's folder, a full disk: they are read again
+            write_json(file, entries)
+    return {path: entry[-1] for path, entry in entries.items()}
 
 
-def _stat(path: Path) -> list[int]:
-    """Size and times of a file; copying can restore all but the second time, which the system sets."""
-    try:
-        stat = path.stat()
-    except OSError:  # a broken link: decoding it reports it together with all other bad files
-        return [-1, -1, -1]
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-
-
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The digest of a photo's bytes."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[: contents.LENGTH]
@@ -338,24 +315,13 @@ def _read(source: _Source, cache: Path) -> Dataset | None:
 def _read_split(source: _Source, cache: Path, split: str, entry: dict) -> Split:
     """Read a split; raises ValueError where its arrays or labels are not the source's."""
     images = np.load(cache / f"{split}.npy", mmap_mode="r")
-    labels = np.array(entry["labels"], dtype=np.int64)
-    counts = {len(images), len(labels), len(entry["names"]), len(entry["digests"])}
-    own = _labels(source, split)
-    fits = images.shape == _shape(source, split) and images.dtype == np.uint8 and len(counts) == 1
-    if not fits or not np.array_equal(labels, own):
+    labels = source.labels[split]
+    counts = {len(images), len(entry["names"]), len(entry["digests"])}
+    fits = images.shape == source.shape(split) and images.dtype == np.uint8 and len(counts) == 1
+    if not fits or not np.array_equal(entry["labels"], labels):
         raise ValueError(f"{split}.npy is not what the index says")
     boxes = None if entry["boxes"] is None else np.array(entry["boxes"], dtype=np.int64).reshape(-1, 4)
     return Split(images, labels, tuple(entry["names"]), boxes, tuple(entry["digests"]))
-
-
-def _labels(source: _Source, split: str) -> np.ndarray:
-    if source.listing:
-        return np.array([label for _, label in source.listing.files[split]], dtype=np.int64)
-    return np.arange(source.spec.species).repeat(source.counts[split] // source.spec.species)
-
-
-def _shape(source: _Source, split: str) -> tuple[int, ...]:
-    return (source.counts[split], source.spec.resize, source.spec.resize, 3)
 
 
 def _note_copies(train: Split, test: Split) -> tuple[str, ...]:
@@ -374,7 +340,7 @@ def _note_copies(train: Split, test: Split) -> tuple[str, ...]:
 def _build(source: _Source, cache: Path, progress: bool) -> None:
     """Write the cache under temporary names, then move it into place, index.json last."""
     key = source.spec.key
-    total = sum(source.counts.values())
+    total = sum(map(len, source.labels.values()))
     files = [f"{split}.npy" for split in SPLITS] + ["index.json"]
     try:
         failures = _write_parts(source, cache, progress)
@@ -399,7 +365,7 @@ def _build(source: _Source, cache: Path, progress: bool) -> None:
 def _sort_failures(source: _Source, failures: list[DataError]) -> UnreadableImages:
     """Tell images that are not there from those that cannot be decoded."""
     assert source.listing
-    total = sum(source.counts.values())
+    total = sum(map(len, source.labels.values()))
     root = source.listing.root
     absent = []
     bad = []
@@ -448,23 +414,18 @@ class _Findings:
 def _write_parts(source: _Source, cache: Path, progress: bool) -> list[DataError]:
     """Write both splits and the index; returns why images cannot be decoded."""
     found = _Findings()
-    index: dict[str, Any] = {
-        "fingerprint": source.fingerprint,
-        "classes": source.classes,
-        "families": source.families,
-        "counts": source.counts,
-    }
+    index: dict[str, Any] = {"fingerprint": source.fingerprint}
     for split in SPLITS:
         images: Iterable[np.ndarray]
-        if source.listing is None:
-            images, index[split] = _draw_birds(source.spec, split)
+        boxes = None
+        if source.listing:
+            names = [path for path, _ in source.listing.files[split]]
+            images = _decode_all(source, names, found, progress)
         else:
-            paths = [path for path, _ in source.listing.files[split]]
-            labels = [label for _, label in source.listing.files[split]]
-            images = _decode_all(source, paths, found, progress)
-            index[split] = {"labels": labels, "names": paths, "boxes": None}
-        index[split]["digests"] = _write_array(cache / f"{split}.npy.part", images, _shape(source, split))
-    if source.listing is not None and not found.failures:
+            images, names, boxes = _draw_birds(source.spec, split)
+        index[split] = {"labels": source.labels[split].tolist(), "names": names, "boxes": boxes}
+        index[split]["digests"] = _write_array(cache / f"{split}.npy.part", images, source.shape(split))
+    if source.listing and not found.failures:
         index["notes"] = [*_note_aside(found.aside), *_note_near_copies(index, found.hashes)]
     (cache / "index.json.part").write_text(json.dumps(index))
     return found.failures
@@ -509,21 +470,13 @@ def _write_array(path: Path, images: Iterable[np.ndarray], shape: tuple[int, ...
     return digests
 
 
-def _draw_birds(spec: DataSpec, split: str) -> tuple[np.ndarray, dict]:
-    """Draw the birds of a split, (N, R, R, 3), with their part of the index."""
-    per_species = {"train": spec.train, "test": spec.test}[split]
-    flock = birds.draw(
-        spec.species,
-        per_species,
-        pixels=spec.resize,
-        seed=spec.seed,
-        split=split,
-        family_size=spec.family_size,
-        size=spec.size,
-    )
-    labels = flock.labels.tolist()
-    names = [f"species {label}, picture {i % per_species}" for i, label in enumerate(labels)]
-    return flock.images, {"labels": labels, "names": names, "boxes": flock.boxes.tolist()}
+def _draw_birds(spec: DataSpec, split: str) -> tuple[np.ndarray, list[str], list]:
+    """Draw the birds of a split: images (N, R, R, 3), names, boxes."""
+    number = getattr(spec, split)
+    options: Any = {"seed": spec.seed, "split": split, "family_size": spec.family_size, "size": spec.size}
+    flock = birds.draw(spec.species, number, pixels=spec.resize, **options)
+    names = [f"species {label}, picture {i % number}" for i, label in enumerate(flock.labels.tolist())]
+    return flock.images, names, flock.boxes.tolist()
 
 
 def _decode_all(source: _Source, paths: list[str], found: _Findings, progress: bool) -> Iterator[np.ndarray]:

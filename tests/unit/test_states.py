@@ -125,7 +125,7 @@ def test_a_study_without_its_photos_is_done_by_its_records(garden, tmp_path):
 
 
 def test_the_photos_are_read_once(garden, monkeypatch):
-    monkeypatch.setattr(datasets, "_digest", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(datasets, "digest", lambda path: pytest.fail(f"{path} is read again"))
     assert anew(garden) == {}
 
 
