@@ -12,10 +12,10 @@ import math
 import numpy as np
 import pandas as pd
 
-from fgkd.analysis.blocks import MIN_DATASETS, mean_interval, shared_error
-from fgkd.analysis.correlation import spearman
-from fgkd.analysis.groups import GROUP, agreement
-from fgkd.metrics.claims import claims_in
+from fgkd.analysis.blocks import MIN_DATASETS, exceeds, mean_interval, shared_error
+from fgkd.analysis.groups import GROUP, rhos
+from fgkd.analysis.selection import shares, with_errors
+from fgkd.metrics.claims import METRICS, claims_in
 from fgkd.study import RECIPES, Study
 
 PAPER = ("ratio12", "tac", "ssp")
@@ -46,7 +46,7 @@ def distillation_gains(points: pd.DataFrame, students: pd.DataFrame, data: pd.Da
     points: as returned by `groups.join_students_with_metrics`
     students, data: as returned by `records.collect`
     """
-    gains = _group_gains(points, students, data.set_index("dataset").test)
+    gains = _group_gains(with_errors(points, data), students, data.set_index("dataset").test)
     rows = [_summarize_gains("all", "all", gains)] if len(gains) else []
     for by in ("strategy", "loss", "dataset", "student"):
         rows += [_summarize_gains(by, value, part) for value, part in gains.groupby(by, sort=True)]
@@ -59,20 +59,19 @@ def describe_gains(gains: pd.DataFrame) -> str:
         lacking = "no student was trained without a teacher (`baseline: true`)"
         return f"Whether distillation paid it cannot say: {lacking}."
     row = gains.iloc[0]
-    if row.gain_low > 0:
-        verdict = "Distillation paid"
-    elif row.gain_high < 0:
-        verdict = "Distillation did harm"
-    else:
-        verdict = "Whether distillation paid these data cannot tell"
+    words = {
+        True: "Distillation paid",
+        False: "Distillation did harm",
+        None: "Whether distillation paid these data cannot tell",
+    }
     parts = []
     for kind, teachers in GAINS.items():
         gain, low, high = 100 * row[[kind, f"{kind}_low", f"{kind}_high"]].astype(float)
         if not math.isnan(gain):
             parts.append(f"{gain:+.1f} points from {teachers} ({low:+.1f} to {high:+.1f})")
     return (
-        f"{verdict}: against no teacher students have {', '.join(parts)}, "
-        f"with 95 % intervals over {row.over}."
+        f"{words[exceeds(row.gain_low, row.gain_high)]}: against no teacher students have "
+        f"{', '.join(parts)}, with 95 % intervals over {row.over}."
     )
 
 
@@ -123,9 +122,9 @@ def describe_temperatures(table: pd.DataFrame, study: Study) -> str:
         if not row.groups:
             sentences.append(f"Of {row.loss} no group has a rho of R12 beside one of kd.")
             continue
-        verdict = "Cannot tell whether the answer depends on T and beta"
-        if row.low > 0 or row.high < 0:
-            verdict = "The answer depends on T and beta"
+        verdict = "The answer depends on T and beta"
+        if exceeds(row.low, row.high) is None:
+            verdict = "Cannot tell whether the answer depends on T and beta"
         bounds = "" if math.isnan(row.low) else f", 95 % {row.low:+.2f} to {row.high:+.2f}"
         sentences.append(
             f"{verdict}: R12 agrees by {row.kd:+.2f} at T {common.temperature:g}, beta {common.beta:g} and "
@@ -147,20 +146,19 @@ def progress(metrics: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for recipe, banks in teacher_means(metrics).groupby("recipe", sort=False):
-        datasets = banks.groupby("dataset")
         for against in ("train_accuracy", "tac"):
-            rhos = _rho_by_dataset(datasets, "ratio12", against)
-            low, high = mean_interval(rhos, rhos.index)
+            known = rhos(banks, ["dataset"], "ratio12", against).dropna()
+            low, high = mean_interval(known, known.index.get_level_values("dataset"))
             rows.append(
                 {
                     "recipe": recipe,
                     "against": against,
-                    "datasets": len(rhos),
-                    "teachers": datasets.size().max(),
-                    "rho": rhos.mean(),
+                    "datasets": len(known),
+                    "teachers": banks.dataset.value_counts().max(),
+                    "rho": known.mean(),
                     "low": low,
                     "high": high,
-                    "median": _rho_by_dataset(datasets, "ratio12_median", against).mean(),
+                    "median": rhos(banks, ["dataset"], "ratio12_median", against).mean(),
                 }
             )
     return pd.DataFrame(rows, columns=PROGRESS)
@@ -214,20 +212,14 @@ def _group_gains(points: pd.DataFrame, students: pd.DataFrame, test_images: pd.S
         if key[:2] not in alone.index:
             continue
         baseline, baseline_var, baseline_seeds = alone.loc[key[:2]]
-        accuracy = group.accuracy.to_numpy()
-        of_images = (accuracy * (1 - accuracy) + baseline * (1 - baseline)) / test_images[key[0]]
-        of_seeds = (group.accuracy_sd**2 / group.seeds).fillna(0).to_numpy()
-        of_seeds = of_seeds + np.nan_to_num(baseline_var / baseline_seeds)
-        errors = np.sqrt(of_images + of_seeds)
+        of_baseline = baseline * (1 - baseline) / test_images[key[0]]
+        of_baseline += np.nan_to_num(baseline_var / baseline_seeds)
+        errors = np.sqrt(group.error**2 + of_baseline)
         row = dict(zip(GROUP, key, strict=True)) | {"alone": baseline}
-        picks = {
-            "gain": np.ones(len(group)),
-            "r12": (group.ratio12 == group.ratio12.min()).to_numpy(),
-            "best": accuracy == accuracy.max(),
-        }
-        for kind, picked in picks.items():
-            share = picked / picked.sum() if picked.any() else np.full(len(group), math.nan)
-            row[kind] = share @ accuracy - baseline
+        scores = {"gain": 0 * group.accuracy, "r12": -group.ratio12, "best": group.accuracy}
+        for kind, score in scores.items():
+            share = shares(score.to_numpy())
+            row[kind] = share @ group.accuracy - baseline
             row[f"{kind}_error"] = share @ errors
         rows.append(row)
     columns = [*GROUP, "alone", *GAINS, *(f"{kind}_error" for kind in GAINS)]
@@ -257,14 +249,9 @@ def _summarize_gains(by: str, value: str, gains: pd.DataFrame) -> dict:
     return row
 
 
-def _rho_by_dataset(datasets, name: str, against: str) -> pd.Series:
-    """Spearman's rho of two columns by dataset (rows grouped by it), where it is defined."""
-    rhos = {dataset: spearman(rows[name], rows[against]) for dataset, rows in datasets}
-    return pd.Series(rhos, dtype=float).dropna()
-
-
 def _describe_part(trait: str, value: str, points: pd.DataFrame) -> dict:
     """A row of `mixes`, of the points of some teachers."""
+    agrees = {name: METRICS[name].direction * rhos(points, GROUP, name, "accuracy") for name in PAPER}
     return {
         "trait": trait,
         "value": value,
@@ -272,5 +259,5 @@ def _describe_part(trait: str, value: str, points: pd.DataFrame) -> dict:
         "accuracy": points.accuracy.mean(),
         "median": points.ratio12_median.mean(),
         "parameters": points.parameters.mean() / 1e6,
-        **agreement(points)[list(PAPER)],
+        **{name: values.mean() for name, values in agrees.items()},
     }

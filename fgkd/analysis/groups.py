@@ -30,6 +30,7 @@ CORRELATIONS = [
     *GROUP,
     *("metric", "n", "seeds", "rho", "abs_rho", "p", "strength", "direction", "agrees", "low", "high", "tau"),
 ]
+CHANCE = ["abs_rho", *STRENGTHS]
 SUMMARY = [
     *("groups", "datasets", "teachers", "mean_rho", "mean_abs_rho", "agrees", "strong", "low", "high"),
     *("chance_abs_rho", "chance_strong", "weak", "modest", "chance_weak", "chance_modest"),
@@ -137,16 +138,26 @@ def agreement(points: pd.DataFrame, within: str | None = None) -> pd.Series:
     within: a column of `points` such as the teachers' norm; rho is then `spearman_within` its values
     """
 
-    def rho(group: pd.DataFrame, name: str) -> float:
-        if within is None:
-            return spearman(group[name], group.accuracy)
-        return spearman_within(group[name], group.accuracy, group[within])
-
-    groups = [group for _, group in points.groupby(GROUP)]
     means = {}
     for name, claim in claims_in(points).items():
-        means[name] = pd.Series([claim.direction * rho(group, name) for group in groups]).mean()
+        means[name] = (claim.direction * rhos(points, GROUP, name, "accuracy", within)).mean()
     return pd.Series(means)
+
+
+def rhos(points: pd.DataFrame, by: list[str], x: str, y: str, within: str | None = None) -> pd.Series:
+    """Spearman's rho of two columns in each group of points, indexed by `by`.
+
+    within: a column; rho is then `spearman_within` its values
+    """
+    found = []
+    keys = []
+    for key, group in points.groupby(by):
+        keys.append(key)
+        if within is None:
+            found.append(spearman(group[x], group[y]))
+        else:
+            found.append(spearman_within(group[x], group[y], group[within]))
+    return pd.Series(found, pd.MultiIndex.from_frame(pd.DataFrame(keys, columns=by)), dtype=float)
 
 
 def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
@@ -168,8 +179,8 @@ def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(columns)
     accuracy = taught.pivot(index=[*GROUP, "teacher"], columns="seed", values="accuracy")
     off_diagonal = ~np.eye(len(accuracy.columns), dtype=bool)
-    rhos = [group.corr(spearman).where(off_diagonal) for _, group in accuracy.groupby(GROUP)]
-    other_seed = pd.concat(rhos).mean()
+    pairs = [group.corr(spearman).where(off_diagonal) for _, group in accuracy.groupby(GROUP)]
+    other_seed = pd.concat(pairs).mean()
     table.loc["other seed"] = [*other_seed, other_seed.mean()]
     return table.rename_axis("metric").reset_index()
 
@@ -187,14 +198,10 @@ def orders(points: pd.DataFrame) -> pd.DataFrame:
     wide = points.assign(way=ways).pivot(index=[*GROUP[:2], "teacher"], columns="way", values="accuracy")
     rows = []
     for one, other in itertools.combinations(dict.fromkeys(ways), 2):
-        rhos = {
-            keys: spearman(both[one], both[other])
-            for keys, both in wide[[one, other]].dropna().groupby(GROUP[:2])
-        }
-        known = pd.Series(rhos, dtype=float).dropna()
-        names = [dataset for dataset, _ in known.index]
+        known = rhos(wide[[one, other]].dropna(), GROUP[:2], one, other).dropna()
+        names = known.index.get_level_values("dataset")
         low, high = mean_interval(known, names)
-        rows.append([one, other, len(known), len(set(names)), known.mean(), low, high])
+        rows.append([one, other, len(known), names.nunique(), known.mean(), low, high])
     return pd.DataFrame(rows, columns=["one", "other", "groups", "datasets", "rho", "low", "high"])
 
 
@@ -210,13 +217,10 @@ def ranking_stability(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataF
     wide = epochs.pivot(index=["dataset", "recipe", "seed", "teacher"], columns="epoch", values=metric)
     running = wide.T.expanding().mean().T
     rows = []
-    for _, group in running.groupby(["dataset", "recipe", "seed"]):
-        final = group.iloc[:, -1]
-        rows.append({view + 1: spearman(group[view], final) for view in group})
-    rhos = pd.DataFrame(rows)
-    return pd.DataFrame(
-        {"views": rhos.columns, "rho": rhos.mean().to_numpy(), "lowest": rhos.min().to_numpy()}
-    )
+    for view in running:
+        known = rhos(running, ["dataset", "recipe", "seed"], view, running.columns[-1])
+        rows.append({"views": view + 1, "rho": known.mean(), "lowest": known.min()})
+    return pd.DataFrame(rows)
 
 
 def summary(correlations: pd.DataFrame, by=()) -> pd.DataFrame:
@@ -234,9 +238,7 @@ def summary(correlations: pd.DataFrame, by=()) -> pd.DataFrame:
     rows = []
     for key, members in correlations.groupby([*by, "metric"], sort=True):
         defined = members[members.rho.notna()]
-        chance = pd.DataFrame(
-            [null(n) for n in defined.n], columns=["abs_rho", *STRENGTHS], dtype=float
-        ).mean()
+        chance = pd.DataFrame([null(n) for n in defined.n], columns=CHANCE, dtype=float).mean()
         low, high = mean_interval(defined.agrees, defined.dataset)
         rows.append(
             {
@@ -249,9 +251,8 @@ def summary(correlations: pd.DataFrame, by=()) -> pd.DataFrame:
                 "agrees": defined.agrees.mean(),
                 "low": low,
                 "high": high,
-                "chance_abs_rho": chance.abs_rho,
                 **{name: (defined.strength == name).mean() for name in STRENGTHS},
-                **{f"chance_{name}": chance[name] for name in STRENGTHS},
+                **chance.add_prefix("chance_"),
             }
         )
     return pd.DataFrame(rows, columns=[*by, "metric", *SUMMARY])

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fgkd.analysis import blocks, correlation
-from fgkd.analysis.groups import GROUP
+from fgkd.analysis.groups import GROUP, rhos
 from fgkd.study import RECIPES
 
 FOLDER = Path(__file__).with_name("published")
@@ -315,28 +315,16 @@ def _size_claims(correlations: pd.DataFrame, points: pd.DataFrame) -> Quantities
     taught = points[points.family != ""]
     return {
         "smaller teachers: rho with student accuracy": (np.nan, -by_size),
-        "smaller teachers: rho of size and R12": (np.nan, _size_rho(teachers, keys, "ratio12")),
+        "smaller teachers: rho of size and R12": (np.nan, rhos(teachers, keys, "parameters", "ratio12")),
         "smaller of a family: rho with student accuracy": (
             np.nan,
-            -_size_rho(taught, GROUP, "accuracy", within="family"),
+            -rhos(taught, GROUP, "parameters", "accuracy", within="family"),
         ),
         "smaller of a family: rho of size and R12": (
             np.nan,
-            _size_rho(related, keys, "ratio12", within="family"),
+            rhos(related, keys, "parameters", "ratio12", within="family"),
         ),
     }
-
-
-def _size_rho(points: pd.DataFrame, by: list[str], name: str, within: str | None = None) -> pd.Series:
-    """Spearman's rho of `parameters` and `name` by group of points, inside families `within`."""
-    rhos = {}
-    for key, group in points.groupby(by):
-        if within is None:
-            rhos[key] = correlation.spearman(group.parameters, group[name])
-        else:
-            rhos[key] = correlation.spearman_within(group.parameters, group[name], group[within])
-    index = pd.MultiIndex.from_frame(pd.DataFrame(list(rhos), columns=by))
-    return pd.Series(list(rhos.values()), index, dtype=float)
 
 
 def _mean_by_student(values: pd.Series, strategies: list[str]) -> pd.Series:

@@ -45,14 +45,13 @@ def selection_outcomes(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataF
         scores["random"] = np.zeros_like(accuracy)  # all tie: each teacher is picked
         costs = {METRICS["pilot"].label: group.pilot_cost.mean(), "best": 1.0}
         for rule, score in scores.items():
-            picked = score == np.fmax.reduce(score)
-            share = picked / picked.sum() if picked.any() else np.full(len(picked), math.nan)
+            share = shares(score)
             reached = share @ accuracy
             rows.append(
                 {
                     **names,
                     "rule": rule,
-                    "teacher": "" if rule == "random" else " = ".join(group.teacher[picked]),
+                    "teacher": "" if rule == "random" else " = ".join(group.teacher[share > 0]),
                     "accuracy": reached,
                     "regret": best - reached,
                     "hit": share @ (accuracy == best),
@@ -64,6 +63,20 @@ def selection_outcomes(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataF
         no_teacher = {"rule": "no teacher", "teacher": "", "accuracy": baseline, "regret": best - baseline}
         rows.append(names | no_teacher | {"hit": 0.0, "top3": 0.0, "cost": 0.0})
     return pd.DataFrame(rows, columns=OUTCOMES)
+
+
+def shares(scores: np.ndarray) -> np.ndarray:
+    """How far each teacher is picked by the largest score: ties are shared, NaN where none is known."""
+    picked = scores == np.fmax.reduce(scores)
+    return picked / picked.sum() if picked.any() else np.full(len(picked), math.nan)
+
+
+def with_errors(points: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
+    """Points with the standard `error` of their accuracy, for other test images and other seeds."""
+    test_images = points.dataset.map(data.set_index("dataset").test)
+    of_images = points.accuracy * (1 - points.accuracy) / test_images
+    of_seeds = (points.accuracy_sd**2 / points.seeds).fillna(0)
+    return points.assign(error=np.sqrt(of_images + of_seeds))
 
 
 def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
@@ -109,14 +122,10 @@ def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) 
     students: one row per student, those without a teacher among them
     data: one row per dataset with its `classes` and `test` images
     """
-    sizes = data.set_index("dataset")
     of_group = points.groupby(GROUP).teacher.transform("nunique")
     if (of_group == points.teacher.nunique()).any():
         points = points[of_group == points.teacher.nunique()]
-    accuracy = points.accuracy
-    of_images = accuracy * (1 - accuracy) / points.dataset.map(sizes.test)
-    of_seeds = (points.accuracy_sd**2 / points.seeds).fillna(0)
-    by_teacher = points.assign(error=np.sqrt(of_images + of_seeds)).groupby("teacher", sort=False)
+    by_teacher = with_errors(points, data).groupby("teacher", sort=False)
     table = by_teacher[["accuracy", "ratio12", "tac", "ssp", "ratio12_nonpositive"]].mean()
     table.insert(1, "error", [shared_error(rows.error, rows.dataset) for _, rows in by_teacher])
     table = table.sort_values("accuracy", ascending=False, kind="stable")
@@ -129,7 +138,7 @@ def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) 
     alone = students[students.strategy == "CE"].groupby(["dataset", "student"]).accuracy.mean()
     baseline = groups.join(alone.rename("alone"), on=["dataset", "student"]).alone
     table.loc["no teacher", "accuracy"] = baseline.mean(skipna=False)
-    table.loc["chance", "accuracy"] = (1 / groups.dataset.map(sizes.classes)).mean()
+    table.loc["chance", "accuracy"] = (1 / groups.dataset.map(data.set_index("dataset").classes)).mean()
     return table.rename_axis("teacher").reset_index().dropna(subset="accuracy")
 
 
@@ -148,7 +157,7 @@ def describe_standings(standings: pd.DataFrame, picks: pd.DataFrame) -> str:
     text += "".join(compared) + "."
     tied = teachers.teacher[1:][teachers.tied[1:].astype(bool)]
     if len(tied):
-        text += f" {_join_names(tied)} cannot be told apart from it."
+        text += f" {listed(tied)} cannot be told apart from it."
     if teachers.groups.nunique() > 1:
         text = "Students are still missing: the teachers' means are over different groups and do not compare."
     named = picks[picks.rule.isin(["R12", "TAC", "SSP"])]
@@ -157,6 +166,16 @@ def describe_standings(standings: pd.DataFrame, picks: pd.DataFrame) -> str:
     if "TAC" in set(named.rule):
         text += " To pick by TAC takes labelled test images."
     return text
+
+
+def listed(names) -> str:
+    """Names in a sentence.
+
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    *first, last = map(str, names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def describe_selection(picks: pd.DataFrame) -> str:
@@ -191,9 +210,3 @@ def _is_tied(differences: pd.Series, errors: pd.Series) -> bool:
     if math.isnan(low):
         return abs(differences.mean()) <= math.sqrt((errors**2).sum())
     return low <= 0 <= high
-
-
-def _join_names(names) -> str:
-    """'a', 'a and b', 'a, b and c'."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last

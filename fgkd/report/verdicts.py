@@ -9,6 +9,7 @@ from __future__ import annotations
 from IPython.display import Markdown
 
 from fgkd.analysis.blocks import exceeds as exceeds
+from fgkd.analysis.selection import listed as listed
 
 WORDS = {True: "Held.", False: "Did not hold.", None: "Cannot tell."}
 
@@ -55,13 +56,3 @@ def points(difference: float, interval: tuple[float, float]) -> str:
     """
     low, high = interval
     return f"{100 * difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-
-
-def listed(names) -> str:
-    """Names in a sentence.
-
-    >>> listed(["a"]), listed(["a", "b", "c"])
-    ('a', 'a, b and c')
-    """
-    *first, last = map(str, names)
-    return f"{', '.join(first)} and {last}" if first else last
