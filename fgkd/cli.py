@@ -4,6 +4,7 @@ fgkd plan runs/demo.yaml        how many trainings, banks, groups; images and ho
 fgkd run runs/demo.yaml         run what is left, then build the report
 fgkd status runs/demo.yaml      done, running, failed, waiting; seconds; where each log is
 fgkd report runs/demo.yaml      build the report from what there is
+fgkd pack runs/demo.yaml        write its records to one file, as a study is committed
 fgkd export runs/demo.yaml JOB --out FOLDER    hand over a trained student: for timm, and as ONNX
 fgkd choose ~/photos            which teacher for these photos: ranking, pilots, and the student's model
 fgkd data cub                   fetch, check and cache one of the paper's datasets; --list shows the eight
@@ -153,6 +154,14 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def pack(options: argparse.Namespace) -> int:
+    """Write the records of a study to one file, as it is committed."""
+    from fgkd import records
+
+    print(f"packed {records.pack(options.study)}: with it alone, all is done in another clone")
+    return 0
+
+
 def export(options: argparse.Namespace) -> int:
     """Hand over a trained student, or a teacher: a folder for timm, with ONNX and a model card."""
     from fgkd import export
@@ -284,6 +293,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add(report).add_argument("--out", metavar="FOLDER", help="of tables and report (default: the study's)")
 
+    add(pack)
     _add_export_options(add(export))
     _add_choose_options(add(choose, study=False))
     _add_data_options(add(data, study=False))

@@ -320,7 +320,7 @@ def _read(study: Study, job: Job, spec: Model) -> Trained:
     """Read what a training left; raises StudyError where it is not done, stale, or without weights."""
     folder = study.path(job)
     again = f"run 'fgkd run {study.file}' first"
-    if not (folder / "record.json").exists():
+    if records.read_record(study, job) is None:
         raise StudyError(f"'{job.id}' is not done: {again}")
     dataset = stages.data(study, job.dataset)
     classifier.load_plugins(study.plugins)
@@ -330,7 +330,7 @@ def _read(study: Study, job: Job, spec: Model) -> Trained:
     if not (folder / "model.safetensors").exists():
         raise StudyError(
             f"'{job.id}' has its record, but not its weights, which do not travel with it: bring "
-            f"model.safetensors to '{folder}', or delete record.json there and train it again by 'fgkd run'"
+            f"model.safetensors to '{folder}', or write {{}} to record.json there and train it by 'fgkd run'"
         )
     return Trained(study, job, spec, dataset, record)
 

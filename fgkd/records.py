@@ -2,8 +2,8 @@
 
 Each job's folder holds `record.json` (what was computed: fingerprint, rows, provenance; of a distill job one
 per student and loss) and, once its notebook has ended, `result.json`, by which the engine knows that it is
-done.  These files alone, without weights, banks and photos, are enough for all tables and figures, on any
-machine.
+done.  The records alone, without weights, banks and photos, are enough for all tables and figures, on any
+machine; packed in one file they are committed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgkd.analysis import groups
 from fgkd.metrics.claims import register_claims
 from fgkd.study import PROJECT, RECIPES, STAGES, Job, Study, StudyError, contents
+from fgkd.study import stored as on_disk
+from fgkd.study.stored import PACKED, RECORD, packed, read
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "pillow")
 PROVENANCE = ["run", "commit", "seed", "device", "seconds", "peak_memory_mb"]
@@ -43,7 +45,7 @@ NAMES = {  # columns of text, whatever a name looks like: NA, 1e5, 007
 }
 # what a spreadsheet takes for a formula, and is no number
 FORMULA = r"^(?=[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20])(?![+-]?[\d.]+(e[+-]?\d+)?%?$)"
-RECORD = "record.json"
+read_json = on_disk.read_json
 KEPT = ("model.safetensors", "test.npy")  # of a training, beside its record, which holds their digests
 
 # What a stage's only row has.  Of another shape, a record is another version's, and counts as absent.
@@ -160,15 +162,6 @@ def read_table(file: Path) -> pd.DataFrame:
     )
 
 
-def read_json(file: Path) -> dict | None:
-    """The file's mapping; None where it is absent, cut short, or holds anything else."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder, which is made; one that is in it is waited for.
@@ -246,7 +239,7 @@ def find(study: Study, job: Job, known: dict | None = None) -> dict | None:
 
 def read_record(study: Study, job: Job) -> dict | None:
     """The job's record, of whatever inputs; None where there is none of this version's shape."""
-    stored = read_json(study.path(job) / RECORD)
+    stored = read(study.folder, job.id)
     if stored is None:
         return None
     try:
@@ -260,11 +253,34 @@ def read_record(study: Study, job: Job) -> dict | None:
 
 
 def retract(folder: Path) -> None:
-    """Delete a job's record, before the first of the files that it speaks of is replaced.
+    """Empty a job's record, before the first of the files that it speaks of is replaced.
 
     A process that is killed in between leaves files without a record, and never another's.
     """
-    (folder / RECORD).unlink(missing_ok=True)
+    write_json(folder / RECORD, {})
+
+
+def pack(study: Study) -> Path:
+    """Write the records of a study's jobs to one file, as it is committed; returns its path."""
+    parts = {part.id: part for job in study.jobs() for part in record_jobs(study, job)}
+    found = [read_record(study, parts[name]) for name in sorted(parts)]
+    lines = [json.dumps(record) + "\n" for record in found if record]
+    write_bytes(study.folder / PACKED, "".join(lines).encode())
+    return study.folder / PACKED
+
+
+def unpack(study: Study, job: Job) -> None:
+    """Put the packed records of a job that is about to run into its folder."""
+    for part in record_jobs(study, job):
+        if is_packed(study, part):
+            write_json(study.path(part) / RECORD, packed(study.folder)[part.id])
+
+
+def is_packed(study: Study, job: Job) -> bool:
+    """Whether all records of a job came packed, and it has not run here."""
+    found = packed(study.folder)
+    parts = record_jobs(study, job) if found else ()
+    return any(parts) and all(p.id in found and not (study.path(p) / RECORD).exists() for p in parts)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -11,7 +11,6 @@ import pytest
 from fgkd import study as studies
 
 RUNS = studies.PROJECT / "runs"
-RECORDS = ("record.json", "result.json")
 JOBS = {"photos": 927, "photos-seeds": 234}
 
 
@@ -19,12 +18,9 @@ JOBS = {"photos": 927, "photos-seeds": 234}
 def runs(tmp_path_factory):
     """A folder with the records alone."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in RECORDS:
-        for study in JOBS:
-            for file in (RUNS / study).rglob(name):
-                to = folder / file.relative_to(RUNS)
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, to)
+    for study in JOBS:
+        (folder / study).mkdir()
+        shutil.copy(RUNS / study / "records.jsonl", folder / study)
     return folder
 
 

@@ -179,6 +179,7 @@ def start_engine(
     for job in jobs:
         # A result that is there is outdated: without it, Snakemake runs the job.
         (study.path(job) / "result.json").unlink(missing_ok=True)
+        records.unpack(study, job)
         # A notebook of an earlier run that did not end well says nothing of this one.
         row = states.state(study, job)
         if row["state"] in ("failed", "running"):

@@ -30,6 +30,8 @@ def state(study: Study, job: Job, known: dict | None = None) -> dict:
     meta = _mapping(_mapping(notebook.get("metadata")).get("papermill"))
     seconds = meta.get("duration") if isinstance(meta.get("duration"), int | float) else None
     result = records.read_json(folder / "result.json")
+    if result is None and not row["log"] and records.is_packed(study, job):
+        result = {"fingerprint": study.fingerprint(job, known)}
     # papermill may be killed after the notebook wrote its result.
     ended = meta.get("end_time") or meta.get("exception")
     if result and (ended or not log.exists()):
@@ -174,8 +176,8 @@ def _changed(study: Study, job: Job, part: Job, known: dict | None) -> str:
     record = records.read_record(study, part)
     if record is None:
         if (study.path(part) / records.RECORD).exists():
-            return "its record is cut short, or another version's"
-        others = [p for p in records.record_jobs(study, job) if (study.path(p) / records.RECORD).exists()]
+            return "its record is not whole, or another version's"
+        others = [p for p in records.record_jobs(study, job) if records.read_record(study, p)]
         return f"student {part.student} with loss {part.loss} is new" if others else "never ran"
     if record["fingerprint"] == study.fingerprint(part, known):
         return "" if records.find(study, part, known) else "TGDA needs its crop and drop views"

@@ -36,7 +36,7 @@ from typing import Any
 from pydantic import SkipValidation
 from pydantic.dataclasses import dataclass
 
-from fgkd.study import contents, plugins
+from fgkd.study import contents, plugins, stored
 from fgkd.study.config import (
     CONFIG,
     LOSSES,
@@ -316,7 +316,8 @@ class Study(StudyConfig):
         """
         digests = job.row.contents(self, job)
         if None in digests.values():  # of an absent plugin no metric is known, of absent weights no config
-            recorded = {"metrics": "", "config": ""} | _recorded_contents(self.path(job) / "record.json")
+            recorded = (stored.read(self.folder, job.id) or {}).get("contents")
+            recorded = {"metrics": "", "config": ""} | (recorded if isinstance(recorded, dict) else {})
             return {
                 name: recorded.get(name) if digest is None else digest for name, digest in digests.items()
             }
@@ -541,12 +542,3 @@ def _recipe_values(recipe: Recipe, name: str) -> dict[str, Any]:
         "search_epochs": recipe.search_epochs > 0 and len(recipe.rates) > 1,
     }
     return {key: value for key, value in values.items() if is_used.get(key, True)}
-
-
-def _recorded_contents(file: Path) -> dict[str, str]:
-    """The contents that a job's record names; none where there is no record, or one that is none."""
-    try:
-        recorded = json.loads(file.read_text())["contents"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return {}
-    return recorded if isinstance(recorded, dict) else {}

@@ -390,7 +390,7 @@ def test_a_status_waits_for_no_torch(tiny):
     assert not {"torch", "timm"} & modules
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "status", "report", "data", "check", "bench"])
+@pytest.mark.parametrize("command", ["plan", "run", "status", "report", "pack", "data", "check", "bench"])
 def test_every_command_has_a_help_of_whole_sentences(capsys, command):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])

@@ -298,3 +298,32 @@ def test_a_teacher_whose_weights_are_gone_is_named_before_it_trains_anew(finishe
         "teacher/birds/FT/resnet has its record, but not model.safetensors, needed now: it is computed anew"
         in capsys.readouterr().out
     )
+
+
+def test_a_packed_study_is_done_elsewhere_and_what_runs_there_goes_before_it(
+    finished, make_study, monkeypatch
+):
+    finish(finished)
+    before = records.collect(finished)
+    packed = records.pack(finished)
+    lines = packed.read_text().splitlines()
+    for path in finished.folder.iterdir():
+        if path != packed:
+            shutil.rmtree(path)
+    assert records.pack(finished).read_text().splitlines() == lines == sorted(lines)
+    assert states.left(finished) == {} and records.missing(finished) == []
+    assert all(frame.equals(before[name]) for name, frame in records.collect(finished).items())
+    study = make_study({"students.other": {"model": "test_resnet"}})
+    left = {job.id for job in states.left(study)}
+    assert "teacher/birds/FT/resnet" in left and "data/birds" not in left
+    teacher = Job("teacher", "birds", "resnet", "FT")
+    records.unpack(study, teacher)  # as before it runs
+    assert states.state(study, teacher)["state"] == "waiting" and records.record(study, teacher)
+    records.retract(study.path(teacher))  # as a run that is killed leaves it
+    assert records.record(study, teacher) is None and states.left(make_study())[teacher]
+    packed.write_text("\n".join([lines[0][:-9], "5", "[]", "null", *lines[1:]]))
+    assert records.missing(study) and sum(record is not None for record in stored(finished)) == len(lines) - 2
+
+
+def stored(study):
+    return [records.find(study, part) for job in study.jobs() for part in records.record_jobs(study, job)]
