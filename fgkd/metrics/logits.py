@@ -57,33 +57,6 @@ def ratio12_centred(logits) -> Tensor:
     return _map(logits, _Chunk.centred, top=2)
 
 
-def ratio13(logits) -> Tensor:
-    """P_1 / P_3 of raw logits (N, C) -> (N,); NaN where C < 3.
-
-    >>> ratio13([[6.0, 4.0, 1.5]]).tolist()
-    [4.0]
-    """
-    return _map(logits, lambda chunk: chunk.ratio(1, 3), top=3)
-
-
-def ratio23(logits) -> Tensor:
-    """P_2 / P_3 of raw logits (N, C) -> (N,); NaN where C < 3.
-
-    >>> ratio23([[6.0, 4.0, 2.0]]).tolist()
-    [2.0]
-    """
-    return _map(logits, lambda chunk: chunk.ratio(2, 3), top=3)
-
-
-def ratio12_softmax(logits) -> Tensor:
-    """q_1 / q_2 of the softmax, exp(P_1 - P_2): (N, C >= 2) -> (N,); shift invariant.
-
-    >>> round(ratio12_softmax([[2.0, 1.0, 0.0]]).item(), 4)
-    2.7183
-    """
-    return margin(logits).exp()
-
-
 def margin(logits) -> Tensor:
     """P_1 - P_2 of raw logits (N, C >= 2) -> (N,), 0 at a tie.
 
@@ -120,18 +93,6 @@ def accuracy(logits, labels) -> float:
     labels: (N,)
     """
     return _map(logits, _Chunk.correct, labels, top=2).mean().item()
-
-
-def nll(logits, labels) -> Tensor:
-    """-log of the label's softmax probability in nats -> (N,).
-
-    logits: (N, C)
-    labels: (N,)
-
-    >>> round(nll([[0.0, 0.0, 0.0, 0.0]], [2]).item(), 4)
-    1.3863
-    """
-    return _map(logits, _Chunk.nll, labels, top=2)
 
 
 def calibration_error(confidence, correct, *, bins: int = 15) -> float:
@@ -181,24 +142,8 @@ def summarize(logits, labels=None) -> dict[str, float]:
     >>> summary["ratio12"], summary["ratio12_median"], summary["ratio12_nonpositive"]
     (-0.25, -0.25, 0.5)
     """
-    values = _map_all(logits, _Chunk.counted)
-    summary = summarize_samples(values, values.pop("nonpositive"))
+    summary = _summarize_samples(_map_all(logits, _Chunk.counted))
     return summary if labels is None else summary | {"accuracy": accuracy(logits, labels)}
-
-
-def summarize_samples(values: dict[str, Tensor], nonpositive: Tensor) -> dict[str, float]:
-    """Means over samples, R12's median and share of P_2 <= 0.
-
-    A ratio of 0 to 0, as of a network whose logits are all 0, is left out: it is counted among P_2 <= 0.
-
-    values: (N,) by name
-    nonpositive: (N,) whether P_2 <= 0
-    """
-    means = {name: value.nanmean().item() for name, value in values.items()}
-    defined = values["ratio12"][~values["ratio12"].isnan()].cpu().numpy()
-    median = np.median(defined).item() if len(defined) else math.nan
-    share = nonpositive.double().mean().item()
-    return {"ratio12": means.pop("ratio12"), "ratio12_median": median, "ratio12_nonpositive": share, **means}
 
 
 def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
@@ -216,9 +161,21 @@ def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
 
 
 def summarize_all(values: dict[str, Tensor]) -> dict[str, float]:
-    """`summarize_samples` and `summarize_labelled`, and means of all other values."""
-    plain = {name: value for name, value in values.items() if name not in (*LABELLED, "nonpositive")}
-    return summarize_samples(plain, values["nonpositive"]) | summarize_labelled(values)
+    """What `summarize` and `summarize_labelled` say of `all_samples`, and means of plugins' metrics."""
+    plain = {name: value for name, value in values.items() if name not in LABELLED}
+    return _summarize_samples(plain) | summarize_labelled(values)
+
+
+def _summarize_samples(values: dict[str, Tensor]) -> dict[str, float]:
+    """Means over samples, R12's median and the share of P_2 <= 0.
+
+    A ratio of 0 to 0, as of a network whose logits are all 0, is left out: it is counted among P_2 <= 0.
+    """
+    means = {name: value.double().nanmean().item() for name, value in values.items()}
+    defined = values["ratio12"][~values["ratio12"].isnan()].cpu().numpy()
+    median = np.median(defined).item() if len(defined) else math.nan
+    share = means.pop("nonpositive")
+    return {"ratio12": means.pop("ratio12"), "ratio12_median": median, "ratio12_nonpositive": share, **means}
 
 
 class _Chunk:

@@ -78,7 +78,7 @@ def test_a_shift_alone_turns_the_order_of_two_teachers_by_r12():
     confident, unsure = torch.tensor([[9.0, 3.0, 0.0]]), torch.tensor([[4.0, 2.0, 0.0]])
     assert metrics.ratio12(confident) > metrics.ratio12(unsure)
     assert metrics.ratio12(confident + 100) > 1 and metrics.ratio12(confident + 100) < metrics.ratio12(unsure)
-    assert metrics.ratio12_softmax(confident + 100) == metrics.ratio12_softmax(confident)
+    assert metrics.margin(confident + 100) == metrics.margin(confident)
 
 
 def test_a_tie_at_the_top_is_ratio_1_and_margin_0():
@@ -165,7 +165,7 @@ def test_probabilities_too_small_for_fp32_still_count():
     logits = torch.tensor([[200.0, 50.0, 0.0]])
     naive = torch.softmax(logits, 1)
     assert naive[0, 1] == 0
-    assert metrics.ratio12_softmax(logits).item() == pytest.approx(math.exp(150))
+    assert metrics.samples(logits)["ratio12_softmax"].item() == pytest.approx(math.exp(150))
     assert 0 < metrics.entropy(logits).item() < 1e-60
 
 
@@ -174,7 +174,8 @@ def test_entropy_and_nll_keep_their_digits_where_a_teacher_is_almost_certain(mar
     rest = math.exp(-margin)
     entropy = math.log1p(rest) + margin * rest / (1 + rest)
     assert metrics.entropy([[margin, 0.0]]).item() == pytest.approx(entropy, rel=1e-12, abs=0)
-    assert metrics.nll([[margin, 0.0]], [0]).item() == pytest.approx(math.log1p(rest), rel=1e-12, abs=0)
+    nll = metrics.labelled_samples([[margin, 0.0]], [0])["nll"].item()
+    assert nll == pytest.approx(math.log1p(rest), rel=1e-12, abs=0)
 
 
 def many():
@@ -196,8 +197,12 @@ def test_one_pass_says_what_the_single_metrics_say():
     logits, labels = many()
     found = metrics.all_samples(logits, labels)
     assert torch.equal(found.pop("nonpositive"), logits.topk(2).values[:, 1] <= 0)
-    single = {name: getattr(metrics, name)(logits) for name in metrics.samples(logits) if name != "ssp"}
-    single |= {"ssp": metrics.secondary_std(logits), "nll": metrics.nll(logits, labels)}
+    falling = logits.double().sort(dim=1, descending=True).values
+    single = {"ratio13": falling[:, 0] / falling[:, 2], "ratio23": falling[:, 1] / falling[:, 2]}
+    for function in (metrics.ratio12, metrics.ratio12_centred, metrics.margin, metrics.entropy):
+        single[function.__name__] = function(logits)
+    single |= {"ssp": metrics.secondary_std(logits), "ratio12_softmax": metrics.margin(logits).exp()}
+    single |= {"nll": torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")}
     single |= {"confidence": logits.double().softmax(1).amax(1)}
     single |= {"correct": (logits.argmax(1) == labels).double()}
     assert set(found) == set(single)
@@ -298,7 +303,8 @@ def test_centred_r12_by_hand_and_where_one_class_outweighs_the_mean():
 def test_nll_is_torchs_cross_entropy_a_sample():
     logits, labels = random(), torch.arange(20) % 7
     torch.testing.assert_close(
-        metrics.nll(logits, labels), torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        metrics.labelled_samples(logits, labels)["nll"],
+        torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
     )
 
 
@@ -333,7 +339,7 @@ def test_rivals_of_joined_batches_are_those_of_the_whole():
 
 
 @pytest.mark.parametrize("labels", [[0, 2], [-1, 0]])
-@pytest.mark.parametrize("function", [metrics.accuracy, metrics.nll, metrics.labelled_samples])
+@pytest.mark.parametrize("function", [metrics.accuracy, metrics.labelled_samples])
 def test_labels_of_no_class_are_refused(function, labels):
     with pytest.raises(ValueError, match=r"labels run from .*expected 0 to 1"):
         function([[2.0, 1.0], [0.0, 1.0]], labels)
