@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +30,7 @@ SCALARS = {  # what a plain scalar is, by the core schema of YAML 1.2; text wher
     "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
 # where scalars are names: text as they are written, such as 010
-WRITTEN = (("name",), ("datasets", "*", "classes"), ("pretext", "classes"), ("losses", "*", "students"))
+WRITTEN = re.compile(r"name|datasets/[^/]+/classes/-|pretext/classes/-|losses/[^/]+/students/-")
 
 
 def load(study: str) -> Study:
@@ -128,7 +127,12 @@ def _parse(file: Path) -> dict[str, Any]:
     try:
         loader = _Loader(file.read_bytes())
         node = loader.get_single_node()
-        raw = None if node is None else loader.construct_document(_check(node, file))
+        if node is not None and _read(node, {}) > MAX_VALUES:
+            raise StudyError(
+                f"{file.name} holds more than {MAX_VALUES:,} values, its aliases (*name) written out, or an "
+                "alias that holds itself: say each thing once"
+            )
+        raw = None if node is None else loader.construct_document(node)
     except StudyError:
         raise
     except (yaml.YAMLError, ValueError, LookupError) as error:  # the last two of values of explicit tags
@@ -143,43 +147,41 @@ def _parse(file: Path) -> dict[str, Any]:
     raise StudyError(f"{file} {content}: expected keys and values such as 'datasets:' and 'teachers:'")
 
 
-def _check(node: yaml.Node, file: Path) -> yaml.Node:
-    """The root of a file of bounded size, the names that its lists hold made text as they are written."""
-    if _count(node, {}) > MAX_VALUES:
-        raise StudyError(
-            f"{file.name} holds more than {MAX_VALUES:,} values, its aliases (*name) written out, or an "
-            "alias that holds itself: say each thing once"
-        )
-    for path in WRITTEN:
-        _take_as_written(node, path)
-    return node
+def _read(node: yaml.Node, counts: dict[int, float], *place: str) -> float:
+    """Make keys and names text, as they are written; returns the number of values, those of aliases too.
 
-
-def _count(node: yaml.Node, counts: dict[int, float]) -> float:
-    """The values of a node, those of its aliases each time; infinitely many where it holds itself."""
+    counts: of the nodes that were read; infinite while they are, and so where one holds itself.
+    place: the keys that lead to the node, '-' for an item of a list.
+    """
+    line = node.start_mark.line + 1
     if isinstance(node, yaml.ScalarNode):
         if re.search("[\0\ud800-\udfff]", node.value):
-            line = node.start_mark.line + 1
             raise StudyError(f"line {line} holds {node.value!r}: expected characters that a text may hold")
+        if WRITTEN.fullmatch("/".join(place)) and (place[-1] == "-" or node.tag != f"{CORE}null"):
+            node.tag = TEXT
         return 1
-    if id(node) not in counts:
-        counts[id(node)] = math.inf
-        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
-        counts[id(node)] = 1 + sum(_count(part, counts) for part in parts)
+    if id(node) in counts:
+        return counts[id(node)]
+    counts[id(node)] = math.inf
+    if isinstance(node, yaml.MappingNode):
+        number = sum(_read(value, counts, *place, str(key.value)) for key, value in node.value)
+        number += sum(_read(key, counts) for key, _ in node.value)
+        _make_keys_text([key for key, _ in node.value])
+    else:
+        number = sum(_read(item, counts, *place, "-") for item in node.value)
+    counts[id(node)] = 1 + number
     return counts[id(node)]
 
 
-def _take_as_written(node: yaml.Node, path: tuple[str, ...]) -> None:
-    """Make the scalars at a path of keys ('*' is any) text: 010 is '010', whatever YAML takes it for."""
-    if isinstance(node, yaml.MappingNode) and path:
-        for key, value in node.value:
-            if path[0] in ("*", key.value):
-                _take_as_written(value, path[1:])
-    elif isinstance(node, yaml.SequenceNode) and not path:
-        for item in node.value:
-            item.tag = TEXT if isinstance(item, yaml.ScalarNode) else item.tag
-    elif isinstance(node, yaml.ScalarNode) and not path and node.tag != f"{CORE}null":
-        node.tag = TEXT
+def _make_keys_text(keys: list[yaml.Node]) -> None:
+    known = set()
+    for key in keys:
+        if str(key.value) in known:
+            line = key.start_mark.line + 1
+            raise StudyError(f"key '{key.value}' is there twice, again in line {line}: remove or rename one")
+        known.add(str(key.value))
+        if isinstance(key, yaml.ScalarNode) and key.tag != f"{CORE}merge":
+            key.tag = TEXT
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -196,30 +198,13 @@ def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: 010 is ten, 1:30 is text.  Keys are text, and none is there twice."""
+    """YAML 1.2's scalars, and of explicit tags those that make JSON."""
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
     yaml_constructors: ClassVar = {
         tag: yaml.SafeLoader.yaml_constructors[tag]
         for tag in (None, TEXT, *(CORE + name for name in ("null", "bool", "float", "seq", "map")))
     }
-
-    def construct_mapping(self, node, deep=False):
-        known = set()
-        for key, _ in node.value:
-            if str(key.value) in known:
-                line = key.start_mark.line + 1
-                raise StudyError(
-                    f"key '{key.value}' is there twice, again in line {line}: remove or rename one"
-                )
-            known.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node):
-        super().flatten_mapping(node)
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                key.tag = TEXT
 
     def construct_integer(self, node):
         return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
