@@ -23,6 +23,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def main(words: list[str] | None = None) -> int:
@@ -254,109 +255,13 @@ def bench(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fgkd", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(command: Callable, *, study: bool = True) -> argparse.ArgumentParser:
+    for command, options in OPTIONS.items():
         words = command.__doc__
         sub = commands.add_parser(command.__name__, help=words, description=words)
         sub.set_defaults(command=command)
-        if study:
-            sub.add_argument("study", help="a study's YAML file, or the name of one in runs/")
-        return sub
-
-    sub = add(plan)
-    sub.add_argument("--json", action="store_true", help="all of it as JSON")
-    sub.add_argument(
-        "--images-per-second",
-        metavar="NUMBER_OR_FILE",
-        help="throughput of all networks on one device, or a YAML or JSON file by timm name: 'model: 700' "
-        "or 'model: {train: 700, forward: 2000}', and 'device: name' (default: as this study measured)",
-    )
-
-    sub = add(run)
-    sub.add_argument("--json", action="store_true", help="a line of JSON for each event, instead of a view")
-    sub.add_argument(
-        "--retry-failed",
-        action="store_true",
-        help="run again what failed, with what it needs, and nothing else (default: all that is left)",
-    )
-    sub.add_argument(
-        "--profile",
-        type=_profile,
-        metavar="FOLDER",
-        help="Snakemake's settings for a cluster, such as profiles/slurm",
-    )
-    sub.add_argument("--cores", type=_count, default=os.cpu_count(), help="CPU cores to use (default: all)")
-
-    sub = add(status)
-    sub.add_argument("--json", action="store_true", help="all of it as JSON")
-    sub.add_argument("--watch", action="store_true", help="first show what an `fgkd run` does, until it ends")
-
-    add(report).add_argument("--out", metavar="FOLDER", help="of tables and report (default: the study's)")
-
-    add(pack)
-    _add_export_options(add(export))
-    _add_choose_options(add(choose, study=False))
-    _add_data_options(add(data, study=False))
-
-    repair = "remove what does not fit, so that it runs again (default: name it)"
-    add(check).add_argument("--repair", action="store_true", help=repair)
-
-    _add_bench_options(add(bench, study=False))
+        for name, meaning, how in options:
+            sub.add_argument(name, help=meaning, **how)
     return parser
-
-
-def _add_data_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("key", nargs="?", type=_dataset, metavar="KEY", help="one of those that --list shows")
-    sub.add_argument(
-        "--list", action="store_true", help="the eight: counts, terms, and what there is of each"
-    )
-    sub.add_argument("--root", help="the dataset's folder (default: FGKD_DATA/KEY)")
-    sub.add_argument(
-        "--resize", type=int, default=300, help="pixels of the cached images (default: 300, the paper's)"
-    )
-
-
-def _add_bench_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where networks run (default: a GPU where there is one)",
-    )
-    sub.add_argument(
-        "--only",
-        metavar="PART",
-        help="step, student, views, metrics, bank, growth or notebook (default: all)",
-    )
-    sub.add_argument("--json", action="store_true", help="all of it as JSON (default: a table in Markdown)")
-
-
-def _add_export_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("job", help="whose network: a job as `fgkd status` names it, distill/... or teacher/...")
-    sub.add_argument("--student", help="of a distill job (default: the only one)")
-    sub.add_argument("--loss", help="of a distill job (default: kd, and ce without a teacher)")
-    sub.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or an earlier hand-over's")
-
-
-def _add_choose_options(sub: argparse.ArgumentParser) -> None:
-    of_photos = "a folder of photos: train/ and test/ with a folder per class, or one per class"
-    of_weights = "of the candidates' weights (default: plugins' networks, else timm's hub)"
-    of_plugins = "Python files that register networks with timm"
-    of_recipe = "how teachers are trained: a linear head on frozen features, everything, or with attention"
-    of_verify = "train the student of the first K to its end, and test it (default: 2; 0 makes no model)"
-    of_size = "pixels that the student sees (default: its own on a GPU, 96 on a CPU, at most the photos')"
-    add = sub.add_argument
-    add("photos", help=of_photos)
-    add("--student", required=True, help="the small network to deploy, by its timm name")
-    add("--teachers", default="", metavar="A,B,C", help="these candidates alone (default: all)")
-    add("--weights", default="", metavar="FOLDER", help=of_weights)
-    add("--plugins", default="", metavar="A.py,B.py", help=of_plugins)
-    add("--recipe", choices=("fz", "ft", "cal"), default="fz", help=of_recipe)
-    add("--minutes", type=float, default=30.0, help="for pilots (default: 30)")
-    add("--verify", type=int, default=2, metavar="K", help=of_verify)
-    add("--size", type=int, default=0, help=of_size)
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--out", metavar="FOLDER", help="of the results (default: PHOTOS-teacher, here)")
 
 
 def _path(text: str) -> Path:
@@ -385,6 +290,106 @@ def _dataset(key: str) -> str:
     if key not in OFFICIAL:
         raise argparse.ArgumentTypeError(f"'{key}' is unknown: expected one of {', '.join(OFFICIAL)}")
     return key
+
+
+FLAG: dict[str, Any] = {"action": "store_true"}
+FOLDER: dict[str, Any] = {"metavar": "FOLDER"}
+DEVICE: dict[str, Any] = {"choices": ("auto", "cpu", "cuda"), "default": "auto"}
+STUDY: tuple[str, str, dict] = ("study", "a study's YAML file, or the name of one in runs/", {})
+OPTIONS: dict[Callable, list[tuple[str, str | None, dict]]] = {  # of each command: name, meaning, how
+    plan: [
+        STUDY,
+        ("--json", "all of it as JSON", FLAG),
+        (
+            "--images-per-second",
+            "throughput of all networks on one device, or a YAML or JSON file by timm name: 'model: 700' "
+            "or 'model: {train: 700, forward: 2000}', and 'device: name' (default: as this study measured)",
+            {"metavar": "NUMBER_OR_FILE"},
+        ),
+    ],
+    run: [
+        STUDY,
+        ("--json", "a line of JSON for each event, instead of a view", FLAG),
+        (
+            "--retry-failed",
+            "run again what failed, with what it needs, and nothing else (default: all that is left)",
+            FLAG,
+        ),
+        (
+            "--profile",
+            "Snakemake's settings for a cluster, such as profiles/slurm",
+            FOLDER | {"type": _profile},
+        ),
+        ("--cores", "CPU cores to use (default: all)", {"type": _count, "default": os.cpu_count()}),
+    ],
+    status: [
+        STUDY,
+        ("--json", "all of it as JSON", FLAG),
+        ("--watch", "first show what an `fgkd run` does, until it ends", FLAG),
+    ],
+    pack: [STUDY],
+    report: [STUDY, ("--out", "of tables and report (default: the study's)", FOLDER)],
+    export: [
+        STUDY,
+        ("job", "whose network: a job as `fgkd status` names it, distill/... or teacher/...", {}),
+        ("--student", "of a distill job (default: the only one)", {}),
+        ("--loss", "of a distill job (default: kd, and ce without a teacher)", {}),
+        ("--out", "a new folder, or an earlier hand-over's", FOLDER | {"required": True}),
+    ],
+    choose: [
+        ("photos", "a folder of photos: train/ and test/ with a folder per class, or one per class", {}),
+        ("--student", "the small network to deploy, by its timm name", {"required": True}),
+        ("--teachers", "these candidates alone (default: all)", {"default": "", "metavar": "A,B,C"}),
+        (
+            "--weights",
+            "of the candidates' weights (default: plugins' networks, else timm's hub)",
+            FOLDER | {"default": ""},
+        ),
+        (
+            "--plugins",
+            "Python files that register networks with timm",
+            {"default": "", "metavar": "A.py,B.py"},
+        ),
+        (
+            "--recipe",
+            "how teachers are trained: a linear head on frozen features, everything, or with attention",
+            {"choices": ("fz", "ft", "cal"), "default": "fz"},
+        ),
+        ("--minutes", "for pilots (default: 30)", {"type": float, "default": 30.0}),
+        (
+            "--verify",
+            "train the student of the first K to its end, and test it (default: 2; 0 makes no model)",
+            {"type": int, "default": 2, "metavar": "K"},
+        ),
+        (
+            "--size",
+            "pixels that the student sees (default: its own on a GPU, 96 on a CPU, at most the photos')",
+            {"type": int, "default": 0},
+        ),
+        ("--device", None, DEVICE),
+        ("--out", "of the results (default: PHOTOS-teacher, here)", FOLDER),
+    ],
+    data: [
+        ("key", "one of those that --list shows", {"nargs": "?", "type": _dataset, "metavar": "KEY"}),
+        ("--list", "the eight: counts, terms, and what there is of each", FLAG),
+        ("--root", "the dataset's folder (default: FGKD_DATA/KEY)", {}),
+        (
+            "--resize",
+            "pixels of the cached images (default: 300, the paper's)",
+            {"type": int, "default": 300},
+        ),
+    ],
+    check: [STUDY, ("--repair", "remove what does not fit, so that it runs again (default: name it)", FLAG)],
+    bench: [
+        ("--device", "where networks run (default: a GPU where there is one)", DEVICE),
+        (
+            "--only",
+            "step, student, views, metrics, bank, growth or notebook (default: all)",
+            {"metavar": "PART"},
+        ),
+        ("--json", "all of it as JSON (default: a table in Markdown)", FLAG),
+    ],
+}
 
 
 if __name__ == "__main__":
