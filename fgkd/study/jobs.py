@@ -146,8 +146,7 @@ class Study(StudyConfig):
         """
         if stage == "distill":
             _find(self.datasets, dataset, "dataset")
-            strategies = (*self.strategies, "CE") if self.baseline else self.strategies
-            _find(dict.fromkeys(strategies), strategy, "strategy")
+            _find((*self.strategies, *["CE"] * self.baseline), strategy, "strategy")
             if (teacher == "none") != (strategy == "CE"):
                 raise StudyError(
                     f"teacher '{teacher}' with strategy '{strategy}': "
@@ -157,7 +156,7 @@ class Study(StudyConfig):
             self.data(dataset)
             used = {RECIPES[name] for name in self.strategies}
             recipes = self.recipes.keys() - {"student"} if stage == "teacher" else used
-            _find(dict.fromkeys(sorted(recipes)), strategy, "recipe")
+            _find(sorted(recipes), strategy, "recipe")
             if (dataset == PRETEXT) != (strategy == PRETEXT):
                 raise StudyError(
                     f"recipe '{strategy}' on dataset '{dataset}': "
@@ -170,9 +169,8 @@ class Study(StudyConfig):
     @property
     def first(self) -> Job:
         """The first teacher of the first dataset and strategy, whose logits the introduction shows."""
-        return Job(
-            "teacher", next(iter(self.datasets)), next(iter(self.teachers)), RECIPES[self.strategies[0]]
-        )
+        dataset, teacher = next(iter(self.datasets)), next(iter(self.teachers))
+        return Job("teacher", dataset, teacher, RECIPES[self.strategies[0]])
 
     def seed_of(self, job: Job) -> int:
         """The seed of a job, whichever is in force."""
@@ -253,11 +251,11 @@ class Study(StudyConfig):
 
     def student_jobs(self, job: Job) -> tuple[Job, ...]:
         """The trainings of a distill job, one per student and loss."""
-        jobs = []
+        parts = []
         for student in self.students:
             part = dataclasses.replace(job, stage="student", student=student)
-            jobs += [dataclasses.replace(part, loss=loss) for loss in self.losses_of(student, job.strategy)]
-        return tuple(jobs)
+            parts += [dataclasses.replace(part, loss=loss) for loss in self.losses_of(student, job.strategy)]
+        return tuple(parts)
 
     def inputs(self, job: Job) -> tuple[Job, ...]:
         """The jobs whose results this one's is a function of.
@@ -411,10 +409,6 @@ def _data_values(study: Study, job: Job) -> dict[str, Any]:
     return {"resize": spec.resize} | {name: getattr(spec, name) for name in names}
 
 
-def _teacher_values(study: Study, job: Job) -> dict[str, Any]:
-    return _training_values(study, job, study.teacher(job.teacher), job.strategy)
-
-
 def _student_values(study: Study, job: Job) -> dict[str, Any]:
     loss = study.loss_of(job)
     values = _training_values(study, job, study.student(job.student), "student")
@@ -446,10 +440,6 @@ def _photos(study: Study, job: Job) -> dict[str, str | None]:
     return {"photos": photos and photos.digest}
 
 
-def _teacher_contents(study: Study, job: Job) -> dict[str, str | None]:
-    return _network_contents(study, study.teacher(job.teacher))
-
-
 def _student_contents(study: Study, job: Job) -> dict[str, str | None]:
     digests = _network_contents(study, study.student(job.student))
     loss = study.loss_of(job)
@@ -478,8 +468,8 @@ STAGES = {
         notebook="03_teacher",
         section="Teachers",
         inputs=_teacher_inputs,
-        values=_teacher_values,
-        contents=_teacher_contents,
+        values=lambda study, job: _training_values(study, job, study.teacher(job.teacher), job.strategy),
+        contents=lambda study, job: _network_contents(study, study.teacher(job.teacher)),
         table="teachers",
         networks=True,
         strategy="recipe",
@@ -510,23 +500,18 @@ STAGES = {
 STUDENT = Stage("", "Students", _student_inputs, _student_values, _student_contents, networks=True)
 
 
-def _find(mapping: Mapping[Any, Any], key: str, what: str) -> Any:
-    if key not in mapping:
-        raise StudyError(f"{what} '{key}' is not in the study{expected(key, mapping)}")
-    return mapping[key]
+def _find(known: Any, key: str, what: str) -> Any:
+    """The value of a key in a mapping, or a name among others."""
+    if key not in known:
+        raise StudyError(f"{what} '{key}' is not in the study{expected(key, known)}")
+    return known[key] if isinstance(known, Mapping) else key
 
 
 def _network_values(model: Model) -> dict[str, Any]:
     """The values of a model that its result depends on: not its key, nor where its weights lie."""
-    values: dict[str, Any] = {
-        "model": model.model,
-        "weights": "file" if model.file else model.weights,
-    }
-    if model.options:
-        values["options"] = model.options
-    if model.resolution:
-        values["resolution"] = model.resolution
-    return values
+    values: dict[str, Any] = {"model": model.model, "weights": "file" if model.file else model.weights}
+    optional = {"options": model.options, "resolution": model.resolution}
+    return values | {name: value for name, value in optional.items() if value}
 
 
 def _recipe_values(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_words_that_are_no_command_end_with_status_2_and_the_usage(capsys, words
 def test_odd_words_end_with_status_2_and_one_sentence(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
-    (tmp_path / "deep.yaml").write_text("a: " + 3000 * "[" + 3000 * "]")
+    (tmp_path / "deep.yaml").write_text("a: " + 1200 * "[" + 1200 * "]")
     (tmp_path / "file").touch()
     assert cli.main(words) == 2
     error = capsys.readouterr().err
