@@ -30,18 +30,12 @@ PROGRESS = ["recipe", "against", "datasets", "teachers", "rho", "low", "high", "
 
 
 def distillation_gains(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
-    """What students gain over the same one without a teacher (CE), as a share of 1.
+    """What students gain over the same one without a teacher, CE (pay.csv).
 
-    One row for all groups and for each strategy, loss, dataset and student (`by`, `value`): `alone`, the
-    accuracy without a teacher; `gain`, that of a student less that, the mean over teachers; `r12`, of the
-    teacher that R12 picks (equal ones share); `best`, of the best teacher, which the same test images name
-    afterwards and is therefore too high.  No row where the study has no student without a teacher.
-
-    Each with a 95 % interval (`_low`, `_high`), by `over`.  'data sets': `blocks.mean_interval`, what other
-    datasets would give.  'test images', below six: what other images, and seeds where there are several, of
-    these datasets would give.  A difference of two accuracies p and q on N images has the variance
-    (p (1 - p) + q (1 - q)) / N, more than one on the same images has where students agree; the errors of
-    teachers and groups of a dataset, which share its images, add up as if they were one.
+    Intervals are `blocks.mean_interval` over datasets, what other datasets would give; below six they say
+    what other images, and seeds where there are several, of these datasets would give.  A difference of two
+    accuracies p and q on N images has the variance (p (1 - p) + q (1 - q)) / N, more than one on the same
+    images has where students agree; the errors of teachers and groups of a dataset add up as one.
 
     points: as returned by `groups.join_students_with_metrics`
     students, data: as returned by `records.collect`
@@ -76,12 +70,11 @@ def describe_gains(gains: pd.DataFrame) -> str:
 
 
 def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """R12, TAC and SSP under T and beta other than the study's: one row per KD loss and metric.
+    """R12, TAC and SSP under T and beta other than the study's (temperatures.csv).
 
-    Columns: loss, its temperature and beta; metric; groups and datasets that have both losses; `kd` and
-    `own`, mean rho in the claimed direction with the study's T and beta and with the loss's own;
-    `difference`, own less kd, with its 95 % interval over datasets (low, high; NaN below six).  No row where
-    no loss is such a one.
+    No row where no loss is KD with its own.
+
+    correlations: as returned by `groups.correlations`
     """
     own_losses = {name: loss for name, loss in study.losses.items() if loss.loss == "kd"}
     rows = []
@@ -135,12 +128,9 @@ def describe_temperatures(table: pd.DataFrame, study: Study) -> str:
 
 
 def progress(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Does R12 follow how far training has come?  One row per recipe and measure of progress.
+    """Does R12 follow how far training has come (progress.csv)?
 
-    An undertrained teacher has a small R12, being unsure of everything: rho near +1 says that a small R12 is
-    that of a teacher that is not yet trained.  Columns: `against`, train_accuracy on the students' views, or
-    tac; `datasets` and `teachers` (the most); rho of R12 with it over the teachers of a dataset, the mean
-    over datasets with its 95 % interval (low, high; NaN below six); `median`, the same of R12's median.
+    An undertrained teacher has a small R12, being unsure of everything.
 
     metrics: as returned by `records.with_tac`
     """
@@ -181,12 +171,9 @@ def teacher_means(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def mixes(points: pd.DataFrame, traits: list[str]) -> pd.DataFrame:
-    """Which teachers make the ranking?  One row for all, and for each part with a common trait.
+    """Which teachers make the ranking: all, and each part with a common trait (mixes.csv)?
 
-    Columns: trait, value, the number of `teachers`, their students' `accuracy`, R12's `median` and million
-    `parameters`, means over groups; and for R12, TAC and SSP the mean rho in the claimed direction among
-    these teachers alone (NaN of fewer than three).  Where networks have several norms other than BatchNorm,
-    'without BatchNorm' is a part too.
+    Where networks have several norms other than BatchNorm, 'without BatchNorm' is a part too.
 
     points: as returned by `records.points`
     traits: columns of it

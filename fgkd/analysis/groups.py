@@ -1,7 +1,8 @@
 """Points and rank correlations of a study's groups, and what they show on average.
 
 A group is one dataset, student, strategy and loss.  Its points are the teachers, each the mean over the
-study's seeds: a teacher's metrics and the accuracy of its student.
+study's seeds: a teacher's metrics and the accuracy of its student.  Columns of tables that are written, here
+and in `selection`, `findings` and `paper`, are explained in runs/README.md.
 """
 
 from __future__ import annotations
@@ -78,10 +79,7 @@ def join_students_with_metrics(students: pd.DataFrame, metrics: pd.DataFrame) ->
 
 
 def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row per group and metric: how well the metric ranks the group's teachers.
-
-    Columns: n; seeds, which a point is the mean of (the fewest); rho, abs_rho, p, strength; direction, the
-    claimed one; agrees, rho times that direction; low and high, rho's 95 % interval; tau, Kendall's.
+    """How well each metric ranks each group's teachers (correlations.csv).
 
     students, metrics: as of `join_students_with_metrics`
     """
@@ -186,11 +184,9 @@ def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def orders(points: pd.DataFrame) -> pd.DataFrame:
-    """How far two ways to teach put the same teachers in one order: a row a pair of ways.
+    """How far two ways to teach put the same teachers in one order (orders.csv).
 
-    Columns: `one` and `other`, a strategy with its loss each, such as 'FZ kd'; the groups and datasets that
-    have both; `rho` of the accuracies of their students, the mean over groups, with its 95 % interval over
-    datasets (low, high; NaN below six).  One seed's luck lies in it, and what the ways really differ in.
+    One seed's luck lies in rho, and what the ways really differ in.
 
     points: as returned by `join_students_with_metrics`
     """
@@ -224,11 +220,7 @@ def ranking_stability(epochs: pd.DataFrame, metric: str = "ratio12") -> pd.DataF
 
 
 def summary(correlations: pd.DataFrame, by=()) -> pd.DataFrame:
-    """One row per metric, for each value of `by`: the mean over its groups.
-
-    Columns: groups, their datasets (a number), teachers (n), mean_rho, mean_abs_rho, agrees with its interval
-    over datasets (low, high), shares of weak, modest and strong groups, and the same under the null
-    (chance_).
+    """Means over groups, a row per metric for each value of `by` (headline.csv).
 
     correlations: as returned by the function of that name
     by: one or more of dataset, student, strategy and loss

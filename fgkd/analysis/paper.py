@@ -136,14 +136,7 @@ def cub_group() -> pd.DataFrame:
 def claims(
     correlations: pd.DataFrame, choices: pd.DataFrame, students: pd.DataFrame, points: pd.DataFrame
 ) -> pd.DataFrame:
-    """The paper's claims in a study: one row each, of a quantity that is above 0 where it holds.
-
-    Columns: `claim`, `family`, `published` (NaN where the paper prints no such number), `ours` with its 95 %
-    interval over datasets (`low`, `high`), `groups`, `datasets`, the number of them that a verdict needs
-    where there are fewer (`needed`), `p` of swapping whole datasets, `p_holm`, `verdict` and `detectable`: of
-    each registered `cannot tell` of enough datasets, the smallest true mean that four of five such studies
-    would find (`blocks.detectable`, from the spread of the study's own datasets, at the level of the first of
-    three claims by Holm; empty where that is more than there can be).
+    """The paper's claims in a study, quantities above 0 where they hold (claims.csv).
 
     Like is compared with like: the printed shares of strong groups of CAL and of TGDA are of students taught
     by KD alone (loss kd), and the printed accuracies of picks are those of LCNet-035 with it.  So are ours;
@@ -200,15 +193,11 @@ def strategies_of(claim: str) -> tuple[str, ...]:
 
 
 def power(correlations: pd.DataFrame) -> pd.DataFrame:
-    """Smallest mean signed rho, or difference of two, that other designs of the study could see.
+    """Smallest mean signed rho, or difference, that other designs could see (power.csv).
 
-    One row per registered claim, number of `datasets` and of `teachers` (the study's own, and twice as many):
-    `detectable` as of `blocks.detectable`, at the level of the first of three claims by Holm.  `spread`: the
-    standard deviation of the datasets' differences, by `source` the study's own, or 'chance' where it has
-    fewer than three: that of one group of unrelated teachers, 1 / sqrt(n - 1), for a difference of two
-    metrics sqrt(2) times that.  With twice the teachers it is taken to shrink as a rho's does, which is the
-    best case.  Empty where it would have to be larger than a rho, or a difference of two, can be.  No row
-    where no group has a rho.
+    `detectable` is that of `blocks.detectable`, at the level of the first of three claims by Holm.  The
+    spread of chance is that of one group of unrelated teachers, 1 / sqrt(n - 1), for a difference of two
+    metrics sqrt(2) times that.  No row where no group has a rho.
 
     correlations: as returned by `groups.correlations`
     """

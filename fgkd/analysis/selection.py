@@ -66,13 +66,13 @@ def selection_outcomes(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataF
 
 
 def shares(scores: np.ndarray) -> np.ndarray:
-    """How far each teacher is picked by the largest score: ties are shared, NaN where none is known."""
+    """How far the largest score picks each teacher: ties are shared, NaN where none is known."""
     picked = scores == np.fmax.reduce(scores)
     return picked / picked.sum() if picked.any() else np.full(len(picked), math.nan)
 
 
 def with_errors(points: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
-    """Points with the standard `error` of their accuracy, for other test images and other seeds."""
+    """Points with the standard `error` of their accuracy, for other images and other seeds."""
     test_images = points.dataset.map(data.set_index("dataset").test)
     of_images = points.accuracy * (1 - points.accuracy) / test_images
     of_seeds = (points.accuracy_sd**2 / points.seeds).fillna(0)
@@ -80,12 +80,9 @@ def with_errors(points: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
 
 
 def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
-    """What choosing gains: one row per rule, means over groups, the most accurate first.
+    """What choosing gains, means over groups, the most accurate rule first (picks.csv).
 
-    Rules that cannot pick in every group are left out.  teacher: whom it picks most often, with the number of
-    groups where there are several.  groups: how many the means are over.  gain_random and gain_tac: accuracy
-    above that of a random teacher's student and of the most accurate teacher's, each with its 95 % interval
-    over datasets (_low, _high).
+    Rules that cannot pick in every group are left out.
 
     points, students: as of `selection_outcomes`
     """
@@ -107,16 +104,12 @@ def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFr
 
 
 def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
-    """One row per teacher, the best first, then 'no teacher' and 'chance': means over groups.
+    """The teachers, the best first, then 'no teacher' and 'chance' (standings.csv).
 
-    accuracy: of its students.  error: half the width of its 95 % interval for other test images, and for
-    other seeds where the study has several; the errors of a dataset's groups, which share its images, add up
-    as if they were one.  tied: whether it cannot be told apart from the best: the interval of their
-    difference holds 0, over datasets where there are six (`mean_interval`), else from both errors.  Then R12,
-    TAC, SSP, the share of views in which R12 means nothing, and the number of groups.
-
-    While students are still missing, the means are over the groups that have all teachers; as long as there
-    is none, each teacher's are over its own groups and do not compare.
+    A teacher is `tied` with the best where the interval of their difference holds 0, over datasets where
+    there are six (`mean_interval`), else from the errors of both.  While students are still missing, the
+    means are over the groups that have all teachers; as long as there is none, each teacher's are over its
+    own groups and do not compare.
 
     points: as returned by `groups.join_students_with_metrics`
     students: one row per student, those without a teacher among them

@@ -161,7 +161,7 @@ def summarize_labelled(values: dict[str, Tensor]) -> dict[str, float]:
 
 
 def summarize_all(values: dict[str, Tensor]) -> dict[str, float]:
-    """What `summarize` and `summarize_labelled` say of `all_samples`, and means of plugins' metrics."""
+    """`summarize` and `summarize_labelled` of `all_samples`, and means of plugins' metrics."""
     plain = {name: value for name, value in values.items() if name not in LABELLED}
     return _summarize_samples(plain) | summarize_labelled(values)
 
