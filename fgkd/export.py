@@ -26,6 +26,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import jinja2
 import numpy as np
 import timm
 import torch
@@ -42,6 +43,7 @@ from fgkd.models import classifier
 from fgkd.study import PRETEXT, Job, Model, Study, StudyError, check_weights
 from fgkd.study.errors import expected, hint
 
+TEXTS = Path(__file__).parent / "report" / "templates"
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 NETWORK = "network.py"
 FILES = {
@@ -51,68 +53,6 @@ COMPARED = 32  # test images on which the folder's networks are compared with th
 TOLERANCE = 1e-3  # largest difference of a probability there
 NOISE = {"cpu": 0.01}  # and of what the machine predicted that trained it
 GPU_NOISE = 0.2  # in bf16
-PREDICT = '''"""Name the class of each photo: python predict.py PHOTO ..."""
-
-import functools
-import io
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-FOLDER = Path(__file__).parent
-RESIZE, CROP = $resize, $crop  # pixels: a photo is squashed to a square, and its middle is cut out
-CLASSES = (FOLDER / "classes.txt").read_text(encoding="utf-8").splitlines()
-FORMATS = $formats
-MAX_PIXELS = $pixels
-
-
-$decoder
-
-
-@functools.cache
-def network():
-    """The network, loaded once."""
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
-
-
-def photo(path):
-    """A photo as the study saw it, for timm's transform."""
-    return Image.fromarray(decode(path, RESIZE))
-
-
-def predict(path):
-    """The class of a photo, and its probability."""
-    corner = (RESIZE - CROP) // 2
-    view = np.asarray(photo(path))[corner : corner + CROP, corner : corner + CROP]
-    (probabilities,) = network().run(None, {"pixels": view[None]})[0]
-    return CLASSES[probabilities.argmax()], probabilities.max()
-
-
-def main(paths):
-    """Name the photos; returns the exit status, 1 where one cannot be read."""
-    if not paths:
-        sys.exit("usage: python predict.py PHOTO ...")
-    status = 0
-    for path in paths:
-        try:
-            name, probability = predict(path)
-            print(f"{path}: {name} ({probability:.1%})")
-        except DataError as error:
-            print(error, file=sys.stderr)
-            status = 1
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-'''
 
 
 @dataclass(frozen=True)
@@ -472,7 +412,7 @@ def _write_texts(trained: Trained, folder: Path) -> None:
 
 def predict_script(resize: int, crop: int) -> str:
     """predict.py, which decodes a photo by the very code that decoded those of the study."""
-    return Template(PREDICT).substitute(
+    return Template((TEXTS / "predict.py.txt").read_text(encoding="utf-8")).substitute(
         resize=resize,
         crop=crop,
         formats=images.FORMATS,
@@ -486,144 +426,28 @@ def card(trained: Trained, *, own_network: bool = False) -> str:
 
     own_network: timm lacks the network, which network.py registers.
     """
-    dataset = trained.dataset
-    low, high = share_interval(round(trained.accuracy * len(dataset.test)), len(dataset.test))
-    rows = _describe_training(trained) | _describe_provenance(trained)
-    notes = [f"- {note}" for note in (trained.study.data(trained.job.dataset).note, *dataset.notes) if note]
-    title = trained.job.student or trained.job.teacher
-    parts = [
-        "---\nlibrary_name: timm\ntags:\n- image-classification\n- timm\n- onnx\n---",
-        f"# {title}: {len(dataset.classes)} classes of {trained.job.dataset}",
-        f"Top-1 accuracy on {len(dataset.test)} test images: **{trained.accuracy:.1%}** "
-        f"(95 % interval {low:.1%} to {high:.1%}), after the last epoch.",
-        "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]),
-        "\n".join(notes),
-        f"## Use\n\n    python predict.py photo.jpg\n\n{_describe_onnx(trained)}",
-        _describe_timm(trained, own_network),
-        "## Terms\n\nThose of the photos, and of the weights that the training started from, hold for this "
-        "network too; neither is stated here.",
-    ]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def _describe_training(trained: Trained) -> dict[str, str]:
-    """What the network is and how it was trained: rows of the card."""
-    study, job, row = trained.study, trained.job, trained.row
-    dataset = trained.dataset
-    is_teacher = job.stage == "teacher"
-    recipe = study.recipe(job.strategy if is_teacher else "student", trained.spec)
-    start = Path(trained.spec.weights).name if trained.spec.file else trained.spec.weights
+    study, job, spec, dataset = trained.study, trained.job, trained.spec, trained.dataset
+    start = Path(spec.weights).name if spec.file else spec.weights
     if job.strategy == PRETEXT:  # this is the training that weights 'pretext' come from
         start = "none"
     starts = {"none": "random", "timm": "timm's of that name", "pretext": "of a training on the pretext set"}
-    words = {
-        "network": f"{trained.spec.model}, {row['parameters']:,} weights",
-        "data": f"{job.dataset}: {len(dataset.train)} training and {len(dataset.test)} test images",
-        "weights before": starts.get(start, start),
-        "recipe": f"epochs {recipe.epochs}, batch size {recipe.batch_size}, {recipe.optimizer}, "
-        f"learning rate {row['lr']:g}, weight decay {recipe.weight_decay:g}",
+    values = vars(trained) | {
+        "accuracy": trained.accuracy,
+        "architecture": trained.architecture,
+        "interval": share_interval(round(trained.accuracy * len(dataset.test)), len(dataset.test)),
+        "row": trained.row,
+        "recipe": study.recipe(job.strategy if job.stage == "teacher" else "student", spec),
+        "start": starts.get(start, start),
+        "notes": [note for note in (study.data(job.dataset).note, *dataset.notes) if note],
+        "own_network": own_network,
+        "sizes": study.views,
+        "teacher": None,
+        "loss": None,
     }
-    if is_teacher:
-        return words | {"trained as": f"teacher, {job.strategy}"}
-    return words | {"teacher": _describe_teacher(trained), "loss": _describe_loss(trained)}
-
-
-def _describe_teacher(trained: Trained) -> str:
-    study, job = trained.study, trained.job
-    if job.strategy == "CE":
-        return "none"
-    (teacher,) = study.inputs(job)
-    record = records.record(study, teacher)
-    tac = f", test accuracy {record['rows'][0]['tac']:.1%}" if record else ""
-    return f"{job.teacher} ({study.teacher(job.teacher).model}), strategy {job.strategy}{tac}"
-
-
-def _describe_loss(trained: Trained) -> str:
-    """The loss of a student as a formula with its values."""
-    study, job = trained.study, trained.job
-    if job.strategy == "CE":
-        return "cross-entropy (CE)"
-    loss = study.losses_of(job.student, job.strategy)[job.loss]
-    kd = study.kd(loss)
-    text = f"{job.loss}: CE + beta T² KD with T = {kd.temperature:g}, beta = {kd.beta:g}"
-    if loss is None or loss.loss == "kd":
-        return text
-    options = "".join(f", {name} {value}" for name, value in loss.options.items())
-    return f"{text}; + {loss.weight:g} {loss.loss} on {loss.applies_to}{options}"
-
-
-def _describe_provenance(trained: Trained) -> dict[str, str]:
-    source = trained.record["provenance"]
-    packages = ", ".join(f"{name} {version}" for name, version in source["packages"].items())
-    return {
-        "study": f"{trained.study.name}, job {trained.job.id}",
-        "fingerprint": trained.record["fingerprint"],
-        "trained by": f"fgkd at commit {source['commit']}, seed {source['seed']}, on {source['device']}, "
-        f"in {source['seconds']:.0f} s",
-        "packages": packages,
-    }
-
-
-def _describe_onnx(trained: Trained) -> str:
-    sizes = trained.study.views
-    return (
-        "`predict.py` needs `onnxruntime`, `numpy` and `pillow` alone. `model.onnx` takes plain pixels: "
-        f"`pixels` (N, {sizes.crop}, {sizes.crop}, 3), uint8, RGB, and gives `probabilities` "
-        f"(N, {len(trained.dataset.classes)}) in the order of `classes.txt`; the normalisation is inside. "
-        f"A photo is first turned upright, squashed to {sizes.resize} x {sizes.resize} pixels (bicubic), and "
-        f"its central {sizes.crop} x {sizes.crop} are cut out. Other preprocessing costs accuracy: other "
-        "libraries clip photos of 16 or 32 bits, for example."
-    )
-
-
-def _describe_timm(trained: Trained, own_network: bool) -> str:
-    """How timm loads the folder, and where its preprocessing is not quite the one of the study."""
-    load = 'net = timm.create_model("local-dir:FOLDER", pretrained=True).eval()'
-    first = ""
-    if own_network:
-        load = (
-            f'net = timm.create_model("{trained.architecture}", checkpoint_path="FOLDER/model.safetensors", '
-            '**config["model_args"]).eval()'
-        )
-        first = "import network  # beside this card: registers the network, which timm lacks\n    "
-    imported, transform = _timm_transform(trained)
-    lines = [f"{first}import json, timm", imported]
-    lines += ["from predict import photo  # beside this card: opens a photo as the study did"]
-    lines += ['config = json.load(open("FOLDER/config.json"))']
-    lines += [load, *transform, '# net(transform(photo("photo.jpg"))[None]).softmax(1)']
-    return "\n\n".join(filter(None, ["With timm:", "    " + "\n    ".join(lines), _warn_of_timm(trained)]))
-
-
-def _timm_transform(trained: Trained) -> tuple[str, list[str]]:
-    """The import and the lines that make `transform`: timm's own, or one that resizes twice."""
-    sizes, resolution = trained.study.views, trained.spec.resolution
-    if resolution in (0, sizes.crop):
-        return "from timm.data import create_transform, resolve_data_config", [
-            'data = resolve_data_config(pretrained_cfg=config["pretrained_cfg"])',
-            "transform = create_transform(**data)",
-        ]
-    view = f"Resize(({sizes.resize}, {sizes.resize}), 3), CenterCrop({sizes.crop})"  # 3: bicubic
-    return "from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor", [
-        'cfg = config["pretrained_cfg"]',
-        f"resize = Compose([{view}, ToTensor(), Resize({resolution})])",
-        'transform = Compose([resize, Normalize(cfg["mean"], cfg["std"])])',
-    ]
-
-
-def _warn_of_timm(trained: Trained) -> str:
-    """Where timm's transform gives other pixels than the study's; '' where it gives the same."""
-    sizes = trained.study.views
-    resolution = trained.spec.resolution
-    if resolution not in (0, sizes.crop):
-        return (
-            f"The network was trained on views of {sizes.crop} pixels that were then resized to {resolution} "
-            "(bilinear, antialiased), as this transform does, and `model.onnx` inside. timm's own, by "
-            "config.json, resizes photos once: by it accuracy may differ from the one above."
-        )
-    margin = sizes.resize - sizes.crop
-    if round(margin / 2) != margin // 2:
-        return (
-            f"Of an odd margin of {margin} pixels timm cuts one more above and to the left than the study: "
-            "accuracy may differ a little from the one above."
-        )
-    return ""
+    if job.stage == "student" and job.strategy != "CE":
+        (source,) = study.inputs(job)
+        loss = study.losses_of(job.student, job.strategy)[job.loss]
+        values |= {"teacher": study.teacher(job.teacher), "loss": loss, "kd": study.kd(loss)}
+        values["teacher_record"] = records.record(study, source)
+    environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string((TEXTS / "card.md.j2").read_text(encoding="utf-8")).render(values) + "\n"
