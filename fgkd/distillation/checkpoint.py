@@ -10,7 +10,6 @@ import io
 import itertools
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,92 +22,77 @@ from fgkd.study import StudyError
 CHECKPOINT_SECONDS = 30
 
 
-@dataclass
-class EpochProgress:
-    """An epoch's steps so far, and sums over their images.
+class Checkpoint:
+    """A training's history and current epoch, kept in a file that is written every 30 seconds at most.
 
-    totals: of each term of the loss; hits: of correct predictions; both on the model's device, so that no
-    step waits for it.
+    history: a row for each epoch that ended.
+    begun: the state of the epoch that was going on, where there is a file that says so.
+    Model and optimizer are set to the file's state; how the optimizer computes stays as it is on this device.
     """
 
-    steps: int
-    totals: dict[str, Tensor]
-    hits: Tensor
+    def __init__(
+        self, file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    ) -> None:
+        self.file = file
+        self.parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+        self.history: list[dict] = []
+        self.begun: dict | None = None
+        self.totals: dict[str, Tensor] = {}  # of each term of the loss, over the epoch's images
+        self.hits = torch.zeros((), device=device)  # on the model's device, so that no step waits for it
+        self.written = time.monotonic()
+        if (state := read(file)) is None:
+            return
+        try:
+            for group in state["optimizer"]["param_groups"]:
+                group["fused"] = optimizer.defaults["fused"]
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self.history, self.begun = state["history"], state["begun"]
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise StudyError(f"checkpoint '{file}' is of another training: delete it") from error
 
-    @classmethod
-    def start(cls, epoch_state: dict | None, device: torch.device) -> EpochProgress:
-        """Start an epoch, or resume it from its state, which sets the random numbers too."""
-        if epoch_state is None:
-            return cls(0, {}, torch.zeros((), device=device))
-        set_random_state(epoch_state["random"], device)
-        totals = {name: total.to(device) for name, total in epoch_state["totals"].items()}
-        return cls(epoch_state["steps"], totals, epoch_state["hits"].to(device))
-
-    def remaining(self, batches: Iterable) -> Iterator[tuple]:
-        """(step, batch) of the batches that are left of the epoch's."""
-        return itertools.islice(enumerate(batches), self.steps, None)
+    def steps(self, batches: Iterable) -> Iterator[tuple]:
+        """(step, batch) of the batches that are left of an epoch's; between them the file is written."""
+        begun, self.begun = self.begun, None
+        self.totals, self.hits, done = {}, torch.zeros_like(self.hits), 0
+        if begun is not None:
+            set_random_state(begun["random"], self.hits.device)
+            self.totals = {name: total.to(self.hits.device) for name, total in begun["totals"].items()}
+            self.hits, done = begun["hits"].to(self.hits.device), begun["steps"]
+        for step, batch in itertools.islice(enumerate(batches), done, None):
+            if step > done and self._is_due:
+                random = random_state(self.hits.device)
+                sums = {"totals": self.totals, "hits": self.hits}
+                self._save({"steps": step, "random": random} | sums)
+            yield step, batch
 
     def add(self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
         """Count a step: its terms of the loss, means over the batch, logits (B, C) and labels (B,)."""
         for name, term in terms.items():
             self.totals[name] = self.totals.get(name, 0) + term.detach() * len(labels)
         self.hits += (logits.detach().argmax(1) == labels).sum()
-        self.steps += 1
 
     def means(self, n: int) -> dict[str, float]:
         """The terms of the loss and the training accuracy, means over the epoch's n images."""
         terms = {name: total.item() / n for name, total in self.totals.items()}
         return terms | {"train_accuracy": self.hits.item() / n}
 
-    def state(self) -> dict:
-        """What `start` takes, the random numbers' state among it."""
-        random = random_state(self.hits.device)
-        return {"steps": self.steps, "totals": self.totals, "hits": self.hits, "random": random}
+    def end_epoch(self, row: dict, *, due: bool = False) -> None:
+        """Add an epoch's row to the history.
 
-
-class Checkpoint:
-    """The file of a training's state, written when 30 seconds have passed since it last was."""
-
-    def __init__(self, file: Path, model: nn.Module, optimizer: torch.optim.Optimizer):
-        self.file = file
-        self.model = model
-        self.optimizer = optimizer
-        self.written = time.monotonic()
-
-    def load(self) -> tuple[list[dict], dict | None]:
-        """Set model and optimizer to the file's state; return its history and epoch's state.
-
-        ([], None) without a file, or with one that cannot be read.  How the optimizer computes stays as it is
-        on this device.
+        due: write the file whenever it was written before.
         """
-        state = read(self.file)
-        if state is None:
-            return [], None
-        try:
-            self.model.load_state_dict(state["model"])
-            for group in state["optimizer"]["param_groups"]:
-                group["fused"] = self.optimizer.defaults["fused"]
-            self.optimizer.load_state_dict(state["optimizer"])
-            return state["history"], state["begun"]
-        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise StudyError(f"checkpoint '{self.file}' is of another training: delete it") from error
+        self.history.append(row)
+        if due or self._is_due:
+            self._save(None)
 
-    def save_if_due(
-        self, history: list[dict], progress: EpochProgress | None = None, *, due: bool = False
-    ) -> None:
-        """Write the state after the epochs of `history` and the steps of `progress`, if due.
+    @property
+    def _is_due(self) -> bool:
+        return time.monotonic() - self.written > CHECKPOINT_SECONDS
 
-        due: write it whenever it was written before.
-        """
-        if not due and time.monotonic() - self.written <= CHECKPOINT_SECONDS:
-            return
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "history": history,
-            "begun": None if progress is None else progress.state(),
-        }
-        write(self.file, state)
+    def _save(self, begun: dict | None) -> None:
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        write(self.file, states | {"history": self.history, "begun": begun})
         self.written = time.monotonic()
 
 
@@ -140,10 +124,7 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 
 def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Set the states of `random_state`, perhaps of another machine.
-
-    A GPU's own random numbers stay where the states are a CPU's.
-    """
+    """Set the states of `random_state`; a GPU's own stay where the states are a CPU's."""
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) == 2:
         torch.cuda.set_rng_state(states[1], device)

@@ -25,7 +25,7 @@ from fgkd.data import views
 from fgkd.data.datasets import Split
 from fgkd.distillation import checkpoint as checkpoints
 from fgkd.distillation import losses
-from fgkd.distillation.checkpoint import Checkpoint, EpochProgress
+from fgkd.distillation.checkpoint import Checkpoint
 from fgkd.models import cal
 from fgkd.models.classifier import Classifier, Head
 from fgkd.progress import Progress
@@ -125,19 +125,18 @@ def fit(
     trained = model if auxiliary_loss is None else nn.ModuleList([model, auxiliary_loss])
     weights = list(trained.parameters())
     optimizer = make_optimizer(trained, recipe)
-    state = Checkpoint(checkpoint, trained, optimizer)
-    history, epoch_state = state.load()
+    state = Checkpoint(checkpoint, trained, optimizer, labels.device)
     train_index = torch.arange(len(labels)) if subset is None else subset
     steps = _count_batches(trained, len(train_index), recipe)
     devices = (index_device or labels.device, labels.device)
     progress_file = Progress(checkpoint.parent, title, recipe.epochs)
-    for epoch in tqdm(range(len(history), stop or recipe.epochs), desc=title, unit="epoch", disable=None):
+    for epoch in tqdm(
+        range(len(state.history), stop or recipe.epochs), desc=title, unit="epoch", disable=None
+    ):
         trained.train()
         torch.manual_seed(seed + epoch)  # for dropout and counterfactual attention
         batches = shuffled_batches(train_index, steps, seed=seed, epoch=epoch, devices=devices)
-        progress = EpochProgress.start(epoch_state, labels.device)
-        epoch_state = None
-        for step, (rows, index) in progress.remaining(batches):
+        for step, (rows, index) in state.steps(batches):
             set_learning_rate(optimizer, recipe, step=epoch * steps + step, steps=recipe.epochs * steps)
             logits, terms = objective(model, inputs(epoch, rows), epoch, index)
             loss: Tensor = sum(terms.values())  # type: ignore[assignment]  # of no terms it would be 0
@@ -145,17 +144,14 @@ def fit(
             loss.backward()
             nn.utils.clip_grad_norm_(weights, recipe.clip)
             optimizer.step()
-            progress.add(terms, logits, labels[index])
+            state.add(terms, logits, labels[index])
             progress_file.update(epoch + (step + 1) / steps)
-            if step + 1 < steps:
-                state.save_if_due(history, progress)
-        row = {"epoch": epoch} | progress.means(len(train_index))
+        row = {"epoch": epoch} | state.means(len(train_index))
         check_finite(title, row, recipe, progress_file)
-        history.append(row)
         progress_file.update(epoch + 1, loss=sum(row[name] for name in terms))
-        state.save_if_due(history, due=epoch + 1 == stop)  # after the last too: a job trains several students
+        state.end_epoch(row, due=epoch + 1 == stop)  # after the last too: a job trains several students
     progress_file.close()
-    return history
+    return state.history
 
 
 def count_batches(images: int, batch_size: int) -> int:

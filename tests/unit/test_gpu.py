@@ -184,7 +184,7 @@ def test_a_cpus_checkpoint_is_continued_in_one_kernel(tmp_path, monkeypatch):
     recipe, net = trainings.recipe("KD"), trainings.network("KD")
     trainings.train("KD", net, tmp_path / "c", with_recipe=recipe)
     optimizer = training.make_optimizer(net.cuda(), recipe)
-    history, epoch_state = checkpoint.Checkpoint(tmp_path / "c", net, optimizer).load()
-    assert len(history) == 3 and epoch_state is None
+    state = checkpoint.Checkpoint(tmp_path / "c", net, optimizer, torch.device("cuda"))
+    assert len(state.history) == 3 and state.begun is None
     assert {group["fused"] for group in optimizer.param_groups} == {True}
     assert all(state["step"].is_cuda and state["step"] == 12 for state in optimizer.state.values())

@@ -313,7 +313,7 @@ def test_a_gpus_checkpoint_leaves_its_kind_of_optimizer_behind(checkpoint, optim
         group["fused"] = True
     torch.save(state, checkpoint)
     resumed = training.make_optimizer(net, recipe)
-    checkpoints.Checkpoint(checkpoint, net, resumed).load()
+    checkpoints.Checkpoint(checkpoint, net, resumed, CPU)
     assert {group["fused"] for group in resumed.param_groups} == {None}
 
 
