@@ -323,7 +323,7 @@ def _softened(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Ten
     student, teacher = _to_fp32(student, teacher, same_width=True, finite=False)
     student_log_p = F.log_softmax(student / temperature, dim=1)
     teacher_log_p = F.log_softmax(teacher / temperature, dim=1)
-    return student_log_p.clamp(min=LOWEST), teacher_log_p.clamp(min=LOWEST)
+    return student_log_p.clamp(min=LOWEST), teacher_log_p.clamp_(min=LOWEST)
 
 
 def _decoupled(log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
