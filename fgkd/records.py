@@ -334,9 +334,9 @@ def is_complete(study: Study, job: Job, known: dict | None = None) -> bool:
     return all(find(study, part, known) for part in record_jobs(study, job))
 
 
-def rows(study: Study, job: Job) -> list[dict]:
+def rows(study: Study, job: Job, known: dict | None = None) -> list[dict]:
     """The rows of the job's records; of a bank one for each strategy whose students read it."""
-    return [row for stored in records(study, job) for row in _rows(study, job, stored)]
+    return [row for stored in records(study, job, known) for row in _rows(study, job, stored)]
 
 
 def mark_done(study: Study, job: Job) -> None:

@@ -56,7 +56,7 @@ def exact_p(x, y, *, draws: int = 100_000, seed: int = 0) -> float:
     rank_y = _standardize(scipy.stats.rankdata(y))
     tied = len(set(rank_x)) < n or len(set(rank_y)) < n
     if n > COUNTED:
-        others = _permute(rank_y, draws, seed) @ rank_x if tied else _sampled_null(n, draws, seed)
+        others = rank_y[_orders(n, draws, seed)] @ rank_x if tied else _sampled_null(n, draws, seed)
         null = np.append(others, rho)
     else:
         null = rank_y[_permutations(n)] @ rank_x if tied else _null(n)
@@ -256,12 +256,13 @@ def _null(n: int) -> np.ndarray:
 def _sampled_null(n: int, draws: int, seed: int) -> np.ndarray:
     """rho of sampled permutations of n teachers without ties: (draws,)."""
     ranks = _standardize(np.arange(n, dtype=float))
-    return _permute(ranks, draws, seed) @ ranks
+    return ranks[_orders(n, draws, seed)] @ ranks
 
 
-def _permute(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """Sampled permutations of values (n,): (draws, n)."""
-    return np.random.default_rng(seed).permuted(np.tile(values, (draws, 1)), axis=1)
+@functools.lru_cache(maxsize=4)
+def _orders(n: int, draws: int, seed: int) -> np.ndarray:
+    """Sampled permutations of n: (draws, n)."""
+    return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (draws, 1)), axis=1)
 
 
 @functools.cache

@@ -66,20 +66,21 @@ def build(study: Study, states: Mapping[Job, Mapping], folder: Path | None = Non
     standings = tables.pop("standings", None)
     claims = tables.pop("claims", None)
     missing = {job: state for job, state in states.items() if state["state"] != "done"}
+    known: dict[Job, str] = {}  # fingerprints
     site = Site(
         title="Which teacher should your small model learn from?",
         question=f"{study.name}: {study.question}" if study.question else study.name,
         answer=[paragraph for paragraph in answer if paragraph],
-        entries=[_entry(study, job, state) for job, state in states.items()],
+        entries=[_entry(study, job, state, known) for job, state in states.items()],
         standings=None if standings is None else _standings_table(standings, tables["picks"]),
         missing=[_describe_missing(job, state) for job, state in missing.items()],
-        notes=notes(study),
+        notes=notes(study, known),
         figures=figures,
         headline=_headline_table(headline) if figures else None,
         claims=None if claims is None else _claims_table(study, claims, tables),
         tables=[Table(name, frame) for name, frame in tables.items()],
-        facts=_facts(study),
-        folders=(study.folder, study.folder.parent, Path(study.file).parent),
+        facts=_facts(study, known),
+        folders=(folder, study.folder, study.folder.parent, Path(study.file).parent),
     )
     return write(site, folder / "report")
 
@@ -108,14 +109,14 @@ def conclude(
     }
 
 
-def notes(study: Study) -> list[str]:
+def notes(study: Study, known: dict | None = None) -> list[str]:
     """Say what a reader of the numbers should know.
 
     It is what the study says of its data sets, copies in both splits, and where R12 loses its meaning.
     """
     sentences = [f"{key}: {spec.note}" for key, spec in study.datasets.items() if spec.note]
     for job in study.jobs():
-        for record in records.records(study, job) if job.stage in ("data", "bank") else ():
+        for record in records.records(study, job, known) if job.stage in ("data", "bank") else ():
             copies = [note for note in record.get("notes", []) if "also in train" in note]
             sentences += [f"{job.dataset}: {note}" for note in copies]
             row = record["rows"][0]
@@ -203,10 +204,10 @@ def _alone(example: pd.DataFrame, students: pd.DataFrame) -> float | None:
     return None if alone.empty else float(alone.accuracy.mean())
 
 
-def _entry(study: Study, job: Job, state: Mapping) -> Entry:
+def _entry(study: Study, job: Job, state: Mapping, known: dict) -> Entry:
     """What the index shows of a job: what came out of it, and how long it took."""
     details = []
-    for row in records.rows(study, job):
+    for row in records.rows(study, job, known):
         details += [template.format(**row) for name, template in RESULTS.items() if name in row]
     if state["seconds"]:
         details.append(f"{state['seconds']:.0f} s")
@@ -323,7 +324,7 @@ def _seconds(tables: Mapping[str, pd.DataFrame], strategies: tuple[str, ...]) ->
     return float(sum(table.seconds.sum() for table in (teachers, banks, students)))
 
 
-def _facts(study: Study) -> dict[str, str]:
+def _facts(study: Study, known: dict | None = None) -> dict[str, str]:
     """What the study was made with: its settings, and all commits, devices and versions in its records."""
     facts = {
         "study": Path(study.file).name,
@@ -334,7 +335,6 @@ def _facts(study: Study) -> dict[str, str]:
     }
     for recipe_name, recipe in study.recipes.items():
         facts[f"recipe {recipe_name}"] = ", ".join(f"{key} {value}" for key, value in vars(recipe).items())
-    known: dict[Job, str] = {}
     provenances: list[dict] = []
     for job in study.jobs():
         provenances += [record["provenance"] for record in records.records(study, job, known)]

@@ -301,29 +301,6 @@ def test_an_address_within_a_page_is_used_once(render):
     assert sorted(ids) == ["a", "content", "failed-cell"] and "stopped in cell 1" in page.text
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("state", "ok"), ("href", "../a.html"), ("href", "index.html"), ("href", "a.txt")]
-)
-def test_an_entry_that_cannot_be_shown_is_refused(field, value, tmp_path):
-    good = {
-        "section": "Data",
-        "title": "birds",
-        "notebook": tmp_path / "a.ipynb",
-        "href": "a.html",
-        "state": "done",
-    }
-    with pytest.raises(ValueError, match=re.escape(repr(value))):
-        site.Entry(**(good | {field: value}))
-
-
-def test_what_would_overwrite_is_refused(build, tmp_path):
-    twice = [site.Entry("Data", name, tmp_path / "good.ipynb", "a.html", "done") for name in "ab"]
-    with pytest.raises(ValueError, match=r"share a page: a\.html"):
-        build(entries=twice)
-    with pytest.raises(ValueError, match="no file name"):
-        site.Table("../runs", pd.DataFrame())
-
-
 def test_a_study_in_which_only_the_baseline_was_trained_has_a_report(finished):
     for job in finished.jobs():
         if job.stage == "distill" and job.strategy != "CE":

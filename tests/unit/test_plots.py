@@ -221,6 +221,13 @@ def test_reliability_by_hand():
     )
 
 
+def test_a_class_is_written_as_it_is_named():
+    classes = ("$\\frac$", "a $1 or $2", "_^")
+    figure = plots.confused_pairs({"$\\x$": np.eye(3)}, np.array([1, 2, 0]), classes)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "$\\frac$\na $1 or $2"
+
+
 def test_the_most_confused_pair_is_on_top_whichever_was_taken_for_the_other():
     labels = np.array([0, 0, 1, 1, 2, 2])
     says = lambda *named: np.eye(3)[list(named)]  # noqa: E731
