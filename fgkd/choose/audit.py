@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -67,53 +68,36 @@ class Audit:
 
     def table(self) -> pd.DataFrame:
         """One row per part: number of photos and classes, photos of its smallest and largest class."""
-        names = {"train": "train", "held out": "train, held out", "test": "test"}
         rows = []
-        for use, name in names.items():
-            part = self.photos[self.photos.use == use]
-            counts = part.label.value_counts()
-            rows.append(
-                {
-                    "part": name,
-                    "photos": len(part),
-                    "classes": len(counts),
-                    "smallest class": counts.min(),
-                    "largest class": counts.max(),
-                }
-            )
-        return pd.DataFrame(rows)
+        for use, name in {"train": "train", "held out": "train, held out", "test": "test"}.items():
+            counts = self.photos.label[self.photos.use == use].value_counts()
+            rows.append((name, counts.sum(), len(counts), counts.min(), counts.max()))
+        columns = ["part", "photos", "classes", "smallest class", "largest class"]
+        return pd.DataFrame(rows, columns=columns)
 
     def findings(self) -> list[str]:
         """What is wrong or remarkable, a sentence each, with names."""
         photos = self.photos
-        sentences = list(self.notes)
         bad = photos[photos.error != ""]
-        if len(bad):
-            names = "; ".join(f"{row.path!r} ({row.error})" for row in bad[:SHOWN].itertuples())
-            sentences.append(f"{len(bad)} files cannot be read and are left out: {names}")
         good = photos[photos.error == ""]
         exact = good[good.duplicated("digest", keep=False)]
-        if len(exact):
-            sentences.append(f"{_pairs(exact, 'digest')} are the same file")
         near = good[good.duplicated("group", keep=False)].drop_duplicates("digest")
         near = near[near.duplicated("group", keep=False)]
-        if len(near):
-            sentences.append(f"{_pairs(near, 'group')} are near copies of one another")
-        sentences += self._across()
-        labels = exact.groupby("digest").label.nunique()
-        double = exact[exact.digest.isin(labels[labels > 1].index)]
-        if len(double):
-            sentences.append(f"{_pairs(double, 'digest')} are the same file with two labels: correct them")
-        return sentences
-
-    def _across(self) -> list[str]:
-        """Say which training photos are copies of test photos, if any."""
-        left_out = self.photos[(self.photos.error == "") & (self.photos.use == "")]
-        if not len(left_out):
-            return []
-        count = f"{len(left_out)} of the folder's training photos are copies of test photos"
-        names = quote_some(sorted(left_out.path))
-        return [f"{count}, which would flatter accuracy, and are left out of training: {names}"]
+        across = good[good.use == ""]
+        double = exact[exact.groupby("digest").label.transform("nunique") > 1]
+        unreadable = "; ".join(f"{row.path!r} ({row.error})" for row in bad[:SHOWN].itertuples())
+        sentences = (
+            (bad, f"{len(bad)} files cannot be read and are left out: {unreadable}"),
+            (exact, f"{_pairs(exact, 'digest')} are the same file"),
+            (near, f"{_pairs(near, 'group')} are near copies of one another"),
+            (
+                across,
+                f"{len(across)} of the folder's training photos are copies of test photos, which would "
+                f"flatter accuracy, and are left out of training: {quote_some(sorted(across.path))}",
+            ),
+            (double, f"{_pairs(double, 'digest')} are the same file with two labels: correct them"),
+        )
+        return [*self.notes, *(sentence for found, sentence in sentences if len(found))]
 
 
 def look(root: Path, memory: Path, *, seed: int = 0) -> Audit:
@@ -154,30 +138,23 @@ def link(audit: Audit, folder: Path) -> None:
     that are held out of them.
     Links of an earlier audit that no longer hold are removed.
     """
-    layouts: dict[str, dict[str, tuple[str, ...]]] = {
-        "photos": {"train": ("train", "held out"), "test": ("test",)},
-        "selection_photos": {"train": ("train",), "test": ("held out",)},
+    layouts = {
+        "photos": {"train": "train", "held out": "train", "test": "test"},
+        "selection_photos": {"train": "train", "held out": "test"},
     }
-    for name, parts in layouts.items():
-        targets = {}
-        for split, uses in parts.items():
-            for photo in audit.photos[audit.photos.use.isin(uses)].itertuples():
-                targets[folder / name / split / photo.name] = audit.root.resolve() / photo.path
-        _make_links(folder / name, targets)
-
-
-def _make_links(folder: Path, targets: dict[Path, Path]) -> None:
-    """Make a folder hold these links and no other."""
-    for path in folder.rglob("*"):
+    targets = {}
+    for (name, splits), photo in product(layouts.items(), audit.photos.itertuples()):
+        if photo.use in splits:
+            targets[folder / name / splits[photo.use] / photo.name] = audit.root.resolve() / photo.path
+    for path in sorted(chain(*((folder / name).rglob("*") for name in layouts)), reverse=True):
         if path.is_symlink() and (path not in targets or path.readlink() != targets[path]):
             path.unlink()
+        elif path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
     for path, target in targets.items():
         if not path.is_symlink():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(target)
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
-            path.rmdir()
 
 
 def _read(file: Path) -> list:
@@ -203,15 +180,12 @@ def _groups(photos: pd.DataFrame) -> np.ndarray:
 
 def _uses(photos: pd.DataFrame, is_split: bool, seed: int) -> pd.Series:
     """What each photo is for: see `Audit`."""
-    readable = photos.error == ""
-    split = photos.split
+    uses = photos.split.where(photos.error == "", "")
     if not is_split:
-        is_test = _pick(photos[readable], TEST, f"{seed}/test")
-        split = pd.Series(np.where(photos.index.isin(is_test), "test", "train"), photos.index)
-    in_test = photos.group[readable & (split == "test")]
-    uses = split.where(readable & ~((split == "train") & photos.group.isin(in_test)), "")
-    held_out = _pick(photos[uses == "train"], HELD_OUT, f"{seed}/held out")
-    uses[held_out] = "held out"
+        uses[uses != ""] = "train"
+        uses[_pick(photos[uses == "train"], TEST, f"{seed}/test")] = "test"
+    uses[(uses == "train") & photos.group.isin(photos.group[uses == "test"])] = ""
+    uses[_pick(photos[uses == "train"], HELD_OUT, f"{seed}/held out")] = "held out"
     return uses
 
 

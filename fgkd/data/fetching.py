@@ -101,14 +101,8 @@ def _download(url: str, part: Path, progress: bool) -> None:
             start = 0
         length = response.headers["Content-Length"]
         total = start + int(length) if length else None
-        bar = tqdm(
-            initial=start,
-            total=total,
-            unit="B",
-            unit_scale=True,
-            desc=f"fetching {part.stem}",
-            disable=None if progress else True,
-        )
+        options: dict = {"unit": "B", "unit_scale": True, "disable": None if progress else True}
+        bar = tqdm(initial=start, total=total, desc=f"fetching {part.stem}", **options)
         with open(part, "ab" if start else "wb") as out, bar:
             while chunk := response.read(1 << 20):
                 out.write(chunk)

@@ -124,71 +124,52 @@ def listing(kind: str, root: Path) -> Listing:
         if not images[split]:
             raise DataError(f"{kind}: no {split} image is listed in {str(base)!r}; fetch the set anew")
     ids = sorted({number for split in SPLITS for _, number in images[split]})
-    for number in ids:
-        if number not in names:
-            raise DataError(
-                f"{kind}: class {number} has images in {str(base)!r}, but no name; fetch the set anew"
-            )
-    labels = {number: label for label, number in enumerate(ids)}
+    if nameless := [number for number in ids if number not in names]:
+        raise DataError(
+            f"{kind}: class {nameless[0]} has images in {str(base)!r}, but no name; fetch the set anew"
+        )
     below = "" if base == root else f"{base.relative_to(root).as_posix()}/"
     files = {}
     for split in SPLITS:
-        files[split] = [(below + path, labels[number]) for path, number in images[split]]
+        files[split] = [(below + path, ids.index(number)) for path, number in images[split]]
     return Listing(tuple(names[number] for number in ids), root, files)
 
 
 def checks(kind: str, images: Listing) -> pd.DataFrame:
     """Compare the counts of a listing with the official ones, one row per count."""
-    official = SETS[kind]
-    train = {path for path, _ in images.files["train"]}
-    test = {path for path, _ in images.files["test"]}
-    twice = sorted(train & test)
+    facts = SETS[kind]
+    train, test = ([path for path, _ in images.files[split]] for split in SPLITS)
+    twice = sorted(set(train) & set(test))
     rows = [
-        check_row("classes", official.classes, len(images.classes)),
-        check_row("training images", official.train, len(images.files["train"])),
-        check_row("test images", official.test, len(images.files["test"])),
+        check_row("classes", facts.classes, len(images.classes)),
+        check_row("training images", facts.train, len(train)),
+        check_row("test images", facts.test, len(test)),
         check_row("images listed in both splits", 0, len(twice), ", ".join(twice[:3])),
     ]
     return pd.DataFrame(rows)
 
 
-def check_row(check: str, expected: int, count: int, detail: str = "") -> dict:
+def check_row(check: str, expected: int, found: int, detail: str = "") -> dict:
     """Return a row of `checks`; its verdict is ok or wrong."""
-    return {
-        "check": check,
-        "expected": expected,
-        "found": count,
-        "verdict": "ok" if count == expected else "wrong",
-        "detail": detail,
-    }
+    verdict = "ok" if found == expected else "wrong"
+    return {"check": check, "expected": expected, "found": found, "verdict": verdict, "detail": detail}
 
 
 def overview() -> pd.DataFrame:
     """List the eight sets with their counts, terms and state in FGKD_DATA, one row per set."""
-    rows = []
-    for kind, official in SETS.items():
-        rows.append(
-            {
-                "key": kind,
-                "name": official.name,
-                "classes": official.classes,
-                "train": official.train,
-                "test": official.test,
-                "licence": official.licence,
-                "state": _state(kind),
-            }
-        )
-    return pd.DataFrame(rows)
+    columns = ["name", "classes", "train", "test", "licence"]
+    rows = [
+        [kind, *(getattr(facts, column) for column in columns), _state(kind)] for kind, facts in SETS.items()
+    ]
+    return pd.DataFrame(rows, columns=["key", *columns, "state"])
 
 
 def locate(kind: str, root: Path) -> tuple[Layout, Path, list[str]]:
     """Find the layout of which `root` holds most, the set's folder in it, and what it lacks."""
     candidates = []
     for layout in SETS[kind].layouts:
-        inside = [
-            root / folder / Path(folder).name for folder in layout.folders
-        ]  # an archive in its own folder
-        for base in (*(root / folder for folder in layout.folders), root, *inside):
+        doubled = [f"{folder}/{Path(folder).name}" for folder in layout.folders]  # unpacked in its own folder
+        for base in (root / folder for folder in (*layout.folders, "", *doubled)):
             missing = [need for need in layout.needs if not any(base.glob(need))]
             candidates.append((layout, base, missing))
     return min(candidates, key=lambda candidate: len(candidate[2]) / len(candidate[0].needs))
@@ -199,8 +180,7 @@ def describe_layouts(kind: str) -> str:
     descriptions = []
     for layout in SETS[kind].layouts:
         places = " or ".join(f"{folder}/" for folder in layout.folders)
-        needs = ", ".join(layout.needs)
-        descriptions.append(f"{places} with {needs}" if places else needs)
+        descriptions.append(f"{places} with " * bool(places) + ", ".join(layout.needs))
     return ", or ".join(descriptions)
 
 
