@@ -109,43 +109,44 @@ def list_images(spec: DataSpec) -> Listing:
     Raises DataError for a root, folders, classes or a file that cannot be used.
     """
     root = Path(spec.root or "")
-    if not spec.root or not root.is_dir():
-        raise DataError(
-            f"{spec.key}: root {spec.root!r} is not a folder; name one that holds a folder per class, "
-            "or train/ and test/ with a folder per class in each"
-        )
-    if spec.split:
-        return list_file(spec, root, Path(spec.split))
-    tree = _Tree(root)
     try:
-        parts = _unite(tree, _find_parts(spec, tree))
-        photos = _collect(spec, tree, parts, _choose_classes(spec, parts))
+        if not spec.root or not root.is_dir():
+            raise DataError(
+                f"root {spec.root!r} is not a folder; name one that holds a folder per class, or train/ and "
+                "test/ with a folder per class in each"
+            )
+        return _list_file(spec, root, Path(spec.split)) if spec.split else _list_folders(spec, _Tree(root))
     except OSError as error:
         raise DataError(
             f"{spec.key}: {str(error.filename)!r} cannot be read ({error.strerror}); change its permissions, "
             f"or move it out of {str(root)!r}"
         ) from error
-    for reason, paths in (
-        ("as folders of a system or program", tree.aside),
-        ("since they are links to folders", tree.links),
-    ):
-        if paths:
-            tree.notes.append(f"left out, {reason}: {quote_some(paths)}")
+    except DataError as error:
+        raise DataError(f"{spec.key}: {error}") from error.__cause__
+
+
+def _list_folders(spec: DataSpec, tree: _Tree) -> Listing:
+    parts = _unite(tree, _find_parts(tree))
+    photos = _collect(tree, parts, _choose_classes(spec, parts))
+    if tree.aside:
+        tree.notes.append(f"left out, as folders of a system or program: {quote_some(tree.aside)}")
+    if tree.links:
+        tree.notes.append(f"left out, since they are links to folders: {quote_some(tree.links)}")
     is_split = "" not in parts
-    return _to_listing(root, photos if is_split else _split(spec, photos[""]), tree.notes, is_split)
+    return _to_listing(tree.root, photos if is_split else _split(spec, photos[""]), tree.notes, is_split)
 
 
-def list_file(spec: DataSpec, root: Path, file: Path) -> Listing:
+def _list_file(spec: DataSpec, root: Path, file: Path) -> Listing:
     """List the images of a CSV file with the columns class, path (below the root) and split.
 
     Raises DataError naming the line that is wrong.
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as text:
-            paths = _read_lines(f"{spec.key}: %s of {str(file)!r}", root, csv.DictReader(text))
+            paths = _read_lines(f"%s of {str(file)!r}", root, csv.DictReader(text))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{spec.key}: split file {str(file)!r} cannot be read ({reason})") from error
+        raise DataError(f"split file {str(file)!r} cannot be read ({reason})") from error
     parts = {"train": paths["train"], "test": paths["test"] or paths["val"]}
     notes = [f"split by {file.name!r}"]
     if paths["test"] and paths["val"]:
@@ -190,7 +191,7 @@ def _to_listing(root: Path, splits: Parts, notes: list[str], is_split: bool = Tr
     return Listing(tuple(splits["train"]), root, files, tuple(dict.fromkeys(notes)), is_split=is_split)
 
 
-def _collect(spec: DataSpec, tree: _Tree, parts: Parts, classes: tuple[str, ...]) -> Parts:
+def _collect(tree: _Tree, parts: Parts, classes: tuple[str, ...]) -> Parts:
     """List the photos of each class."""
     photos: Parts = {part: {} for part in parts}
     skipped: Counter[str] = Counter()
@@ -211,7 +212,7 @@ def _collect(spec: DataSpec, tree: _Tree, parts: Parts, classes: tuple[str, ...]
         advice = "add images or remove the folders"
         if odd:
             advice = f"what is there, {_count_endings(odd)}, Pillow does not open: convert it to JPEG or PNG"
-        raise DataError(f"{spec.key}: no image in {quote_some(empty)} of {str(tree.root)!r}; {advice}")
+        raise DataError(f"no image in {quote_some(empty)} of {str(tree.root)!r}; {advice}")
     if skipped:
         tree.notes.append(f"left out, since Pillow opens no such images: {_count_endings(skipped)}")
     if nested:
@@ -219,27 +220,32 @@ def _collect(spec: DataSpec, tree: _Tree, parts: Parts, classes: tuple[str, ...]
     return photos
 
 
-def _find_parts(spec: DataSpec, tree: _Tree) -> Parts:
+def _find_parts(tree: _Tree) -> Parts:
     """Find the folders of the splits, and of the classes in them."""
     base = _look_through(tree, "")
     if base:
         tree.notes.append(f"read from {base!r}")
-    splits = _find_splits(spec, tree, base, lambda path: bool(tree.names(_look_through(tree, path))))
+    splits = _find_splits(tree, base, lambda path: bool(tree.names(_look_through(tree, path))))
     tops = {split: _look_through(tree, path) for split, path in splits.items()} or {"": base}
     parts = {
         split: {os.path.basename(path): [path] for path in tree.read(top)[0]} for split, top in tops.items()
     }
     passed = ["", base, *splits.values(), *tops.values()]
     if not splits:
-        _refuse_half_a_split(spec, tree, base)
-        inside = {name: _find_splits(spec, tree, path, tree.holds) for name, [path] in parts[""].items()}
+        _refuse_half_a_split(tree, base)
+        inside = {name: _find_splits(tree, path, tree.holds) for name, [path] in parts[""].items()}
         lacking = [name for name, found in inside.items() if found.keys() != set(SPLITS)]
         if not lacking:
+            if several := [name for name, found in inside.items() if not tree.read(found["train"])[1]]:
+                raise DataError(
+                    f"{quote_some(several)} of {str(tree.root)!r} each have a split and classes of "
+                    "their own: name one of them as the root"
+                )
             passed += tree.read(base)[0]
             parts = {split: {name: [found[split]] for name, found in inside.items()} for split in SPLITS}
         elif any(inside.values()):
             raise DataError(
-                f"{spec.key}: {quote_some(lacking)} of {str(tree.root)!r} do not hold folders for training "
+                f"{quote_some(lacking)} of {str(tree.root)!r} do not hold folders for training "
                 "and for test, as other classes do; expected both in each class"
             )
     for path in dict.fromkeys(passed):
@@ -249,7 +255,7 @@ def _find_parts(spec: DataSpec, tree: _Tree) -> Parts:
     return parts
 
 
-def _refuse_half_a_split(spec: DataSpec, tree: _Tree, base: str) -> None:
+def _refuse_half_a_split(tree: _Tree, base: str) -> None:
     """Raise DataError for folders named as splits, of which one is missing, or has no classes."""
     names = tree.names(base)
     kinds = _kinds(names)
@@ -258,18 +264,21 @@ def _refuse_half_a_split(spec: DataSpec, tree: _Tree, base: str) -> None:
     if not names or {"train", "test"} <= found or {"train", "val"} <= found:
         photos = sum(len(tree.read(path)[1]) for path in (base, *tree.read(base)[0]))
         count = f", but {photos} photos" if photos else ""
-        raise DataError(
-            f"{spec.key}: no class folders in {where}{count}; put the images of each class in a folder"
-        )
+        raise DataError(f"no class folders in {where}{count}; put the images of each class in a folder")
     is_clear = "train" in found or len(found) > 1 or all(_words(name) == [name.casefold()] for name in names)
-    if (len(kinds) == len(names) and is_clear) or any(len(_words(name)) > 1 for name in kinds):
+    wrapping = [
+        name for name in names if tree.names(_join(base, name)) and not tree.read(_join(base, name))[1]
+    ]
+    loosely = set(map(_kind, chain.from_iterable(map(_words, wrapping))))  # train_new/<class>, test/<class>
+    looks_split = "train" in loosely and loosely & {"test", "val"}
+    if (len(kinds) == len(names) and is_clear) or looks_split or any(len(_words(name)) > 1 for name in kinds):
         raise DataError(
-            f"{spec.key}: {where} holds {quote_some(names)}; expected both 'train' and 'test', or a folder "
+            f"{where} holds {quote_some(names)}; expected both 'train' and 'test', or a folder "
             "per class: rename these"
         )
 
 
-def _find_splits(spec: DataSpec, tree: _Tree, base: str, is_filled: Callable[[str], bool]) -> dict[str, str]:
+def _find_splits(tree: _Tree, base: str, is_filled: Callable[[str], bool]) -> dict[str, str]:
     """Find the folders of the splits in a folder: none, both, or '' alone for one to be split."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, kind in _kinds(tree.names(base)).items():
@@ -281,7 +290,7 @@ def _find_splits(spec: DataSpec, tree: _Tree, base: str, is_filled: Callable[[st
         filled = [name for name in names[kind] if is_filled(_join(base, name))]
         if len(filled) > 1 and kind not in filled:
             raise DataError(
-                f"{spec.key}: {quote_some(filled)} of {str(tree.root / base)!r} are all for {kind}; name the "
+                f"{quote_some(filled)} of {str(tree.root / base)!r} are all for {kind}; name the "
                 f"one to use {kind!r}, or put their photos together"
             )
         if filled:
@@ -383,26 +392,22 @@ def _choose_classes(spec: DataSpec, parts: Parts) -> tuple[str, ...]:
             for close in difflib.get_close_matches(name, available, n=1):
                 hints += f"; did you mean {close!r} for {name!r}?"
         raise DataError(
-            f"{spec.key}: classes {quote_some(absent)} not found in {spec.root!r}, which has "
+            f"classes {quote_some(absent)} not found in {spec.root!r}, which has "
             f"{quote_some(available)}{hints}"
         )
     classes = tuple(sorted(wanted or available))
     if len(classes) < 2:
-        raise DataError(
-            f"{spec.key}: {classes[0]!r} is the only class in {spec.root!r}; at least two are needed"
-        )
+        raise DataError(f"{classes[0]!r} is the only class in {spec.root!r}; at least two are needed")
     if odd := [name for name in classes if name != os.fsencode(name).decode(errors="replace")]:
         raise DataError(
-            f"{spec.key}: the names of {quote_some(odd)} in {spec.root!r} are not UTF-8: rename these folders"
+            f"the names of {quote_some(odd)} in {spec.root!r} are not UTF-8: rename these folders"
         )
     alone = []
     for part, name in product(parts, classes):
         if name in parts[part] and not all(name in others for others in parts.values()):
             alone.append(f"{part}/{name}")
     if alone:
-        raise DataError(
-            f"{spec.key}: {quote_some(alone)} without counterpart; a class needs images in train/ and test/"
-        )
+        raise DataError(f"{quote_some(alone)} without counterpart; a class needs images in train/ and test/")
     return classes
 
 
@@ -414,8 +419,7 @@ def _split(spec: DataSpec, paths: dict[str, list[str]]) -> Parts:
     single = [name for name, images in paths.items() if len(images) < 2]
     if single:
         raise DataError(
-            f"{spec.key}: only one image of {quote_some(single)}; a class needs one for train "
-            "and one for test"
+            f"only one image of {quote_some(single)}; a class needs one for train and one for test"
         )
     splits: Parts = {split: {} for split in SPLITS}
     for name, images in paths.items():

@@ -507,6 +507,11 @@ def test_what_is_read_otherwise_than_it_is_named_is_noted(paths, words, tmp_path
             "'ruby' of .* do not hold folders for training and for test",
         ),
         (["train/Moss", "train/MOSS", "test/moss"], "without counterpart"),
+        (both("train_new", "test"), "expected both 'train' and 'test'"),
+        (
+            both("fold1/train", "fold1/test", "fold2/train", "fold2/test"),
+            "'fold1', 'fold2' of .* name one of them",
+        ),
         (both("train") + ["test/unknown"], "without counterpart"),
         ([os.fsdecode(b"bad\xff"), "ruby"], "'bad.udcff' in .* are not UTF-8: rename these"),
     ],
