@@ -105,7 +105,9 @@ def open_photo(path: str | Path, aside: list[str]) -> Image.Image:
     try:
         try:
             return read_photo(path)
-        except (OSError, SyntaxError, ValueError) as error:
+        except Image.DecompressionBombError:
+            raise
+        except Exception as error:  # Pillow's parser raises whatever it stumbles on
             with open(path, "rb") as file:
                 bare = without_metadata(file.read())
             if bare is None:

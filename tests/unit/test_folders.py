@@ -329,6 +329,7 @@ METADATA = {
     "texts too many": chunk(b"tEXt", b"note\0" + bytes(999_000)) * 70,
     "wrong checksum": chunk(b"tEXt", b"note\0hello", checksum=1),
     "odd profile": chunk(b"iCCP", b"name\0\x05hello"),
+    "cut profile": chunk(b"iCCP", b"name\0"),
     "short resolution": chunk(b"pHYs", b"1"),
     "short gamma": chunk(b"gAMA", b"1"),
 }
