@@ -296,10 +296,13 @@ def _read(source: _Source, cache: Path) -> Dataset | None:
         copies = _note_copies(train, test)
     except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError):
         return None
+    said = index.get("notes", [])
+    if not isinstance(said, list) or not all(isinstance(note, str) for note in said):
+        return None
     if read_json(cache / "index.json") != index:  # it was built anew meanwhile
         return None
     notes = source.listing.notes if source.listing else ()
-    notes += tuple(index.get("notes", ()))
+    notes += tuple(said)
     return Dataset(
         key=source.spec.key,
         classes=source.classes,

@@ -23,7 +23,7 @@ CHECKPOINT_SECONDS = 30
 
 
 class Checkpoint:
-    """A training's history and current epoch, kept in a file that is written every 30 seconds at most.
+    """A training's history and current epoch, in a file that is written every 30 seconds.
 
     history: a row for each epoch that ended.
     begun: the state of the epoch that was going on, where there is a file that says so.
@@ -52,7 +52,7 @@ class Checkpoint:
             raise StudyError(f"checkpoint '{file}' is of another training: delete it") from error
 
     def steps(self, batches: Iterable) -> Iterator[tuple]:
-        """(step, batch) of the batches that are left of an epoch's; between them the file is written."""
+        """(step, batch) of what is left of an epoch's batches; between them the file is written."""
         begun, self.begun = self.begun, None
         self.totals, self.hits, done = {}, torch.zeros_like(self.hits), 0
         if begun is not None:

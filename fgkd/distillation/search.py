@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,21 +18,12 @@ from torch import Tensor
 
 from fgkd import records
 from fgkd.distillation import training
+from fgkd.distillation.students import StudentTraining
+from fgkd.distillation.teachers import TeacherTraining
 from fgkd.models.classifier import Classifier
-from fgkd.study import Job, Recipe, Study, StudyError
+from fgkd.study import Recipe, StudyError
 
-
-class ModelTraining(Protocol):
-    """A training that can be repeated: a `TeacherTraining` or a `StudentTraining`."""
-
-    study: Study
-    job: Job
-    images: training.Images
-
-    def fit(
-        self, recipe: Recipe, checkpoint: Path, subset: Tensor | None = None
-    ) -> tuple[Classifier, list[dict]]:
-        """Train a new model on all images or a subset; return it and its history."""
+ModelTraining = TeacherTraining | StudentTraining
 
 
 def fit(

@@ -1,5 +1,6 @@
 """What is left to run: by content, and the same whatever the folder, the machine and the neighbours."""
 
+import json
 import os
 import shutil
 
@@ -12,7 +13,7 @@ from fgkd import records, stages
 from fgkd import study as studies
 from fgkd.data import datasets
 from fgkd.distillation import training
-from fgkd.engine import run, states
+from fgkd.engine import run, states, terminal
 from fgkd.study import Job, StudyError
 
 PHOTOS = {
@@ -327,3 +328,60 @@ def test_a_packed_study_is_done_elsewhere_and_what_runs_there_goes_before_it(
 
 def stored(study):
     return [records.find(study, part) for job in study.jobs() for part in records.record_jobs(study, job)]
+
+
+TEXTS = ["5", '"x"', "[]", "{}", "null", "[" * 3000, "NaN", "9" * 5000, "", "\x00", '{"a": 1']
+SHAPES = {
+    "result.json": [{"fingerprint": 5}, {"fingerprint": [1], "rows": None}],
+    "exit.json": [{"exit_status": None, "peak_memory_mb": 1}, {"exit_status": "x", "peak_memory_mb": []}],
+    "progress.json": [{"what": 5}, {"epoch": "x", "epochs": None}, {"what": "x", "epoch": 1, "epochs": 2}],
+    "03_teacher.ipynb": [
+        {"metadata": None},
+        {"metadata": {"papermill": 5}},
+        {"metadata": {"papermill": {"exception": True, "end_time": 5, "duration": "x"}}, "cells": 5},
+        {"metadata": {"papermill": {"exception": True}}, "cells": [None, {"outputs": 5}, {"outputs": [7]}]},
+        {"metadata": {"papermill": {"exception": True}}, "cells": [{"outputs": [{"output_type": "error"}]}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.fault("a job's file of another shape")
+def test_a_file_of_any_shape_leaves_the_status_and_the_plan(finished, capsys, name):
+    finish(finished)
+    job = Job("teacher", "birds", "resnet", "FT")
+    log = finished.path(job) / "03_teacher.ipynb"
+    for value in (*TEXTS, *map(json.dumps, SHAPES[name])):
+        if name == "exit.json":
+            log.write_text(json.dumps({"metadata": {"papermill": {"exception": True}}}))
+        (finished.path(job) / name).write_text(value)
+        row = states.state(finished, job)
+        states.why(finished, job, row)
+        states.left(finished)
+        terminal.show_status(finished, {job: row})
+        assert states.running(finished, job) is None
+        if row["state"] == "failed":
+            terminal.show_failures(finished)
+    assert job.id in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["cache/index.json", "photos.json"])
+@pytest.mark.fault("a cache's file of another shape")
+def test_a_cache_of_any_shape_is_built_anew(garden, name):
+    file = garden.path(Job("data", "garden")) / name
+    whole = json.loads(file.read_text())
+    before = stages.data(garden, "garden").train
+    texts = [*TEXTS, *(json.dumps(whole | {key: bad}) for key in whole for bad in (None, 5, "x", [[]], {}))]
+    for text in texts:
+        file.write_text(text)
+        stages._load_dataset.cache_clear()
+        found = stages.data(garden, "garden").train
+        assert np.array_equal(found.images, before.images) and np.array_equal(found.labels, before.labels)
+    for split in ("train", "test"):
+        index = json.loads(json.dumps(whole))
+        if name == "cache/index.json":
+            index[split]["labels"].reverse()
+            file.write_text(json.dumps(index))
+            stages._load_dataset.cache_clear()
+            assert np.array_equal(stages.data(garden, "garden").train.labels, before.labels)
+            assert json.loads(file.read_text()) == whole
