@@ -247,7 +247,7 @@ def _fingerprint(*inputs: object) -> str:
 
 
 def remember(file: Path, root: Path, paths: Iterable[str], read: Callable[[Path], Any]) -> dict[str, Any]:
-    """What `read` returns of each photo, which is read again only where its size or a time has changed.
+    """What `read` returns of each photo, read again only where its size or a time has changed.
 
     file: keeps what is returned, as JSON.  The last time is the system's own: no copying restores it.
     """
