@@ -9,10 +9,11 @@
 # shell would each read the characters of others in their own way.
 import json
 import os
-import sys
 from pathlib import Path
 from fgkd import study as studies
-from fgkd.engine import states
+from fgkd.engine import execute, kernels, states
+
+kernels.belong()
 
 study = studies.load(config.get("study") or os.environ["FGKD_STUDY"])
 os.environ["FGKD_STUDY"] = study.file
@@ -33,13 +34,9 @@ def inputs(wildcards):
     return results + [f"{bank.id}/views" for bank in banks.get(job, ())]
 
 
-def arguments(wildcards):
+def parameters(wildcards):
     # A notebook names its study file by its name: where it lies says who ran it.
-    parameters = jobs[wildcards.id].parameters(study) | {"study": os.path.basename(study.file)}
-    words = []
-    for name, value in parameters.items():
-        words += ["-r" if isinstance(value, str) else "-p", name, str(value)]
-    return words
+    return jobs[wildcards.id].parameters(study) | {"study": os.path.basename(study.file)}
 
 
 def outputs(stage):
@@ -71,10 +68,8 @@ for stage, row in studies.STAGES.items():
             mem_mb=resource(stage, "memory"),
             runtime=resource(stage, "minutes"),
         params:
-            arguments=arguments,
-            python=sys.executable,
+            parameters=parameters,
             notebook=str(studies.PROJECT / "notebooks" / f"{row.notebook}.ipynb"),
-        shell:
-            "FGKD_GPU={resources.gpu} FGKD_EXIT={wildcards.id}/exit.json"
-            " {params.python:q} -m fgkd.engine.execute"
-            " {params.notebook:q} {log.notebook:q} {params.arguments:q}"
+        run:
+            gpu, ending = str(resources.gpu), f"{wildcards.id}/exit.json"
+            execute.execute(params.notebook, log.notebook, params.parameters, gpu=gpu, ending=ending)

@@ -48,7 +48,7 @@ from fgkd import metrics, stages, study
 from fgkd.data import birds, datasets
 from fgkd.distillation import bank as banks
 from fgkd.distillation import losses, training
-from fgkd.engine import kernels
+from fgkd.engine import execute
 from fgkd.models import cal, classifier
 from fgkd.study import LOSSES, PROJECT, DataSpec, Distillation, Loss, Model, Recipe, StudyError, Views
 
@@ -505,16 +505,14 @@ def notebook(bench: Bench) -> Iterator[Row]:
         command = [sys.executable, "-m", "fgkd.engine.execute"]
         command += [str(PROJECT / "notebooks" / "05_distillation.ipynb"), str(folder / "out.ipynb")]
         parameters = {"study": str(file), "dataset": "birds", "teacher": "t0", "strategy": "FT"}
-        for name, value in parameters.items():
-            command += ["-r", name, value]
-        with kernels.warm(dict(os.environ)) as (environment, _):
-            works: dict[str, Work] = {
-                done: lambda: _run(command, environment),
-                cold: lambda: _run(command, dict(os.environ)),
-                imports: lambda: _run([sys.executable, "-c", "import fgkd.engine.execute"], environment),
-                nothing: lambda: _run([sys.executable, "-c", "pass"], environment),
-            }
-            seconds = bench.turns(works, bench.size.long_turns)
+        words = [word for pair in parameters.items() for word in ("-r", *pair)]
+        works: dict[str, Work] = {
+            done: lambda: execute.execute(command[-2], command[-1], parameters),
+            cold: lambda: _run([*command, *words], dict(os.environ)),
+            imports: lambda: _run([sys.executable, "-c", "import fgkd.engine.execute"], dict(os.environ)),
+            nothing: lambda: _run([sys.executable, "-c", "pass"], dict(os.environ)),
+        }
+        seconds = bench.turns(works, bench.size.long_turns)
     for what in (cold, imports, nothing):
         yield bench.row(seconds, what, done)
 

@@ -23,6 +23,7 @@ from fgkd import study as studies
 torch.set_num_threads(1)
 # A shell's background jobs ignore the interrupts that tests send, and so would what these start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and those of `nohup` this one
 
 TINY = {
     "question": "Does it run?",

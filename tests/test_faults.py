@@ -79,11 +79,11 @@ def processes(folder):
 
 
 def kernels(folder):
-    """Those forks of the warm process that lead a session of their own."""
+    """Those forks of the forkserver that lead a session of their own."""
     matches = set()
     for process in processes(folder):
         with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if "fgkd.engine.kernels" in process.cmdline() and os.getsid(process.pid) == process.pid:
+            if "forkserver" in " ".join(process.cmdline()) and os.getsid(process.pid) == process.pid:
                 matches.add(process)
     return matches
 

@@ -13,7 +13,6 @@ from fgkd import records
 from fgkd.choose import LOG, NOTEBOOK, page
 from fgkd.engine import kernels, states
 from fgkd.study import PROJECT, StudyError
-from fgkd.study.errors import printable
 
 POLL_SECONDS = 0.5
 BAD_INPUT = ("StudyError", "DataError", "UnreadableImages", "OSError")
@@ -50,14 +49,10 @@ def _execute(parameters: dict[str, str | int | float], folder: Path, lock: int) 
         "FGKD_EXIT": str(folder / "exit.json"),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    with (
-        kernels.log_to(folder / "engine.log") as log,
-        kernels.warm(environment, (lock,), log) as (environment, group),
-    ):
-        command = [sys.executable, "-m", "fgkd.engine.execute", *words]
-        process = kernels.start(command, log, environment, group, lock, folder=folder)
+    command = [sys.executable, "-m", "fgkd.engine.execute", *words]
+    with kernels.started(command, folder / "engine.log", environment, lock) as process:
         for line in _follow(folder / LOG, process):
-            print(printable(line), flush=True)
+            print(line, flush=True)
     return process.returncode
 
 

@@ -1,80 +1,73 @@
-"""papermill's command line with kernels that listen on no port.
+"""papermill with kernels that listen on no port.
 
-    python -m fgkd.engine.execute NOTEBOOK OUTPUT -p NAME VALUE ...
+    python -m fgkd.engine.execute NOTEBOOK OUTPUT -r NAME TEXT -p NAME VALUE ...
 
 papermill's kernels would listen on five TCP ports each, open to every user of the machine but for a key, and
 taken from under one another in a race.  Here they talk over sockets in a folder that only its owner can open.
-The kernel is forked from the warm process of `fgkd run`, or, on another machine or by hand, from one of its
-own (`fgkd.engine.kernels`).
 """
 
+import ast
 import contextlib
 import json
 import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from papermill.cli import papermill
+import papermill
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from fgkd.engine import kernels
 
-START_SECONDS = "86400"  # for a kernel to answer: on a slow disk its imports take minutes
+START_SECONDS = 86_400  # for a kernel to answer: on a slow disk its imports take minutes
 
 
-class Portless(NBClientEngine):
-    """papermill's own engine, its kernel manager told where to put sockets."""
+class Placeless(NBClientEngine):
+    """papermill's own engine; the notebook does not say who ran it, and where."""
 
     @classmethod
     def execute_notebook(cls, nb, *given, **options):
-        # Names alone: the paths would say who ran it, and where.
-        paths = {
-            name: os.path.basename(nb.metadata.papermill[name]) for name in ("input_path", "output_path")
-        }
-        nb.metadata.papermill.update(paths)
+        for name in ("input_path", "output_path"):
+            nb.metadata.papermill[name] = os.path.basename(nb.metadata.papermill[name])
         return super().execute_notebook(nb, *given, **options)
 
-    @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-        with tempfile.TemporaryDirectory(prefix="fgkd-", dir=os.environ["FGKD_SOCKETS"]) as folder:
-            manager = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
-            config = Config({"KernelManager": manager})
-            return super().execute_managed_notebook(nb_man, kernel_name, config=config, **options)
 
+def execute(
+    notebook: str, output: str, parameters: dict[str, Any], *, gpu: str = "", ending: str = ""
+) -> None:
+    """Execute a notebook.
 
-def main(notebook: str, output: str, *words: str) -> None:
-    """Execute the notebook; words: papermill's further ones."""
-    ending = os.path.abspath(os.environ["FGKD_EXIT"]) if "FGKD_EXIT" in os.environ else None
+    gpu: 1 for the GPU of a free slot, 0 for none, '' for those that there are.
+    ending: the file that takes how its kernel ended.
+    Raises what papermill raises.
+    """
     if ending:
-        os.environ["FGKD_EXIT"] = ending
         _forget_earlier_run(Path(ending))
-    papermill_engines.register("portless", Portless)
-    options = ["-k", "python3", "--engine", "portless", "--no-progress-bar", "--log-level", "WARNING"]
-    # papermill takes paths for templates.
-    paths = [path.replace("{", "{{").replace("}", "}}") for path in (notebook, output)]
-    with _kernels():
-        try:
-            papermill([*options, "--start-timeout", START_SECONDS, *paths, *words])
-        except PapermillExecutionError:  # the notebook holds it
-            raise
-        except Exception as error:
-            if ending:
-                _add_error(Path(ending), error)
-            raise
-
-
-@contextlib.contextmanager
-def _kernels():
-    """Take kernels from the warm process that there is, or from one of this process's own."""
-    if os.path.isdir(os.environ.get("FGKD_SOCKETS", "")):
-        yield
-    else:
-        with kernels.warm(dict(os.environ)) as (environment, _):
-            os.environ.update(environment)
-            yield
+    try:
+        kernels.register()
+        sockets = os.environ.get("FGKD_SOCKETS", "")
+        sockets = sockets if os.path.isdir(sockets) else kernels.sockets_folder()
+        with tempfile.TemporaryDirectory(prefix="fgkd-", dir=sockets) as folder:
+            manager = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+            papermill_engines.register("placeless", Placeless)
+            papermill.execute_notebook(
+                *(path.replace("{", "{{").replace("}", "}}") for path in (notebook, output)),  # no templates
+                parameters,
+                engine_name="placeless",
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=START_SECONDS,
+                config=Config({"KernelManager": manager, "Forked": {"gpu": gpu, "ending": ending}}),
+            )
+    except PapermillExecutionError:  # the notebook holds it
+        raise
+    except Exception as error:
+        if ending and not str(error).startswith("Kernel died"):  # of which `Forked` notes more
+            _add_error(Path(ending), error)
+        raise
 
 
 def _forget_earlier_run(ending: Path) -> None:
@@ -87,11 +80,19 @@ def _forget_earlier_run(ending: Path) -> None:
 
 def _add_error(ending: Path, error: Exception) -> None:
     """Note beside how the kernel ended why papermill gave up, which its notebook does not say."""
-    value = {"exit_status": 0, "peak_memory_mb": 0}
+    value = {"exit_status": 0, "peak_memory_mb": 0, "error": f"its notebook did not run: {error}"}
     with contextlib.suppress(OSError):  # a full disk, say: the engine's log has it
-        if ending.exists():
-            value = json.loads(ending.read_text())
-        ending.write_text(json.dumps(value | {"error": f"its notebook did not run: {error}"}))
+        ending.write_text(json.dumps(value))
+
+
+def main(notebook: str, output: str, *words: str) -> None:
+    """Execute a notebook; words: -r NAME TEXT and -p NAME VALUE."""
+    kernels.belong()
+    parameters = {}
+    for kind, name, value in zip(words[::3], words[1::3], words[2::3], strict=True):
+        parameters[name] = ast.literal_eval(value) if kind == "-p" else value
+    gpu, ending = (os.environ.get(name, "") for name in ("FGKD_GPU", "FGKD_EXIT"))
+    execute(notebook, output, parameters, gpu=gpu, ending=ending)
 
 
 if __name__ == "__main__":

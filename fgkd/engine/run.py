@@ -188,18 +188,12 @@ def start_engine(
     environment = _environment(study)
     if profile:
         command += ["--profile", os.path.abspath(profile)]
-    else:
-        if slots := gpu_slots(study):
-            command += ["--resources", f"gpu={len(slots)}"]
-            environment["FGKD_GPUS"] = ",".join(slots)
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(kernels.log_to(study.folder / LOG))
-        group = None
-        if not profile:
-            environment, group = stack.enter_context(kernels.warm(environment, (lock,), log))
-        process = kernels.start(command, log, environment, group, lock, folder=study.folder)
+    elif slots := gpu_slots(study):
+        command += ["--resources", f"gpu={len(slots)}"]
+        environment["FGKD_GPUS"] = ",".join(slots)
+    log = study.folder / LOG
+    with kernels.started(command, log, environment, lock, outlives=bool(profile)) as process:
         yield process
-        process.wait()
     if not profile:  # Snakemake's own log and notes, of no use any more
         shutil.rmtree(study.folder / ".snakemake", ignore_errors=True)
 
@@ -290,6 +284,7 @@ def _command(cores: int) -> list[str]:
         *("--quiet", "progress", "host"),
         "--keep-going",
         "--nolock",
+        "--force-use-threads",
         "--rerun-incomplete",
     ]
 

@@ -42,11 +42,10 @@ def state(study: Study, job: Job, known: dict | None = None) -> dict:
         return row | {"state": "running" if row["log"] and is_driven(study) else "waiting"}
     if not ended:
         return row | {"state": "running" if is_driven(study) else "interrupted"}
-    error = first_error(notebook)
     ending = ending_of(folder)
+    error = first_error(notebook) or (ending or {}).get("error")
     if error is None and ending and ending["exit_status"] == 0:
         return row  # it ended well once; an input has changed since, and it waits for its turn
-    error = error or (ending or {}).get("error")
     error = error or "its kernel ended without an error message: it was killed, or ran out of memory"
     return row | {"state": "failed", "seconds": seconds, "error": error + _ending(ending)}
 

@@ -15,25 +15,13 @@ import types
 from pathlib import Path
 
 import nbformat
-import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from fgkd.engine import kernels
 from fgkd.study import PROJECT
 
-PAPERMILL = [
-    sys.executable,
-    "-m",
-    "papermill",
-    "-k",
-    "python3",
-    "--no-progress-bar",
-    "--cwd",
-    ".",
-    "in.ipynb",
-    "out.ipynb",
-]
+EXECUTE = [sys.executable, "-m", "fgkd.engine.execute", "in.ipynb", "out.ipynb"]
 SLEEP = """
 import os, time
 open('pids.part', 'w').write(f'{os.getpid()} {os.getppid()}')
@@ -41,34 +29,30 @@ os.rename('pids.part', 'pids')
 time.sleep(600)
 """
 DRIVER = f"""
-import fcntl, os, subprocess, time
+import fcntl, os, time
+from pathlib import Path
 from fgkd.engine import kernels
 with open("lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with kernels.warm(dict(os.environ), (lock.fileno(),)) as (environment, group):
-        papermill = subprocess.Popen({PAPERMILL}, env=environment, process_group=group)
-        open("group", "w").write(f"{{group}} {{papermill.pid}}")
+    log = Path("engine.log").absolute()
+    with kernels.started({EXECUTE}, log, dict(os.environ), lock.fileno()) as process:
+        Path("engine").write_text(str(process.pid))
         time.sleep(600)
 """
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT)}
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
 
 
-@pytest.fixture(scope="module")
-def environment():
-    with kernels.warm(dict(os.environ)) as (environment, _):
-        yield environment
-
-
 @pytest.fixture
-def start(environment, tmp_path):
-    """(source lines) -> a papermill process that runs them, and the notebook that it writes."""
+def start(tmp_path):
+    """(source lines, variables) -> a papermill process that runs them, and the notebook that it writes."""
     processes = []
 
-    def started(*sources):
+    def started(*sources, **variables):
         write(tmp_path, *sources)
         process = subprocess.Popen(
-            PAPERMILL,
-            env=environment,
+            EXECUTE,
+            env=ENVIRONMENT | variables,
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -85,7 +69,9 @@ def start(environment, tmp_path):
 
 
 def write(folder, *sources):
-    nbformat.write(new_notebook(cells=[new_code_cell(s) for s in sources]), folder / "in.ipynb")
+    python3 = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+    cells = [new_code_cell(source) for source in sources]
+    nbformat.write(new_notebook(cells=cells, metadata=python3), folder / "in.ipynb")
 
 
 def alive(pid):
@@ -121,23 +107,24 @@ def test_a_kernel_that_dies_ends_papermill_with_an_error(start):
 
 @needs_proc
 @pytest.mark.fault("papermill killed")
-def test_killing_papermill_ends_the_kernel(start, tmp_path, wait_for):
-    process, _ = start(SLEEP)
-    assert wait_for((tmp_path / "pids").exists)
-    kernel, _ = map(int, (tmp_path / "pids").read_text().split())
-    assert alive(kernel)
+@pytest.mark.parametrize("warm", ["0", "1"])
+def test_killing_papermill_ends_the_kernel_and_all_that_it_came_from(start, tmp_path, wait_for, warm):
+    process, _ = start(SLEEP, FGKD_WARM=warm)
+    assert wait_for((tmp_path / "pids").exists, 60)
+    kernel, parent = map(int, (tmp_path / "pids").read_text().split())
+    assert alive(kernel) and (parent == process.pid) == (warm == "0")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert wait_for(lambda: not alive(kernel))
+    assert wait_for(lambda: not alive(kernel)) and wait_for(lambda: not alive(parent), 60)
 
 
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
-def test_a_kernel_ends_with_the_process_that_forked_it(start, tmp_path, wait_for, number):
+@pytest.mark.fault("the warm process killed")
+def test_a_kernel_ends_with_the_process_that_forked_it(start, tmp_path, wait_for):
     process, _ = start(SLEEP)
-    assert wait_for((tmp_path / "pids").exists)
+    assert wait_for((tmp_path / "pids").exists, 60)
     kernel, parent = map(int, (tmp_path / "pids").read_text().split())
-    os.kill(parent, number)
+    os.kill(parent, signal.SIGKILL)
     assert wait_for(lambda: not alive(kernel))
     assert "DeadKernelError" in process.communicate(timeout=60)[0] and process.returncode != 0
 
@@ -146,29 +133,22 @@ def test_a_kernel_ends_with_the_process_that_forked_it(start, tmp_path, wait_for
 @pytest.mark.fault("fgkd run killed")
 def test_what_a_process_started_is_killed_with_it_and_a_lock_ends_with_the_last_kernel(tmp_path, wait_for):
     write(tmp_path, SLEEP)
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT)}
-    )
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], cwd=tmp_path, env=ENVIRONMENT)
     try:
         assert wait_for((tmp_path / "pids").exists, 60)
-        kernel, _ = map(int, (tmp_path / "pids").read_text().split())
-        server, papermill = map(int, (tmp_path / "group").read_text().split())
+        kernel, server = map(int, (tmp_path / "pids").read_text().split())
+        engine = int((tmp_path / "engine").read_text())
         os.kill(kernel, signal.SIGSTOP)
     finally:
         driver.kill()
         driver.wait()
-    assert wait_for(lambda: not alive(server) and not alive(papermill)) and alive(kernel)
+    assert wait_for(lambda: not alive(server) and not alive(engine)) and alive(kernel)
     with open(tmp_path / "lock") as lock:
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.kill(kernel, signal.SIGCONT)
         fcntl.flock(lock, fcntl.LOCK_EX)
     assert wait_for(lambda: not alive(kernel))
-
-
-def test_the_socket_is_its_owners_alone_and_goes_with_the_warm_process(environment):
-    folder = environment["JUPYTER_PATH"].split(os.pathsep)[0]
-    assert os.stat(folder).st_mode & 0o077 == 0 and os.stat(f"{folder}/socket").st_mode & 0o077 == 0
 
 
 SLOT = """
@@ -211,12 +191,9 @@ family = (psutil.Process(), *psutil.Process().parents()[:3])
 def execute(folder, *sources, variables):
     """Run the lines through the command that the engine uses; its end, and the values of the notebook's
     cells."""
-    python3 = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
-    nbformat.write(
-        new_notebook(cells=[new_code_cell(s) for s in sources], metadata=python3), folder / "in.ipynb"
-    )
+    write(folder, *sources)
     done = subprocess.run(
-        [sys.executable, "-m", "fgkd.engine.execute", "in.ipynb", "out.ipynb"],
+        EXECUTE,
         cwd=folder,
         capture_output=True,
         text=True,
@@ -243,37 +220,7 @@ def test_a_notebook_and_its_kernel_listen_on_no_port_warm_or_not(tmp_path, warm)
     assert ended["exit_status"] == 0 and ended["peak_memory_mb"] > 10
 
 
-@needs_proc
-@pytest.mark.fault("papermill killed")
-def test_a_kernel_that_is_a_new_python_ends_with_papermill_too(tmp_path, wait_for):
-    write(tmp_path, SLEEP)
-    with kernels.warm(os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0"}) as (environment, _):
-        papermill = subprocess.Popen(
-            PAPERMILL, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        assert wait_for((tmp_path / "pids").exists)
-        started, parent = map(int, (tmp_path / "pids").read_text().split())
-        assert (
-            "--kernel" in psutil.Process(started).cmdline()
-            and "--kernel" not in psutil.Process(parent).cmdline()
-        )
-        papermill.kill()
-        papermill.wait()
-        assert wait_for(lambda: not alive(started))
-
-
-def test_a_mistyped_fgkd_warm_is_refused():
-    with (
-        pytest.raises(ValueError, match=r"FGKD_WARM is 'no': expected 1, .* or 0"),
-        kernels.warm(os.environ | {"FGKD_WARM": "no"}),
-    ):
-        pass
-
-
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python warns of forks beside threads since 3.12")
-def test_forking_beside_a_thread_prints_no_warning(tmp_path):
-    done, _ = execute(tmp_path, "1", variables={"FGKD_WARM": "1"})
-    assert done.returncode == 0 and "multi-threaded" not in done.stderr
+FILE = "import os\nfrom ipykernel.connect import get_connection_file\nget_connection_file()"
 
 
 @pytest.mark.fault("a temporary folder with a long path")
@@ -284,7 +231,7 @@ def test_a_notebook_runs_whatever_the_length_of_the_temporary_folders_path(lengt
     request.addfinalizer(lambda: shutil.rmtree(short))
     folder = Path(f"{short}/{'d' * (length - len(str(short)) - 1)}")
     folder.mkdir()
-    where = "import os\nos.environ['FGKD_SOCKETS'].startswith(os.environ['TMPDIR'])"
+    where = f"{FILE}.startswith(os.environ['TMPDIR'])"
     done, values = execute(short, where, variables={"TMPDIR": str(folder), "FGKD_WARM": "0"})
     assert done.returncode == 0, done.stderr
     assert values == [str(length == 62)] and not list(folder.iterdir())
@@ -324,38 +271,25 @@ def test_a_slot_is_held_until_the_kernel_ends(tmp_path):
         assert done.returncode == 0 and values == ["True"]
 
 
-@needs_proc
-@pytest.mark.fault("a kernel's client closes early")
-@pytest.mark.parametrize("part", [b"", b'{"arguments": ['])
-def test_a_client_that_closes_before_it_has_asked_leaves_no_process(part, wait_for):
-    with kernels.warm(os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0"}) as (environment, server):
-        handlers = psutil.Process(server).children
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(f"{environment['FGKD_SOCKETS']}/socket")
-            assert wait_for(handlers)
-            client.sendall(part)
-        assert wait_for(lambda: not handlers())
-
-
 @pytest.mark.fault("a run that starts no kernel")
 def test_how_an_earlier_run_ended_is_not_believed(tmp_path):
     stale = tmp_path / "exit.json"
     stale.write_text('{"exit_status": -9, "peak_memory_mb": 1}')
     done, _ = execute(tmp_path, "1", variables={"FGKD_EXIT": str(stale), "FGKD_WARM": "no"})
-    assert done.returncode != 0 and not stale.exists()
+    error = "FGKD_WARM is 'no': expected 1, to fork kernels from a warm process, or 0"
+    assert done.returncode != 0 and error in done.stderr
+    ending = json.loads(stale.read_text())
+    assert ending["exit_status"] == 0 and error in ending["error"]
 
 
 @pytest.mark.fault("an import that fails")
-def test_a_warm_process_that_cannot_import_is_named_with_its_reason(tmp_path):
-    (tmp_path / "seaborn.py").write_text("raise ImportError('libcairo.so.2 is missing')")
-    log = tmp_path / "engine.log"
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}", "FGKD_WARM": "1"}
-    with (
-        pytest.raises(OSError, match=r"(?s)ended while it imported.*'.*engine.log' ends with.*libcairo"),
-        kernels.log_to(log) as out,
-        kernels.warm(environment, (), out),
-    ):
-        pytest.fail("it started")
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_an_import_that_fails_is_the_notebooks_error_and_no_other(tmp_path, error):
+    (tmp_path / "seaborn.py").write_text(f"raise {error}('libcairo.so.2 is missing')")
+    done, _ = execute(
+        tmp_path, "import seaborn", variables={"PYTHONPATH": f"{tmp_path}:{PROJECT}", "FGKD_WARM": "1"}
+    )
+    assert done.returncode != 0 and f"{error}: libcairo.so.2 is missing" in done.stderr
 
 
 @pytest.mark.fault("a notebook that cannot start")
@@ -381,15 +315,14 @@ def test_a_path_is_no_template_and_an_executed_notebook_does_not_say_where_it_li
 def test_folders_that_killed_runs_left_are_deleted_and_no_others(tmp_path, monkeypatch):
     """Each has the name of such a folder; a live process has locked one, and two hold something else."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    environment = os.environ | {"PYTHONPATH": str(PROJECT), "FGKD_WARM": "0", "TMPDIR": str(tmp_path)}
-    with kernels.warm(environment):
-        (live,) = tmp_path.iterdir()
+    with kernels._own_folder() as live:
+        assert os.stat(live).st_mode & 0o077 == 0
         for name in ("fgkd-deaddead", "fgkd-photos12", "fgkd-tests-deaddead"):
             (tmp_path / name).mkdir()
         for name in ("fgkd-deaddead", "fgkd-tests-deaddead"):
-            shutil.copytree(live / "kernels", tmp_path / name / "kernels")
-        with kernels.warm(environment):
-            assert {live.name, "fgkd-photos12", "fgkd-tests-deaddead"} < {f.name for f in tmp_path.iterdir()}
+            (tmp_path / name / kernels.MARK).touch()
+        with kernels._own_folder():
+            assert {Path(live).name, "fgkd-photos12"} < {f.name for f in tmp_path.iterdir()}
             assert not (tmp_path / "fgkd-deaddead").exists()
     assert {f.name for f in tmp_path.iterdir()} == {"fgkd-photos12", "fgkd-tests-deaddead"}
 

@@ -217,6 +217,16 @@ def test_what_waits_for_its_turn_is_shown_neither_as_failed_nor_as_running(tiny,
         assert {states.state(tiny, job)["state"] for job in jobs} == {"waiting"}
 
 
+def test_a_notebook_that_did_not_run_failed_of_what_kept_it(tiny):
+    notebook(tiny, TEACHER, end_time="now", exception=None)
+    ending = {"exit_status": 0, "peak_memory_mb": 0}
+    records.write_json(tiny.path(TEACHER) / "exit.json", ending)
+    assert states.state(tiny, TEACHER)["state"] == "waiting"
+    records.write_json(tiny.path(TEACHER) / "exit.json", ending | {"error": "no sockets"})
+    row = states.state(tiny, TEACHER)
+    assert (row["state"], row["error"]) == ("failed", "no sockets")
+
+
 def test_to_retry_takes_what_failed_and_what_it_waits_for_alone(finished):
     for job in finished.jobs():
         result(finished, job)
