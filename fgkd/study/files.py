@@ -81,7 +81,9 @@ def find(study: str) -> Path:
     """
     path = Path(study)
     of_run = os.environ.get("FGKD_STUDY", "")
-    if study == os.path.basename(of_run):  # a notebook of `fgkd run`, which works in another folder
+    if of_run and study == os.path.basename(
+        of_run
+    ):  # a notebook of `fgkd run`, which works in another folder
         return Path(of_run)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
