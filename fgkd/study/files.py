@@ -83,7 +83,7 @@ def find(study: str) -> Path:
     of_run = os.environ.get("FGKD_STUDY", "")
     if of_run and study == os.path.basename(
         of_run
-    ):  # a notebook of `fgkd run`, which works in another folder
+    ):  # a notebook of a run works elsewhere
         return Path(of_run)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
