@@ -81,9 +81,7 @@ def find(study: str) -> Path:
     """
     path = Path(study)
     of_run = os.environ.get("FGKD_STUDY", "")
-    if of_run and study == os.path.basename(
-        of_run
-    ):  # a notebook of a run works elsewhere
+    if of_run and study == os.path.basename(of_run):  # a notebook of a run works elsewhere
         return Path(of_run)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
