@@ -27,7 +27,7 @@ OWN_ARGUMENTS = {"num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_
 
 
 def absolute(path: str | Path, folder: str | Path = "") -> str:
-    """An absolute path, `~` expanded; a link is not followed, since its own name, ending and folder count.
+    """An absolute path, `~` expanded; a link is not followed: its own name and folder count.
 
     Raises StudyError for the home of a user who is not there.
     """
@@ -59,7 +59,7 @@ def of_file(path: str | Path) -> str | None:
 
 
 def of_weights(file: str) -> dict[str, str | None]:
-    """The digests of a weights file and of what config.json beside it says of the network, '' for nothing.
+    """The digests of a weights file and of what config.json beside it says, '' for nothing.
 
     None where the file is not there.  Where its images come from, their size and interpolation are the
     study's, and count by its values.
@@ -72,7 +72,7 @@ def of_weights(file: str) -> dict[str, str | None]:
 
 
 def config(weights: str) -> dict[str, Any]:
-    """What timm's config.json beside a weights file says of it; {} where there is none of timm's.
+    """What timm's config.json beside a weights file says of it; {} where there is none.
 
     architecture; mean and std, three numbers each; model_args for timm.create_model; input_size (3, S, S);
     license: as far as they are there.
@@ -118,7 +118,9 @@ def _three_numbers(values: Any, least: float, where: str) -> list[float]:
 
 
 def of_code(files: tuple[str, ...], decorator: str, name: str | None = None) -> str | None:
-    """The digest of plugins' code of what a decorator registers, under a name or any: `plugins.code_of`.
+    """The digest of plugins' code of what a decorator registers: see `plugins.code_of`.
+
+    name: under which it is registered; None takes all.
 
     '' where no plugin registers it, None where a plugin is not there.
     """

@@ -12,7 +12,7 @@ class StudyError(ValueError):
 
 
 def printable(text: str) -> str:
-    """A text that a terminal only shows: without control characters, by which data could steer it."""
+    """A text without control characters, by which data could steer a terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
 
 
