@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NOTEBOOKS := notebooks/*.ipynb notebooks/solutions/*.ipynb
 
-.PHONY: env study test test-slurm unit lint notebooks stored lab lock clean
+.PHONY: env study test test-slurm unit lint fuzz notebooks stored lab lock clean
 env: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -38,6 +38,11 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_house.py tests/unit/test_docstrings.py \
 	  tests/unit/test_notebook_style.py -k "not linter"
+
+# Mutated inputs for as long as one likes: make fuzz SECONDS=3600
+SECONDS ?= 60
+fuzz: env
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
 
 notebooks: env
 	$(PYTEST) tests/test_notebooks.py notebooks
