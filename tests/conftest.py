@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the p
 import pytest
 import torch
 import yaml
+from nbval.plugin import IPyNbCell
 
 from fgkd import stages
 from fgkd import study as studies
@@ -147,6 +148,21 @@ def _write(file, changes):
             target[last] = value
     file.write_text(yaml.safe_dump(raw, sort_keys=False))
     return file
+
+
+def pytest_collection_modifyitems(items):
+    """Run each notebook's cells a second time in the same kernel, as a reader who changes a value does."""
+    cells = [item for item in items if isinstance(item, IPyNbCell) and "solutions" not in item.nodeid]
+    for notebook in dict.fromkeys(cell.parent for cell in cells):
+        first = [cell for cell in cells if cell.parent is notebook]
+        again = [
+            IPyNbCell.from_parent(
+                notebook, name=f"{c.name} again", cell_num=c.cell_num, cell=c.cell, options=c.options
+            )
+            for c in first
+        ]
+        place = items.index(first[-1]) + 1
+        items[place:place] = again
 
 
 def pytest_configure(config):

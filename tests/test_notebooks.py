@@ -1,6 +1,7 @@
 """Notebooks as batch jobs: their parameters and what these refuse.
 
-That each runs is tested by nbval, which collects `notebooks/`; how each is written, by `test_notebook_style`.
+That each runs, and again in the same kernel, is tested by nbval, which collects `notebooks/`; how each is
+written, by `test_notebook_style`.
 """
 
 import os
@@ -11,11 +12,12 @@ import sys
 import nbformat
 import pandas as pd
 import pytest
-from nbclient import NotebookClient
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
 from fgkd.choose import NOTEBOOK
-from fgkd.study import PROJECT, STAGES
+from fgkd.study import PROJECT, STAGES, StudyError
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 
@@ -66,16 +68,6 @@ def test_papermill_knows_the_type_the_default_and_the_meaning_of_each_parameter(
         assert f"{name}: {kind} (default {default})" in shown.stdout and meaning.split()[0] in shown.stdout
 
 
-def test_all_cells_run_again_in_the_same_kernel(notebook_file):
-    notebook = nbformat.read(notebook_file, 4)
-    where = {"metadata": {"path": str(notebook_file.parent)}}
-    client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where)
-    with client.setup_kernel():
-        for _ in range(2):
-            for place, cell in enumerate(notebook.cells):
-                client.execute_cell(cell, place)
-
-
 @pytest.mark.parametrize(
     "name, given, message",
     [
@@ -94,16 +86,18 @@ def test_all_cells_run_again_in_the_same_kernel(notebook_file):
         ("02_data", {"dataset": "bird"}, "dataset 'bird' is not in the study (did you mean 'birds'?)"),
     ],
 )
-def test_what_the_study_lacks_is_refused_in_the_cell_that_checks_parameters(tmp_path, name, given, message):
-    words = [word for pair in given.items() for word in ("-r", *pair)]
-    notebook = PROJECT / "notebooks" / f"{name}.ipynb"
-    done = subprocess.run(
-        [sys.executable, "-m", "fgkd.engine.execute", str(notebook), str(tmp_path / "out.ipynb"), *words],
-        env=os.environ | {"FGKD_RUNS": str(tmp_path), "FGKD_WARM": "0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0 and f"StudyError: {message}" in done.stderr
+def test_what_the_study_lacks_is_refused_in_the_cell_that_checks_parameters(
+    tmp_path, monkeypatch, name, given, message
+):
+    """The cells up to that one: imports, parameters, those that papermill puts after them, the check."""
+    monkeypatch.setenv("FGKD_RUNS", str(tmp_path))
+    notebook = load_notebook_node(str(PROJECT / "notebooks" / f"{name}.ipynb"))
+    cells = [cell.source for cell in parameterize_notebook(notebook, given).cells if cell.cell_type == "code"]
+    namespace: dict = {}
+    for source in cells[:3]:
+        exec(source, namespace)
+    with pytest.raises(StudyError, match=re.escape(message)):
+        exec(cells[3], namespace)
     assert not (tmp_path / "lesson").exists()
 
 
