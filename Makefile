@@ -1,6 +1,7 @@
 # make study          environment, then runs/demo.yaml end to end, to runs/demo/report/index.html
 # make study STUDY=x  the same for runs/x.yaml
-# make test           environment, then every test, the linters among them
+# make test           environment, then every test
+# make lint           mistakes, layout and types, in code and notebooks, and the house's own rules
 PYTHON ?= python3
 VENV   ?= .venv
 STUDY  ?= demo
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NOTEBOOKS := notebooks/*.ipynb notebooks/solutions/*.ipynb
 
-.PHONY: env study test test-slurm unit lint fuzz notebooks stored lab lock clean
+.PHONY: env study test test-slurm unit lint studies fuzz notebooks stored lab lock clean
 env: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -31,13 +32,16 @@ test: env
 unit: env
 	$(PYTEST) tests/unit
 
-# What `make test` also checks: mistakes, layout and types, in code and notebooks, and the house's own rules.
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_house.py tests/unit/test_docstrings.py \
-	  tests/unit/test_notebook_style.py -k "not linter"
+	  tests/unit/test_notebook_style.py
+
+# Whole studies through the engine, faults, a browser, fuzzing: all tests but those of unit and notebooks.
+studies: env
+	$(PYTEST) tests --ignore tests/unit --ignore tests/test_notebooks.py
 
 # Mutated inputs for as long as one likes: make fuzz SECONDS=3600
 SECONDS ?= 60

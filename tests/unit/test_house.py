@@ -1,10 +1,11 @@
-"""The house's habits: which room may import which, how long things are, and what the linters say."""
+"""The house's habits: which room may import which, how long things are, what is installed."""
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -214,39 +215,18 @@ def test_a_long_line_is_found(tmp_path, monkeypatch):
     assert long_lines([file]) == [f"long.py:1: {LINE + 2} characters"]
 
 
-# The linters
+# The environment
 
 
-def run(tool, *options):
-    """(exit status, what it printed) of a tool of this environment, run on the repository."""
-    if importlib.util.find_spec(tool) is None:
-        pytest.skip(f"{tool} is not installed: it comes with the extra 'test'")
-    done = subprocess.run([sys.executable, "-m", tool, *options], cwd=ROOT, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    "tool, options",
-    [
-        ("ruff", ["check", "--no-cache", "--output-format", "concise", "."]),
-        ("ruff", ["format", "--no-cache", "--check", "."]),
-        ("mypy", []),
-    ],
-    ids=["ruff check", "ruff format", "mypy"],
-)
-def test_the_linter_is_content(tool, options):
-    status, text = run(tool, *options)
-    complaints = [line for line in text.splitlines() if re.search(r"\.(py|ipynb):|Would reformat", line)]
-    assert not complaints, text
-    assert status == 0 or complaints, text
-
-
-def test_the_linters_complain_of_a_broken_file(tmp_path):
-    file = tmp_path / "broken.py"
-    file.write_text("import os\ndef f( x:int ) -> str:\n    return x\n")
-    assert "F401" in run("ruff", "check", "--no-cache", str(file))[1]
-    assert run("ruff", "format", "--no-cache", "--check", str(file))[0] == 1
-    assert "return-value" in run("mypy", "--cache-dir", str(tmp_path), str(file))[1]
+def test_conda_users_get_every_package_that_the_project_names():
+    """`environment.yml` names each with its reason; the lock, which it installs, pins each."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    names = {re.match(r"[\w-]+", line)[0] for line in wanted}
+    reasons = (ROOT / "environment.yml").read_text()
+    assert not [name for name in names if not re.search(rf"(?<![\w-]){name}(?![\w-])", reasons)]
+    locked = set(re.findall(r"^([\w-]+)(?:\[.*\])?==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    assert names <= locked
 
 
 # Imports that must stay cheap
