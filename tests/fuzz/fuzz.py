@@ -264,7 +264,7 @@ def fuzz_notebooks(rng: random.Random, folder: Path) -> None:
     file.write_text(json.dumps(value))
     page = folder / "n.html"
     page.unlink(missing_ok=True)
-    with contextlib.suppress(*notebook.UNREADABLE):
+    with contextlib.suppress(notebook.Unreadable):
         notebook.write_page(file, page, title=rng.choice(PAYLOADS))
     if not page.exists():
         return
