@@ -455,7 +455,7 @@ def _compare_disk(bench: Bench) -> Iterator[Row]:
 
     def read_view():
         _forget(file)
-        stored = banks.read(file.parent, {"logits": (1, *bench.size.view)}, bench.device)
+        stored = banks.Bank({"logits": np.load(file, mmap_mode="r")}, bench.device)
         return stored.outputs(0, torch.zeros(1, dtype=torch.long))
 
     works = {

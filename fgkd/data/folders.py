@@ -128,12 +128,37 @@ def list_images(spec: DataSpec) -> Listing:
 def _list_folders(spec: DataSpec, tree: _Tree) -> Listing:
     parts = _unite(tree, _find_parts(tree))
     photos = _collect(tree, parts, _choose_classes(spec, parts))
+    _refuse_splits_inside(tree, parts, photos)
     if tree.aside:
         tree.notes.append(f"left out, as folders of a system or program: {quote_some(tree.aside)}")
     if tree.links:
         tree.notes.append(f"left out, since they are links to folders: {quote_some(tree.links)}")
     is_split = "" not in parts
     return _to_listing(tree.root, photos if is_split else _split(spec, photos[""]), tree.notes, is_split)
+
+
+def _refuse_splits_inside(tree: _Tree, parts: Parts, photos: Parts) -> None:
+    """Raise DataError for what looks like a split among the classes, above or inside of them."""
+
+    def looks_like(name: str, *kinds: str) -> bool:
+        return bool({*kinds} & {*map(_kind, _words(name))})
+
+    for part, folders in parts.items():
+        found = [name for name in folders if looks_like(name, *WORDS)]
+        kinds = {_kind(word) for name in found for word in _words(name)} & WORDS.keys()
+        if len(kinds) < 2 or not _kinds(found):  # classes may well be called Test tube, or dev1 and dev2
+            found = []
+        apart: set[str] = set()
+        for name, paths in photos[part].items():
+            above = "" if part else os.path.dirname(folders[name][0])
+            depth = folders[name][0].count("/") + 1
+            apart.update(above.split("/"), *(path.split("/")[depth:-1] for path in paths))
+        found += [name for name in sorted(apart) if looks_like(name, "test", "val")]
+        if found:
+            raise DataError(
+                f"{quote_some(found)} among the classes of {str(tree.root)!r}, above or inside of them, look "
+                "like splits; expected train/ and test/ with a folder per class in each: move or rename these"
+            )
 
 
 def _list_file(spec: DataSpec, root: Path, file: Path) -> Listing:

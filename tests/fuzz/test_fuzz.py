@@ -3,7 +3,7 @@
 import fuzz
 import pytest
 
-CASES = {"studies": 150, "records": 100, "notebooks": 100, "folders": 400, "images": 600}
+CASES = {"studies": 150, "records": 60, "notebooks": 100, "folders": 400, "images": 600}
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)

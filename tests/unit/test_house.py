@@ -225,7 +225,8 @@ def test_conda_users_get_every_package_that_the_project_names():
     names = {re.match(r"[\w-]+", line)[0] for line in wanted}
     reasons = (ROOT / "environment.yml").read_text()
     assert not [name for name in names if not re.search(rf"(?<![\w-]){name}(?![\w-])", reasons)]
-    locked = set(re.findall(r"^([\w-]+)(?:\[.*\])?==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    lock = (ROOT / "requirements.lock").read_text()
+    locked = set(re.findall(r"^([\w-]+)(?:\[.*\])?==", lock, re.MULTILINE))
     assert names <= locked
 
 

@@ -312,19 +312,21 @@ def test_a_path_is_no_template_and_an_executed_notebook_does_not_say_where_it_li
 
 
 @pytest.mark.fault("temporary folders of killed runs")
-def test_folders_that_killed_runs_left_are_deleted_and_no_others(tmp_path, monkeypatch):
+def test_folders_that_killed_runs_left_are_deleted_and_no_others(monkeypatch):
     """Each has the name of such a folder; a live process has locked one, and two hold something else."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with kernels._own_folder() as live:
-        assert os.stat(live).st_mode & 0o077 == 0
-        for name in ("fgkd-deaddead", "fgkd-photos12", "fgkd-tests-deaddead"):
-            (tmp_path / name).mkdir()
-        for name in ("fgkd-deaddead", "fgkd-tests-deaddead"):
-            (tmp_path / name / kernels.MARK).touch()
-        with kernels._own_folder():
-            assert {Path(live).name, "fgkd-photos12"} < {f.name for f in tmp_path.iterdir()}
-            assert not (tmp_path / "fgkd-deaddead").exists()
-    assert {f.name for f in tmp_path.iterdir()} == {"fgkd-photos12", "fgkd-tests-deaddead"}
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # long ones are no places for sockets
+        place = Path(short)
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        with kernels._own_folder() as live:
+            assert os.stat(live).st_mode & 0o077 == 0
+            for name in ("fgkd-deaddead", "fgkd-photos12", "fgkd-tests-deaddead"):
+                (place / name).mkdir()
+            for name in ("fgkd-deaddead", "fgkd-tests-deaddead"):
+                (place / name / kernels.MARK).touch()
+            with kernels._own_folder():
+                assert {Path(live).name, "fgkd-photos12"} < {f.name for f in place.iterdir()}
+                assert not (place / "fgkd-deaddead").exists()
+        assert {f.name for f in place.iterdir()} == {"fgkd-photos12", "fgkd-tests-deaddead"}
 
 
 @pytest.mark.parametrize("home", ["/proc/nohome", "file", "here", "", "relative"])

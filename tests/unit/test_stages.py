@@ -503,7 +503,7 @@ def test_the_lock_of_a_process_that_died_does_not_last(tiny, in_child):
     job = Job("data", "birds")
 
     def die():
-        with stages._locked(tiny.path(job)):
+        with records.locked(tiny.path(job)):
             os._exit(7)
 
     tiny.path(job).mkdir(parents=True)
