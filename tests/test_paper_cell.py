@@ -54,7 +54,7 @@ def test_a_vit_with_attention_teaches_all_students_of_the_paper_by_all_losses(tm
     assert [row["strategy"] for row in metrics] == ["CAL", "TGDA"] and all(
         np.isfinite(row[name]) for row in metrics for name in ("ratio12", "ratio12_crop", "ratio12_drop")
     )
-    arrays = {file.stem: np.load(file) for file in (study.path(bank) / "views").iterdir()}
+    arrays = {file.stem: np.load(file) for file in (study.path(bank) / "views").glob("*.npy")}
     assert arrays["logits"].shape == (1, 4, 2) and arrays["maps"].shape == (1, 4, 14, 14)
     assert sum(array.nbytes for array in arrays.values()) == cost.bank_bytes(study, bank)
     taught = [(row["student"], row["loss"]) for row in records.rows(study, distill)]
