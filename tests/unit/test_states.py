@@ -83,7 +83,7 @@ def test_photos_that_changed_make_their_cells_stale_and_are_counted(garden, tmp_
 def test_a_record_that_is_cut_short_is_named_for_what_it_is(garden, job):
     file = garden.path(job) / "record.json"
     file.write_bytes(file.read_bytes()[:-20])
-    assert anew(garden)[job.id] == "its record is cut short, or another version's"
+    assert anew(garden)[job.id] == "its record is not whole, or another version's"
 
 
 def test_photos_that_swapped_their_classes_make_their_cells_stale(garden, tmp_path):
