@@ -564,7 +564,7 @@ def test_photos_in_which_the_results_would_lie_are_refused_at_once(below, tiny, 
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    root = folder(tmp_path / "root", {"a": 2, "b": 2})
+    root = folder(tmp_path / "photos", {"a": 2, "b": 2})
     scandir = os.scandir
 
     def refuse(path):
@@ -574,7 +574,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folders.os, "scandir", refuse)
     with pytest.raises(
-        DataError, match="set: '.*/root/b' cannot be read .Permission denied.; change its perm"
+        DataError, match="set: '.*/photos/b' cannot be read .Permission denied.; change its perm"
     ):
         folders.list_images(spec(root))
 
