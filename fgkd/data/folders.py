@@ -157,7 +157,7 @@ def _refuse_splits_inside(tree: _Tree, parts: Parts, photos: Parts) -> None:
         if found:
             raise DataError(
                 f"{quote_some(found)} among the classes of {str(tree.root)!r}, above or inside of them, look "
-                "like splits; expected train/ and test/ with a folder per class in each: move or rename these"
+                "like splits; expected both 'train' and 'test' with a folder per class in each: rename these"
             )
 
 
@@ -291,12 +291,7 @@ def _refuse_half_a_split(tree: _Tree, base: str) -> None:
         count = f", but {photos} photos" if photos else ""
         raise DataError(f"no class folders in {where}{count}; put the images of each class in a folder")
     is_clear = "train" in found or len(found) > 1 or all(_words(name) == [name.casefold()] for name in names)
-    wrapping = [
-        name for name in names if tree.names(_join(base, name)) and not tree.read(_join(base, name))[1]
-    ]
-    loosely = set(map(_kind, chain.from_iterable(map(_words, wrapping))))  # train_new/<class>, test/<class>
-    looks_split = "train" in loosely and loosely & {"test", "val"}
-    if (len(kinds) == len(names) and is_clear) or looks_split or any(len(_words(name)) > 1 for name in kinds):
+    if (len(kinds) == len(names) and is_clear) or any(len(_words(name)) > 1 for name in kinds):
         raise DataError(
             f"{where} holds {quote_some(names)}; expected both 'train' and 'test', or a folder "
             "per class: rename these"
