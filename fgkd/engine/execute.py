@@ -47,10 +47,10 @@ def execute(
     if ending:
         _forget_earlier_run(Path(ending))
     try:
-        kernels.register()
         sockets = os.environ.get("FGKD_SOCKETS", "")
         sockets = sockets if os.path.isdir(sockets) else kernels.sockets_folder()
         with tempfile.TemporaryDirectory(prefix="fgkd-", dir=sockets) as folder:
+            client = {"kernel_manager_class": kernels.ForkedManager}
             manager = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
             papermill_engines.register("placeless", Placeless)
             papermill.execute_notebook(
@@ -60,7 +60,9 @@ def execute(
                 kernel_name="python3",
                 progress_bar=False,
                 start_timeout=START_SECONDS,
-                config=Config({"KernelManager": manager, "Forked": {"gpu": gpu, "ending": ending}}),
+                config=Config(
+                    NotebookClient=client, KernelManager=manager, Forked={"gpu": gpu, "ending": ending}
+                ),
             )
     except PapermillExecutionError:  # the notebook holds it
         raise

@@ -34,6 +34,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
+from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 from traitlets import Unicode
 
@@ -112,15 +113,22 @@ class Forked(LocalProvisioner):
                 Path(self.ending).write_text(json.dumps(value))
 
 
-def register() -> None:
-    """Let jupyter_client take all kernels of this process from `Forked`.
+class ForkedManager(AsyncKernelManager):
+    """jupyter_client's own manager of a kernel, which `Forked` starts.
 
     Raises ValueError where FGKD_WARM is neither 0 nor 1.
     """
-    _context()
-    factory = KernelProvisionerFactory.instance()
-    factory.provisioners["forked"] = EntryPoint("forked", "fgkd.engine.kernels:Forked", factory.GROUP_NAME)
-    factory.default_provisioner_name = "forked"
+
+    @property
+    def kernel_spec(self):
+        """The kernel's specification, which names its provisioner."""
+        _context()
+        factory = KernelProvisionerFactory.instance()
+        here = f"{__name__}:{Forked.__name__}"
+        factory.provisioners["forked"] = EntryPoint("forked", here, factory.GROUP_NAME)
+        specification = super().kernel_spec
+        specification.metadata["kernel_provisioner"] = {"provisioner_name": "forked"}
+        return specification
 
 
 @functools.cache

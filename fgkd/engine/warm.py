@@ -8,6 +8,10 @@ import contextlib
 with contextlib.suppress(Exception):
     import ipykernel.kernelapp  # noqa: F401
     import matplotlib_inline.backend_inline  # noqa: F401
+    import pandas
+
+    # pandas takes a process without IPython for a terminal and would cut wide tables.
+    pandas.set_option("display.max_columns", 20)
     import seaborn  # noqa: F401
 
     from fgkd import stages  # noqa: F401

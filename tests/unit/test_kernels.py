@@ -209,13 +209,18 @@ def execute(folder, *sources, variables):
 
 
 @pytest.mark.parametrize("warm", ["0", "1"])
-def test_a_notebook_and_its_kernel_listen_on_no_port_warm_or_not(tmp_path, warm):
+def test_a_notebook_shows_the_same_and_listens_on_no_port_warm_or_not(tmp_path, warm):
     loaded = "import sys\n'torch' in sys.modules"
+    columns = "import pandas\npandas.get_option('display.max_columns')"
     done, values = execute(
-        tmp_path, loaded, LISTENING, variables={"FGKD_WARM": warm, "FGKD_EXIT": str(tmp_path / "exit.json")}
+        tmp_path,
+        loaded,
+        LISTENING,
+        columns,
+        variables={"FGKD_WARM": warm, "FGKD_EXIT": str(tmp_path / "exit.json")},
     )
     assert done.returncode == 0, done.stderr
-    assert values == [str(warm == "1"), "[]"]
+    assert values == [str(warm == "1"), "[]", "20"]
     ended = json.loads((tmp_path / "exit.json").read_text())
     assert ended["exit_status"] == 0 and ended["peak_memory_mb"] > 10
 
