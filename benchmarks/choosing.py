@@ -93,7 +93,7 @@ def tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     metrics: list[dict] = []
     for job in study.jobs():
         seed = {"seed": study.seed_of(job)}
-        for stored in records.records(study, job, known) if job.stage in ("teacher", "distill") else ():
+        for stored in records.of(study, job, known) if job.stage in ("teacher", "distill") else ():
             if job.stage == "distill":
                 students += [row | seed for row in stored["rows"]]
                 continue
@@ -120,7 +120,7 @@ def histories(study: Study) -> pd.DataFrame:
     rows = []
     known: dict = {}
     for job in study.jobs():
-        for stored in records.records(study, job, known) if job.stage == "distill" else ():
+        for stored in records.of(study, job, known) if job.stage == "distill" else ():
             row = stored["rows"][0]
             keys = {key: row[key] for key in (*GROUP, "teacher")}
             for epoch in stored.get("history", []):

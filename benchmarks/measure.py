@@ -50,7 +50,7 @@ from fgkd.distillation import bank as banks
 from fgkd.distillation import losses, training
 from fgkd.engine import execute
 from fgkd.models import cal, classifier
-from fgkd.study import LOSSES, PROJECT, DataSpec, Distillation, Loss, Model, Recipe, StudyError, Views
+from fgkd.study import LOSSES, PROJECT, DataSpec, Distillation, Loss, Model, Recipe, Sizes, StudyError
 
 STUDENT = "lcnet_035"
 SEVEN = (
@@ -63,8 +63,8 @@ SEVEN = (
     (STUDENT, "hint"),
 )
 KD = Distillation()
-VIEWS = Views(108, 96)
-PHOTO_VIEWS = Views(300, 224)
+VIEWS = Sizes(resize=108, crop=96)
+PHOTO_VIEWS = Sizes(resize=300, crop=224)
 Work = Callable[[], object]  # what a turn measures
 Seconds = dict[str, np.ndarray]  # of each work, one value per turn
 
@@ -75,7 +75,7 @@ class Size:
 
     images: int = 128  # of a training
     classes: int = 32
-    views: Views = VIEWS
+    views: Sizes = VIEWS
     batch: int = 32
     epochs: int = 2  # of one turn's training, and views of its bank
     small: str = "mobilenetv2_100"  # teachers
@@ -84,7 +84,7 @@ class Size:
     turns: int = 7  # of the quick parts
     long_turns: int = 3  # of seven students, of whole studies and of notebooks
     photos: int = 128  # JPEG files of 500 x 375 pixels
-    photo_views: Views = PHOTO_VIEWS
+    photo_views: Sizes = PHOTO_VIEWS
     logits: tuple[int, int] = (100_000, 555)
     view: tuple[int, int] = (24_000, 555)  # logits that one view adds to a bank: those of NABirds
     growth: int = 24  # images a class, of 8 classes, of the smallest study

@@ -319,7 +319,7 @@ def fault(job: Job, stored: dict) -> str | None:
     return None
 
 
-def records(study: Study, job: Job, known: dict | None = None) -> list[dict]:
+def of(study: Study, job: Job, known: dict | None = None) -> list[dict]:
     """The records of `record_jobs`, as far as there are any."""
     return [stored for part in record_jobs(study, job) if (stored := record(study, part, known))]
 
@@ -336,7 +336,7 @@ def is_complete(study: Study, job: Job, known: dict | None = None) -> bool:
 
 def rows(study: Study, job: Job, known: dict | None = None) -> list[dict]:
     """The rows of the job's records; of a bank one for each strategy whose students read it."""
-    return [row for stored in records(study, job, known) for row in _rows(study, job, stored)]
+    return [row for stored in of(study, job, known) for row in _rows(study, job, stored)]
 
 
 def mark_done(study: Study, job: Job) -> None:
@@ -378,7 +378,7 @@ def collect(study: Study) -> dict[str, pd.DataFrame]:
     for job in study.jobs():
         if not job.row.table:
             continue
-        for stored in records(study, job, known):
+        for stored in of(study, job, known):
             source = {key: stored["provenance"][key] for key in PROVENANCE}
             tables[job.row.table] += [row | source for row in _rows(study, job, stored)]
             place = {

@@ -21,10 +21,10 @@ from fgkd.data import datasets, official
 from fgkd.data.images import SHOWN, DataError, UnreadableImages
 from fgkd.data.official import File, check_row
 from fgkd.records import locked
-from fgkd.study import DataSpec, Official
+from fgkd.study import DataSpec, OfficialName
 
 
-def prepare(kind: Official, root: Path, *, resize: int, progress: bool = True) -> pd.DataFrame:
+def prepare(kind: OfficialName, root: Path, *, resize: int, progress: bool = True) -> pd.DataFrame:
     """Fetch a set where its owner lets a program do so, check it, and cache its images.
 
     Returns the rows of `official.checks` and of the images themselves; the cache is built unless images

@@ -29,7 +29,7 @@ from fgkd.distillation.checkpoint import Checkpoint
 from fgkd.models import cal
 from fgkd.models.classifier import Classifier, Head
 from fgkd.progress import Progress
-from fgkd.study import Distillation, Recipe, StudyError, Views
+from fgkd.study import Distillation, Recipe, Sizes, StudyError
 
 EVAL_BATCH = 256
 CACHED_BATCH = 16  # of views above LARGE on a CPU, whose feature maps would leave its caches
@@ -61,7 +61,7 @@ class Images:
     from the disk.
     """
 
-    def __init__(self, split: Split, sizes: Views, device: torch.device):
+    def __init__(self, split: Split, sizes: Sizes, device: torch.device):
         self.split = split
         self.sizes = sizes
         self.device = device

@@ -116,7 +116,7 @@ def notes(study: Study, known: dict | None = None) -> list[str]:
     """
     sentences = [f"{key}: {spec.note}" for key, spec in study.datasets.items() if spec.note]
     for job in study.jobs():
-        for record in records.records(study, job, known) if job.stage in ("data", "bank") else ():
+        for record in records.of(study, job, known) if job.stage in ("data", "bank") else ():
             copies = [note for note in record.get("notes", []) if "also in train" in note]
             sentences += [f"{job.dataset}: {note}" for note in copies]
             row = record["rows"][0]
@@ -337,7 +337,7 @@ def _facts(study: Study, known: dict | None = None) -> dict[str, str]:
         facts[f"recipe {recipe_name}"] = ", ".join(f"{key} {value}" for key, value in vars(recipe).items())
     provenances: list[dict] = []
     for job in study.jobs():
-        provenances += [record["provenance"] for record in records.records(study, job, known)]
+        provenances += [record["provenance"] for record in records.of(study, job, known)]
     if provenances:
         made = pd.DataFrame(provenances)
         for name in ("commit", "device", "python", "threads"):

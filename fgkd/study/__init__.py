@@ -14,10 +14,10 @@ from fgkd.study.config import (
     Distillation,
     Loss,
     Model,
-    Official,
+    OfficialName,
     Recipe,
     Resources,
-    Views,
+    Sizes,
     check_weights,
 )
 from fgkd.study.errors import StudyError

@@ -35,15 +35,15 @@ from pydantic.json_schema import SkipJsonSchema
 from fgkd.study import contents, plugins
 from fgkd.study.errors import StudyError, expected, unknown_name
 
-Official = Literal["aircraft", "cars", "cub", "dogs", "flowers", "moe", "nabirds", "pets"]
+OfficialName = Literal["aircraft", "cars", "cub", "dogs", "flowers", "moe", "nabirds", "pets"]
 Strategy = Literal["FZ", "FT", "CAL", "TGDA"]
 RecipeName = Literal["pretext", "FZ", "FT", "CAL", "student"]
 Stage = Literal["teacher", "bank", "distill"]
-Kind = Literal["birds", "folder", Official]
+Kind = Literal["birds", "folder", OfficialName]
 Outputs = Literal["logits", "features"]
 Strategies = Annotated[tuple[Strategy, ...], Field(min_length=1)]
 
-OFFICIAL = get_args(Official)  # the paper's datasets, each a kind of its own
+OFFICIAL = get_args(OfficialName)  # the paper's datasets, each a kind of its own
 STRATEGIES = get_args(Strategy)
 RECIPES = {"FZ": "FZ", "FT": "FT", "CAL": "CAL", "TGDA": "CAL"}  # how the teacher of a strategy is trained
 PRETEXT = "pretext"
@@ -311,14 +311,14 @@ class Teacher(Model):
 
 
 @dataclass(frozen=True, config=CONFIG)
-class Views(Section):
+class Sizes(Section):
     """The sizes of images and of the crops that networks take."""
 
     resize: Pixels = about("side in pixels of the cached square images", 72)
     crop: Pixels = about("side in pixels of what a network is given", 64)
 
     @model_validator(mode="after")
-    def _check_crop(self) -> Views:
+    def _check_crop(self) -> Sizes:
         if self.crop > self.resize:
             raise ValueError(f".crop is {self.crop}: expected 1 to views.resize ({self.resize})")
         return self
@@ -373,7 +373,7 @@ class StudyConfig(Section):
     online: StrictBool = about("true runs the teacher in every step instead of reading the bank", False)
     compile: StrictBool = about("true runs networks through torch.compile", False)
     plugins: tuple[RelativePath, ...] = about("Python files that add networks, losses or metrics", ())
-    views: Views = about("sizes of images and crops", default_factory=Views)
+    views: Sizes = about("sizes of images and crops", default_factory=Sizes)
     datasets: dict[Name, DataSpec] = about("each below its name", min_length=1)
     pretext: DataSpec | None = about("on which teachers with weights 'pretext' are trained first", None)
     teachers: dict[Name, Teacher] = about("each below its name", min_length=1)

@@ -15,7 +15,7 @@ from fgkd.data import views
 from fgkd.data.datasets import Split
 from fgkd.distillation import bank, training
 from fgkd.models import cal, classifier
-from fgkd.study import Job, Model, Views
+from fgkd.study import Job, Model, Sizes
 
 EPOCHS, N, CLASSES = 3, 17, 5
 SHAPE = {"logits": (EPOCHS, N, CLASSES)}
@@ -25,7 +25,7 @@ SHAPE = {"logits": (EPOCHS, N, CLASSES)}
 def images():
     pixels = np.random.default_rng(2).integers(0, 256, (N, 36, 36, 3), dtype=np.uint8)
     return training.Images(
-        Split(pixels, np.arange(N) % CLASSES, ("",) * N), Views(resize=36, crop=32), torch.device("cpu")
+        Split(pixels, np.arange(N) % CLASSES, ("",) * N), Sizes(resize=36, crop=32), torch.device("cpu")
     )
 
 

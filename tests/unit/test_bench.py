@@ -9,13 +9,13 @@ import torch
 
 from fgkd import cli
 from fgkd.distillation import losses, training
-from fgkd.study import StudyError, Views
+from fgkd.study import Sizes, StudyError
 
 CPU = torch.device("cpu")
 TINY = measure.Size(
     images=8,
     classes=4,
-    views=Views(36, 32),
+    views=Sizes(resize=36, crop=32),
     batch=4,
     epochs=1,
     small="test_resnet",
@@ -24,7 +24,7 @@ TINY = measure.Size(
     turns=2,
     long_turns=1,
     photos=8,
-    photo_views=Views(40, 32),
+    photo_views=Sizes(resize=40, crop=32),
     logits=(1000, 20),
     view=(300, 20),
     growth=4,

@@ -14,7 +14,7 @@ from fgkd.data import views
 from fgkd.data.datasets import Split
 from fgkd.distillation import checkpoint, losses, training
 from fgkd.models import cal, classifier
-from fgkd.study import Distillation, Model, Recipe, Views
+from fgkd.study import Distillation, Model, Recipe, Sizes
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ def test_a_cal_teacher_learns_and_goes_on_from_a_checkpoint_to_the_same_weights(
     """n = 2: a data set, and batch, of as few images as batch normalisation takes."""
     pixels = np.random.default_rng(2).integers(0, 256, (n, 72, 72, 3), dtype=np.uint8)
     split = training.Images(
-        Split(pixels, np.arange(n) % 5, ("",) * n), Views(resize=72, crop=64), torch.device("cpu")
+        Split(pixels, np.arange(n) % 5, ("",) * n), Sizes(resize=72, crop=64), torch.device("cpu")
     )
 
     def train(name, epochs=3):

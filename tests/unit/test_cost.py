@@ -89,10 +89,7 @@ def test_passes_by_hand(make_study):
 
 def test_a_finished_study_took_the_hours_that_went_by(finished):
     seconds = sum(
-        r["provenance"]["seconds"]
-        for c in finished.jobs()
-        if c.row.table
-        for r in records.records(finished, c)
+        r["provenance"]["seconds"] for c in finished.jobs() if c.row.table for r in records.of(finished, c)
     )
     estimate = cost.estimate(finished, [])
     assert estimate["hours"] == pytest.approx(seconds / 3600) and estimate["hours_left"] == 0

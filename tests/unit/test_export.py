@@ -24,7 +24,7 @@ from torchvision.transforms import CenterCrop
 from fgkd import cli, export, records
 from fgkd.data.images import decode
 from fgkd.models import classifier
-from fgkd.study import Job, StudyError, Views
+from fgkd.study import Job, Sizes, StudyError
 
 DISTILL = Job("distill", "birds", "resnet", "FT")
 TEACHER = Job("teacher", "birds", "resnet", "FT")
@@ -188,7 +188,7 @@ def test_the_card_warns_of_a_margin_that_timm_cuts_otherwise(finished, crop, dif
     corner = CenterCrop(crop)(torch.arange(36 * 36).view(1, 36, 36))[0, 0, 0].item() % 36
     assert (corner != (36 - crop) // 2) == differs
     trained = export.find(finished, DISTILL)
-    study = dataclasses.replace(finished, views=Views(resize=36, crop=crop))
+    study = dataclasses.replace(finished, views=Sizes(resize=36, crop=crop))
     card = export.card(dataclasses.replace(trained, study=study))
     assert ("Of an odd margin" in card) == differs
 

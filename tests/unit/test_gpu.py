@@ -13,7 +13,7 @@ from fgkd import stages
 from fgkd.data.datasets import Split
 from fgkd.distillation import checkpoint, losses, training
 from fgkd.models import classifier
-from fgkd.study import Model, Recipe, Views
+from fgkd.study import Model, Recipe, Sizes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
@@ -93,7 +93,7 @@ def test_a_training_goes_on_on_another_device_than_it_began_on(tmp_path, monkeyp
 
     def train(on):
         model = classifier.build(Model("x", "test_byobnet"), 4, crop=32, seed=0).to(on)
-        images = training.Images(split, Views(resize=36, crop=32), torch.device(on))
+        images = training.Images(split, Sizes(resize=36, crop=32), torch.device(on))
         recipe = Recipe(epochs=3, batch_size=8, optimizer="adamw", lr=0.001, weight_decay=0.05)
         objective, options = training.cross_entropy(images.labels), {"seed": 2, "checkpoint": tmp_path / "c"}
         return training.fit_images(model, images, objective, recipe, views_seed=1, **options)

@@ -18,10 +18,10 @@ from fgkd.distillation import checkpoint as checkpoints
 from fgkd.distillation import search, training
 from fgkd.models import cal, classifier
 from fgkd.records import write_bytes
-from fgkd.study import Distillation, Model, Recipe, StudyError, Views
+from fgkd.study import Distillation, Model, Recipe, Sizes, StudyError
 
 CPU = torch.device("cpu")
-SIZES = Views(resize=36, crop=32)
+SIZES = Sizes(resize=36, crop=32)
 
 
 class Huge(np.memmap):

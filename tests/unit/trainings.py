@@ -8,11 +8,11 @@ import torch
 from fgkd.data.datasets import Split
 from fgkd.distillation import bank, losses, training
 from fgkd.models import cal, classifier
-from fgkd.study import Distillation, Loss, Model, Recipe, Views
+from fgkd.study import Distillation, Loss, Model, Recipe, Sizes
 
 KINDS = ("CE", "KD", "TGDA", "CAL", "FZ")
 AUXILIARY = ("dkd", "rkd", "pkt", "hint", "crd")
-SIZES = Views(resize=72, crop=64)  # the network maps it to 2 x 2 places, for CAL to choose from
+SIZES = Sizes(resize=72, crop=64)  # the network maps it to 2 x 2 places, for CAL to choose from
 N, CLASSES, STORED, KEPT = 20, 4, 2, 2  # images, classes, views of the bank, views of FZ
 RECIPE = Recipe(epochs=3, batch_size=5, lr=0.02, weight_decay=0.1, warmup_steps=2)
 SEED, VIEWS_SEED = 2, 7  # of the order and whatever else a step draws, and of the views
