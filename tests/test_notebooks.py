@@ -12,6 +12,8 @@ import sys
 import nbformat
 import pandas as pd
 import pytest
+from click.testing import CliRunner
+from papermill.cli import papermill
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
@@ -57,15 +59,11 @@ def test_there_is_a_notebook_for_every_stage():
 
 
 def test_papermill_knows_the_type_the_default_and_the_meaning_of_each_parameter(notebook_file):
-    shown = subprocess.run(
-        [sys.executable, "-m", "papermill", "--help-notebook", str(notebook_file)],
-        capture_output=True,
-        text=True,
-    )
-    assert shown.returncode == 0 and "Unknown type" not in shown.stdout
+    shown = CliRunner().invoke(papermill, ["--help-notebook", str(notebook_file)])
+    assert shown.exit_code == 0 and "Unknown type" not in shown.output
     for line in nbformat.read(notebook_file, 4).cells[2].source.splitlines():
         name, kind, default, meaning = re.fullmatch(r"(\w+): (\w+) = (\S+)  # (.+)", line).groups()
-        assert f"{name}: {kind} (default {default})" in shown.stdout and meaning.split()[0] in shown.stdout
+        assert f"{name}: {kind} (default {default})" in shown.output and meaning.split()[0] in shown.output
 
 
 @pytest.mark.parametrize(
