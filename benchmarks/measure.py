@@ -206,7 +206,7 @@ class Bench:
     def network(self, name: str, *, attention: bool = False) -> classifier.Classifier:
         """Build a network of random weights."""
         options = {"distilled": False} if name == "levit_128s" else {}
-        spec = Model(name, name, options=options)
+        spec = Model(key=name, model=name, options=options)
         model = classifier.build(spec, self.size.classes, crop=self.size.views.crop, seed=0)
         if attention:
             model = cal.CAL(model.net, self.size.classes, 32)
@@ -343,7 +343,7 @@ def views(bench: Bench) -> Iterator[Row]:
     crop = size.photo_views.crop
     root = bench.folder / "photos"
     _write_photos(root, size)
-    spec = DataSpec("photos", "folder", root=str(root), resize=side)
+    spec = DataSpec(key="photos", kind="folder", root=str(root), resize=side)
     split = datasets.load(spec, bench.folder / "cache", progress=False).train
     images = training.Images(split, size.photo_views, bench.device)
     transform = transforms.Compose(
@@ -375,7 +375,9 @@ def views(bench: Bench) -> Iterator[Row]:
     theirs = f"an epoch of ImageFolder and DataLoader, {workers} workers"
     decoding = "decoding into the cache, once"
     steps = f"an epoch of {STUDENT} on these views"
-    model = classifier.build(Model(STUDENT, STUDENT), size.classes, crop=crop, seed=0).to(bench.device)
+    model = classifier.build(Model(key=STUDENT, model=STUDENT), size.classes, crop=crop, seed=0).to(
+        bench.device
+    )
     train = bench.training(model, images, training.cross_entropy(images.labels), epochs=1)
     works = {epoch: read_cache, theirs: read_folder, decoding: decode, steps: train}
     seconds = bench.turns(works, size.turns)
@@ -580,7 +582,7 @@ def _seven(bench: Bench, images: training.Images, outputs: Callable) -> list[Wor
     for name, loss in SEVEN:
         auxiliary = None
         if loss != "kd":
-            spec = Loss(loss, loss, options=LOSSES[loss])
+            spec = Loss(key=loss, loss=loss, options=LOSSES[loss])
             auxiliary = losses.AuxiliaryLoss(spec, width, width, images.labels.cpu()).to(bench.device)
         objective = training.distillation(images.labels, outputs, KD, auxiliary_loss=auxiliary)
         works.append(bench.training(bench.network(name), images, objective, auxiliary_loss=auxiliary))

@@ -331,7 +331,7 @@ def first_step(study: Study, dataset: str, teacher: str, strategy: str, *, numbe
     model = load_teacher(study, dataset, teacher, RECIPES[strategy]).cpu()
     with torch.no_grad():
         told = model(x)
-    recipe = dataclasses.replace(study.recipe("student", spec), epochs=1, batch_size=len(chosen))
+    recipe = study.recipe("student", spec).model_copy(update={"epochs": 1, "batch_size": len(chosen)})
     objective = training.distillation(
         labels, lambda _, epoch, index: {"logits": told[index]}, study.distillation
     )

@@ -75,7 +75,7 @@ def list_images(spec: DataSpec) -> Listing:
     _, base, _ = locate(spec.kind, root)
     file = Path(spec.split) if spec.split else base / SPLIT_FILE
     if own := spec.kind == "moe" and (bool(spec.split) or file.is_file()):
-        images = folders.list_images(replace(spec, root=str(base), split=str(file)))
+        images = folders.list_images(spec.model_copy(update={"root": str(base), "split": str(file)}))
     wrong = []
     for row in checks(spec.kind, images).itertuples():
         if row.verdict == "wrong":

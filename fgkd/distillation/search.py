@@ -9,7 +9,6 @@ it; ours draws from each class with the seed, the same for all models of a datas
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +40,7 @@ def fit(
     lr = recipe.rates[0]
     if len(recipe.rates) > 1:
         lr, tables["search"] = choose_learning_rate(model_training, recipe, folder)
-    recipe = dataclasses.replace(recipe, lr=lr)
+    recipe = recipe.model_copy(update={"lr": lr})
     checkpoint = folder / f"checkpoint-model-{fingerprint}.pt"
     model, tables["history"] = model_training.fit(recipe, checkpoint)
     return model, recipe, tables
@@ -66,7 +65,8 @@ def choose_learning_rate(
         file = folder / f"checkpoint-search-{lr}-{fingerprint}.pt"
         row = records.read_json(file.with_suffix(".json"))
         if row is None or not _is_row(row, lr):
-            candidate = dataclasses.replace(recipe, lr=lr, epochs=recipe.search_epochs or recipe.epochs)
+            epochs = recipe.search_epochs or recipe.epochs
+            candidate = recipe.model_copy(update={"lr": lr, "epochs": epochs})
             row = _try_rate(model_training, candidate, file, train_index, validation_index)
             records.write_json(file.with_suffix(".json"), row)
             file.unlink(missing_ok=True)

@@ -20,7 +20,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +154,7 @@ def build(spec: Model, classes: int | None, *, crop: int, seed: int, start: bool
     weights = spec.weights if start else "none"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = _create(replace(spec, options=options, weights=weights), classes, size)
+        net = _create(spec.model_copy(update={"options": options, "weights": weights}), classes, size)
         if weights not in ("none", "pretext") and classes is not None:
             net.reset_classifier(classes)
     own = {name: tuple(config[name]) for name in ("mean", "std") if name in config}

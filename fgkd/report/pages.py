@@ -16,7 +16,7 @@ from fgkd.metrics.claims import METRICS, UNDEFINED
 from fgkd.progress import duration
 from fgkd.report import plots
 from fgkd.report.site import STATES, Entry, Site, Table, write
-from fgkd.study import PRETEXT, PROJECT, RECIPES, Job, Study
+from fgkd.study import FIRST, PRETEXT, PROJECT, RECIPES, Job, Study
 
 RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "pilot", "random", "no teacher")
 PAPERS = ("ratio12", "ssp", "tac")  # the metrics that the paper compares
@@ -216,7 +216,7 @@ def _entry(study: Study, job: Job, state: Mapping, known: dict) -> Entry:
     title = job.teacher or job.dataset or job.notebook
     return Entry(
         section=job.row.section,
-        title=title if job.seed is None else f"{title} · seed {job.seed}",
+        title=title if job.seed == FIRST else f"{title} · seed {job.seed}",
         notebook=study.path(job) / f"{job.notebook}.ipynb",
         href=f"{job.id}.html",
         state=state["state"] if state["state"] in STATES else "waiting",

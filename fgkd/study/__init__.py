@@ -22,4 +22,4 @@ from fgkd.study.config import (
 )
 from fgkd.study.errors import StudyError
 from fgkd.study.files import PROJECT, load
-from fgkd.study.jobs import STAGES, Job, Study, check_parameters
+from fgkd.study.jobs import FIRST, STAGES, Job, Study, check_parameters

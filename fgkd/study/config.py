@@ -1,13 +1,12 @@
 """What a study file may say: its sections, their keys, types, bounds and choices, declared with pydantic.
 
-A field's declaration is its check, and its description that of `runs/study.schema.json`, by which editors
-complete and check (see `schema`).  Validators raise ValueError with a message that continues the
-place in the file, such as ".crop is 37: expected ..."; `explain` says pydantic's errors in the same words.
+A field's declaration is its check; `schema` makes of its description what editors show and the table of keys.
+Validators raise ValueError with a message that continues the place in the file, such as ".crop is 37:
+expected ..."; `explain` says pydantic's errors in the same words.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -29,7 +29,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.dataclasses import dataclass
 from pydantic.json_schema import SkipJsonSchema
 
 from fgkd.study import contents, plugins
@@ -52,8 +51,7 @@ LOSSES = {"kd": {}}  # KD itself, with its own temperature or beta
 LOSSES |= plugins.loss_options((Path(__file__).parents[1] / "distillation/losses.py").read_text())
 
 MAX_NAME = 100  # characters: names are those of folders, and parts of longer ones
-KEY = "<key>"  # the key by which an entry of a mapping is told its name; files cannot use it
-CONFIG = ConfigDict(extra="forbid", validate_by_name=True)
+OWN = {"key", "file", "job_seed", "photos"}  # fields that we fill in, and no file
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 EXPECTED = {  # by the type of pydantic's error
     "bool_type": WORDS[bool],
@@ -61,7 +59,7 @@ EXPECTED = {  # by the type of pydantic's error
     "float_type": WORDS[float],
     "string_type": WORDS[str],
     "dict_type": "a mapping",
-    "dataclass_type": "a mapping",
+    "model_type": "a mapping",
     "tuple_type": "a list",
     "too_short": "one or more",
     "finite_number": "a finite number",
@@ -118,7 +116,7 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-Key = Annotated[SkipJsonSchema[str], Field(validation_alias=KEY)]
+Key = SkipJsonSchema[str]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)]
 ToText = BeforeValidator(_to_text, json_schema_input_type=str | float | bool)
 Written = Annotated[str, ToText]  # `files` hands it over as it is written
@@ -168,36 +166,34 @@ Seeds = Annotated[tuple[Seed, ...], SeedList, AfterValidator(_check_seeds)]
 
 def about(description: str, default: Any = ..., **options: Any) -> Any:
     """A key of a section: what it means, and its default."""
-    if default is dict:
-        return Field(default_factory=dict, description=description, **options)
-    return Field(default=default, description=description, **options)
+    return Field(default, description=description, **options)
 
 
-@dataclass(frozen=True, config=CONFIG)
-class Section:
+class Section(BaseModel):
     """A mapping of a study file, its keys declared as fields."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
+
     @classmethod
-    def _keys(cls, values: dict) -> list[str]:
+    def keys(cls, values: dict) -> list[str]:
         """The keys that a file may give which gives `values`."""
-        fields = cls.__pydantic_fields__  # type: ignore[attr-defined]  # put there by the decorator
-        return [str(field.validation_alias or name) for name, field in fields.items()]
+        fields = cls.model_fields.items()
+        return [str(field.validation_alias or name) for name, field in fields if name not in OWN]
 
     @model_validator(mode="before")
     @classmethod
-    def _check_keys(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            allowed = set(cls._keys(values)) - {KEY}
-            if message := unknown_name(values.keys() - {KEY}, allowed, "key"):
-                raise ValueError(f": {message}")
+    def _check_keys(cls, values: Any, info: ValidationInfo) -> Any:
+        if info.context is None or not isinstance(values, dict):  # Python takes the fields' names too
+            return values
+        if message := unknown_name(values, cls.keys(values), "key"):
+            raise ValueError(f": {message}")
         return values
 
 
-@dataclass(frozen=True, config=CONFIG)
 class DataSpec(Section):
     """One dataset: drawn birds, a folder of images, or one of the paper's datasets."""
 
-    key: Key = about("its name in the mapping")
+    key: Key = ""
     kind: Kind = about("birds: drawn; folder: your own images; else one of the paper's datasets", "birds")
     root: RelativePath | None = about("its folder; one of the paper's: its kind in FGKD_DATA", None)
     classes: tuple[Written, ...] = about("folder: only these classes; empty: all", ())
@@ -214,14 +210,14 @@ class DataSpec(Section):
     note: str = about("what a reader of its numbers should know", "")
 
     @classmethod
-    def _keys(cls, values: dict) -> list[str]:
+    def keys(cls, values: dict) -> list[str]:
+        """Those of its kind."""
         if values.get("kind") in OFFICIAL:
             split = ["split"] if values["kind"] == "moe" else []  # the others have official ones
             return ["kind", "root", *split, "check_counts", "resize", "note"]
-        return super()._keys(values)
+        return super().keys(values)
 
 
-@dataclass(frozen=True, config=CONFIG)
 class Recipe(Section):
     """How a model is trained.
 
@@ -253,7 +249,6 @@ class Recipe(Section):
         return min(self.views or self.epochs, self.epochs)
 
 
-@dataclass(frozen=True, config=CONFIG)
 class TeacherRecipe(Recipe):
     """A teacher's own values, those below a recipe's name for that recipe alone."""
 
@@ -263,36 +258,15 @@ class TeacherRecipe(Recipe):
     CAL: Recipe | None = about("for the recipe CAL alone", None)
 
 
-def _own_values(section: type[Recipe]) -> PlainValidator:
-    """Metadata of a dict that holds the values of a recipe that a file gives, without defaults."""
-    adapter = TypeAdapter(section)
-
-    def pick(values: dict, recipe: Recipe) -> dict:
-        own = {}
-        for name in values:
-            value = getattr(recipe, name)
-            own[name] = pick(values[name], value) if isinstance(value, Recipe) else value
-        return own
-
-    return PlainValidator(
-        lambda values: pick(values, adapter.validate_python(values)), json_schema_input_type=section
-    )
-
-
-StudentValues = Annotated[dict[str, Any], _own_values(Recipe)]
-TeacherValues = Annotated[dict[str, Any], _own_values(TeacherRecipe)]
-
-
-@dataclass(frozen=True, config=CONFIG)
 class Model(Section):
     """A student, or what a teacher has in common with one: a timm network and its weights."""
 
-    key: Key = about("its name in the mapping")
+    key: Key = ""
     model: str = about("timm name, with its tag")
     weights: Weights = about("none, pretext (teachers alone), timm, or a .safetensors or .pth file", "none")
-    options: Options = about("keyword arguments of timm.create_model", dict)
+    options: Options = about("keyword arguments of timm.create_model", {})
     resolution: Whole = about("side in pixels to which the network resizes its views; 0: as they come", 0)
-    recipe: StudentValues = about("values that replace those of its recipe", dict)
+    recipe: Recipe = about("values that replace those of its recipe", default_factory=Recipe)
     pretraining: str = about("what its weights were trained on; empty: as timm's tag says", "")
     family: str = about("of which it is a member, such as the widths of one network", "")
     architecture: str = about("such as convolution or transformer", "")
@@ -303,14 +277,14 @@ class Model(Section):
         return None if self.weights in ("none", "pretext", "timm") else self.weights
 
 
-@dataclass(frozen=True, config=CONFIG)
 class Teacher(Model):
     """A teacher: a timm network, its weights, and its own values of the recipes."""
 
-    recipe: TeacherValues = about("values that replace the recipes', or one recipe's", dict)
+    recipe: TeacherRecipe = about(
+        "values that replace the recipes', or one recipe's", default_factory=TeacherRecipe
+    )
 
 
-@dataclass(frozen=True, config=CONFIG)
 class Sizes(Section):
     """The sizes of images and of the crops that networks take."""
 
@@ -324,7 +298,6 @@ class Sizes(Section):
         return self
 
 
-@dataclass(frozen=True, config=CONFIG)
 class Distillation(Section):
     """The KD term of every student's loss, CE + beta * KD."""
 
@@ -332,11 +305,10 @@ class Distillation(Section):
     beta: NotNegative = about("weight of the KD term next to cross-entropy", 10.0)
 
 
-@dataclass(frozen=True, config=CONFIG)
 class Loss(Section):
     """An auxiliary loss, added to CE + beta * KD, or KD itself with its own temperature or beta."""
 
-    key: Key = about("its name in the mapping")
+    key: Key = ""
     loss: str = about("kd, dkd, rkd, pkt, hint, crd, or one of a plugin; empty: its name here", "")
     temperature: Positive | None = about("of the KD term; by default the study's", None)
     beta: NotNegative | None = about("weight of the KD term; by default the study's", None)
@@ -344,15 +316,9 @@ class Loss(Section):
     applies_to: Outputs = about("logits, or features: the pooled ones", "logits", validation_alias="on")
     students: tuple[Written, ...] = about("trained with it; empty: all", ())
     strategies: tuple[str, ...] = about("in which it is added; empty: all", ())
-    options: Options = about("keyword arguments of the loss's function", dict)
-
-    @property
-    def function(self) -> str:
-        """The name of its function in `fgkd.distillation.losses`, or in a plugin."""
-        return self.loss or self.key
+    options: Options = about("keyword arguments of the loss's function", {})
 
 
-@dataclass(frozen=True, config=CONFIG)
 class Resources(Section):
     """What a run of a stage requests from the machine or the cluster; no result depends on it."""
 
@@ -361,7 +327,6 @@ class Resources(Section):
     minutes: Count = about("a cluster ends it then; started again it resumes from its last checkpoint", 1440)
 
 
-@dataclass(frozen=True, config=CONFIG, kw_only=True)
 class StudyConfig(Section):
     """A study file: which teachers, students, datasets and recipes make up its matrix."""
 
@@ -380,24 +345,39 @@ class StudyConfig(Section):
     students: dict[Name, Model] = about("each below its name", min_length=1)
     strategies: Strategies = about("how students are taught", STRATEGIES)
     baseline: StrictBool = about("also train every student without a teacher (CE)", True)
-    recipes: dict[RecipeName, Recipe] = about("how students are trained, and teachers of each strategy", dict)
+    recipes: dict[RecipeName, Recipe] = about("how students are trained, and teachers of each strategy", {})
     distillation: Distillation = about("the KD term", default_factory=Distillation)
-    losses: dict[Name, Loss] = about("further ones, one more training each", dict)
-    resources: dict[Stage, Resources] = about("what a stage's runs request", dict, validate_default=True)
+    losses: dict[Name, Loss] = about("further ones, one more training each", {})
+    resources: dict[Stage, Resources] = about("what a stage's runs request", {}, validate_default=True)
     runs_per_gpu: Few = about("how many runs share a GPU of this machine", 1)
 
     @field_validator("datasets", "teachers", "students", "losses", mode="before")
     @classmethod
-    def _name_entries(cls, entries: Any, info: ValidationInfo) -> Any:
-        """Tell each entry its name; an empty one has defaults alone."""
+    def _fill_empty(cls, entries: Any) -> Any:
+        """An empty entry has defaults alone."""
         if not isinstance(entries, dict):
             return entries
-        return {name: _named({} if entry is None else entry, name, info) for name, entry in entries.items()}
+        return {name: {} if entry is None else entry for name, entry in entries.items()}
 
-    @field_validator("pretext", mode="before")
+    @field_validator("teachers", "students", "losses")
     @classmethod
-    def _name_pretext(cls, dataset: Any, info: ValidationInfo) -> Any:
-        return _named(dataset, PRETEXT, info)
+    def _name_entries(cls, entries: dict[str, Any]) -> dict[str, Any]:
+        return {name: entry.model_copy(update={"key": name}) for name, entry in entries.items()}
+
+    @field_validator("datasets")
+    @classmethod
+    def _complete_datasets(cls, specs: dict[str, DataSpec], info: ValidationInfo) -> dict[str, DataSpec]:
+        return {name: _complete_dataset(spec, name, info.data.get("views")) for name, spec in specs.items()}
+
+    @field_validator("pretext")
+    @classmethod
+    def _complete_pretext(cls, spec: DataSpec | None, info: ValidationInfo) -> DataSpec | None:
+        return spec and _complete_dataset(spec, PRETEXT, info.data.get("views"))
+
+    @field_validator("losses")
+    @classmethod
+    def _complete_losses(cls, losses: dict[str, Loss], info: ValidationInfo) -> dict[str, Loss]:
+        return complete_losses(losses, info.data.get("plugins", ()))
 
     @field_validator("resources")
     @classmethod
@@ -475,15 +455,17 @@ def complete_losses(losses: dict[str, Loss], files: tuple[str, ...]) -> dict[str
     """The losses, each with its function's name and all options that the function has.
 
     files: plugins, which may define further functions.
-    Raises StudyError for a function or an option that there is not.
+    Raises ValueError for a function or an option that there is not.
     """
     options = LOSSES | _plugin_losses(files)
     absent = "".join(f" (plugin '{file}' cannot be read)" for file in files if plugins.read(file) is None)
+    complete = {}
     for name, loss in losses.items():
-        if loss.function not in options:
-            choices = expected(loss.function, options)
-            raise StudyError(f"losses.{name}.loss is {loss.function!r}{choices}{absent}")
-    return {name: _complete_loss(loss, options[loss.function]) for name, loss in losses.items()}
+        function = loss.loss or name
+        if function not in options:
+            raise ValueError(f".{name}.loss is {function!r}{expected(function, options)}{absent}")
+        complete[name] = _complete_loss(loss, function, options[function])
+    return complete
 
 
 def explain(error: ValidationError, file: str) -> str:
@@ -514,12 +496,12 @@ def explain(error: ValidationError, file: str) -> str:
     return f"{place} is {given}: expected {EXPECTED.get(kind, 'another value').format(**details)}"
 
 
-def _named(entry: Any, name: str, info: ValidationInfo) -> Any:
-    """An entry of a mapping told its name, and a dataset the size of images, unless it says another."""
-    if not isinstance(entry, dict):
-        return entry
-    has_size = info.field_name in ("datasets", "pretext") and "views" in info.data
-    return ({"resize": info.data["views"].resize} if has_size else {}) | entry | {KEY: name}
+def _complete_dataset(spec: DataSpec, name: str, views: Sizes | None) -> DataSpec:
+    """A dataset told its name, and the size of images unless it says another."""
+    own: dict[str, Any] = {"key": name}
+    if views and "resize" not in spec.model_fields_set:
+        own |= {"resize": views.resize}
+    return spec.model_copy(update=own)
 
 
 def _plugin_losses(files: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -531,32 +513,33 @@ def _plugin_losses(files: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         except SyntaxError:  # reported when the plugin is imported
             continue
         for name in own.keys() & (LOSSES.keys() | losses.keys()):
-            raise StudyError(f"plugin '{file}' defines a loss '{name}', which is taken: give it another name")
+            raise ValueError(
+                f": plugin '{file}' defines a loss '{name}', which is taken: give it another name"
+            )
         losses |= own
     return losses
 
 
-def _complete_loss(loss: Loss, defaults: dict[str, Any]) -> Loss:
+def _complete_loss(loss: Loss, function: str, defaults: dict[str, Any]) -> Loss:
     """The loss with the name of its function and all of its options, which have `defaults`."""
-    where = f"losses.{loss.key}"
-    name = loss.function
     if message := unknown_name(loss.options, defaults, "option"):
-        raise StudyError(f"{where}.options: {message}")
-    if name == "kd" and loss.temperature is loss.beta is None:
-        raise StudyError(
-            f"{where} is KD with the study's own temperature and beta, which every study has: "
+        raise ValueError(f".{loss.key}.options: {message}")
+    if function == "kd" and loss.temperature is loss.beta is None:
+        raise ValueError(
+            f".{loss.key} is KD with the study's own temperature and beta, which every study has: "
             "give it a temperature or beta"
         )
     if loss.key in ("ce", "kd"):
-        raise StudyError(
-            f"losses: '{loss.key}' is taken, every study has it: give the further loss another name"
+        raise ValueError(f": '{loss.key}' is taken, every study has it: give the further loss another name")
+    if loss.applies_to == "features" and function in ("kd", "dkd"):
+        raise ValueError(
+            f".{loss.key}.on is 'features': {function.upper()} is defined on logits; expected logits"
         )
-    if loss.applies_to == "features" and name in ("kd", "dkd"):
-        raise StudyError(f"{where}.on is 'features': {name.upper()} is defined on logits; expected logits")
-    options = dict(defaults)
-    for option, value in loss.options.items():
-        options[option] = _to_option(value, defaults[option], f"{where}.options.{option}")
-    return dataclasses.replace(loss, loss=name, options=options)
+    options = {
+        option: _to_option(loss.options.get(option, default), default, f".{loss.key}.options.{option}")
+        for option, default in defaults.items()
+    }
+    return loss.model_copy(update={"loss": function, "options": options})
 
 
 def _to_option(value: Any, default: Any, where: str) -> Any:
@@ -565,5 +548,5 @@ def _to_option(value: Any, default: Any, where: str) -> Any:
         value = _to_float(value)
     if default is not None and type(value) is not type(default):
         given = "empty" if value is None else repr(value)
-        raise StudyError(f"{where} is {given}: expected {WORDS.get(type(default), type(default).__name__)}")
+        raise ValueError(f"{where} is {given}: expected {WORDS.get(type(default), type(default).__name__)}")
     return value

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from fgkd.study import contents
-from fgkd.study.config import StudyConfig, complete_losses, explain
+from fgkd.study.config import explain
 from fgkd.study.errors import StudyError, expected
 from fgkd.study.jobs import Study
 
 PROJECT = Path(__file__).resolve().parents[2]
-SCHEMA = TypeAdapter(StudyConfig)
 MAX_VALUES = 100_000  # in a file, its aliases written out
 MAX_MESSAGE = 600  # characters
 CORE = "tag:yaml.org,2002:"
@@ -54,16 +53,14 @@ def check(raw: dict[str, Any], file: Path) -> Study:
     file: its absolute path.
     """
     given = {"name": file.stem} | {key: value for key, value in raw.items() if value is not None}
-    context = {"folder": file.parent}
     try:
-        config = SCHEMA.validate_python(given, context=context, by_name=False)
-        losses = complete_losses(config.losses, config.plugins)
-    except (ValidationError, StudyError) as error:
-        text = explain(error, file.name) if isinstance(error, ValidationError) else str(error)
+        study = Study.model_validate(given, context={"folder": file.parent})
+    except ValidationError as error:
+        text = explain(error, file.name)
         half = MAX_MESSAGE // 2
         short = text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... {text[-half:]}"
         raise StudyError(" ".join(short.split())) from None
-    study = Study(**vars(config) | {"losses": losses}, file=str(file))
+    study = study.model_copy(update={"file": str(file)})
     for spec in filter(None, (*study.datasets.values(), study.pretext)):  # results would become photos
         root = Path(spec.root or os.devnull).resolve()
         if spec.kind in ("folder", "moe") and study.folder.resolve().is_relative_to(root):

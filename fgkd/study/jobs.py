@@ -33,12 +33,10 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from pydantic import SkipValidation
-from pydantic.dataclasses import dataclass
+from pydantic import Field, SkipValidation
 
 from fgkd.study import contents, plugins, stored
 from fgkd.study.config import (
-    CONFIG,
     LOSSES,
     PRETEXT,
     RECIPES,
@@ -51,6 +49,7 @@ from fgkd.study.config import (
 )
 from fgkd.study.errors import StudyError, expected, unknown_name
 
+FIRST = -1  # a study's first seed, whichever it is: further ones may be added to a study later
 BIRD_VALUES = ("species", "family_size", "train", "test", "size", "seed")  # on which drawn images depend
 
 
@@ -62,7 +61,7 @@ class Job:
     dataset: str = ""
     teacher: str = ""
     strategy: str = ""  # of a teacher or bank: the recipe
-    seed: int | None = None  # None: the study's first, so that a study may be given further seeds later
+    seed: int = FIRST
     student: str = ""  # stage student alone, as is the loss
     loss: str = ""
 
@@ -77,7 +76,7 @@ class Job:
     @property
     def id(self) -> str:
         """Its name, and its folder below the study's."""
-        name = self.base_id if self.seed is None else f"{self.base_id}/seed-{self.seed}"
+        name = self.base_id if self.seed == FIRST else f"{self.base_id}/seed-{self.seed}"
         return f"{name}/students/{self.student}/{self.loss}" if self.stage == "student" else name
 
     @property
@@ -103,24 +102,23 @@ class Job:
             parameters["teacher"] = self.teacher
         if self.strategy:
             parameters[self.row.strategy] = self.strategy
-        if self.seed is not None:
+        if self.seed != FIRST:
             parameters["seed"] = self.seed
         return parameters | self.row.parameters
 
 
-@dataclass(frozen=True, config=CONFIG, kw_only=True)
 class Study(StudyConfig):
     """A study file's values, with the jobs, fingerprints and folders that follow from them."""
 
-    file: str  # absolute path of the YAML file
-    job_seed: int | None = None  # the seed in force, as jobs hold it: None is the first of `seeds`
+    file: str = ""  # absolute path of the YAML file
+    job_seed: int = FIRST  # the seed in force, as jobs hold it
     # by dataset, once its photos were listed and read: the content that `data.folders` found
-    photos: SkipValidation[dict[str, Any]] = field(default_factory=dict, compare=False)
+    photos: SkipValidation[dict[str, Any]] = Field(default_factory=dict)
 
     @property
     def seed(self) -> int:
         """The seed in force: the first, unless `at` names another."""
-        return self.seeds[0] if self.job_seed is None else self.job_seed
+        return self.seeds[0] if self.job_seed == FIRST else self.job_seed
 
     @property
     def folder(self) -> Path:
@@ -133,10 +131,10 @@ class Study(StudyConfig):
 
     def at(self, seed: int) -> Study:
         """The study with this one of its seeds in force; -1 is the first."""
-        if seed not in (-1, *self.seeds):
+        if seed not in (FIRST, *self.seeds):
             seeds = ", ".join(map(str, self.seeds))
             raise StudyError(f"seed {seed} is not in the study: expected one of {seeds}, or -1 for the first")
-        return dataclasses.replace(self, job_seed=None if seed in (-1, self.seeds[0]) else seed)
+        return self.model_copy(update={"job_seed": FIRST if seed == self.seeds[0] else seed})
 
     def job(self, stage: str, dataset: str, teacher: str, strategy: str) -> Job:
         """A teacher, bank or distill job of the seed in force.
@@ -174,7 +172,7 @@ class Study(StudyConfig):
 
     def seed_of(self, job: Job) -> int:
         """The seed of a job, whichever is in force."""
-        return self.seeds[0] if job.seed is None else job.seed
+        return self.seeds[0] if job.seed == FIRST else job.seed
 
     def data(self, key: str) -> DataSpec:
         """A dataset, or the pretext set.  Raises StudyError where the study has none of that name."""
@@ -190,9 +188,11 @@ class Study(StudyConfig):
 
     def recipe(self, name: str, model: Model) -> Recipe:
         """The recipe of that name with the model's own values, those for it alone last."""
-        own = {key: value for key, value in model.recipe.items() if not isinstance(value, dict)}
-        own |= model.recipe.get(name, {})
-        return dataclasses.replace(_find(self.recipes, name, "recipe"), **own)
+        recipe = _find(self.recipes, name, "recipe")
+        for own in filter(None, (model.recipe, getattr(model.recipe, name, None))):
+            given = own.model_fields_set & Recipe.model_fields.keys()
+            recipe = recipe.model_copy(update={key: getattr(own, key) for key in given})
+        return recipe
 
     @property
     def bank_views(self) -> int:
@@ -304,7 +304,7 @@ class Study(StudyConfig):
         """Temperature and beta of the KD term that goes with a loss."""
         own = {name: getattr(loss, name, None) for name in ("temperature", "beta")}
         given = {name: value for name, value in own.items() if value is not None}
-        return dataclasses.replace(self.distillation, **given)
+        return self.distillation.model_copy(update=given)
 
     def contents(self, job: Job) -> dict[str, str | None]:
         """Digests of what the job's result is a function of and the study file only names.
@@ -392,7 +392,7 @@ def _banks_and_students(study: Study, job: Job) -> tuple[Job, ...]:
     """All distill jobs, each after the bank that its students learn from."""
     pairs = list(product(study.strategies, study.teachers)) + [("CE", "none")] * study.baseline
     jobs: dict[Job, None] = {}
-    for seed, dataset, (strategy, teacher) in product((None, *study.seeds[1:]), study.datasets, pairs):
+    for seed, dataset, (strategy, teacher) in product((FIRST, *study.seeds[1:]), study.datasets, pairs):
         distill = Job("distill", dataset, teacher, strategy, seed)
         jobs |= dict.fromkeys((*study.banks_of(distill), distill))
     return tuple(jobs)
@@ -413,7 +413,7 @@ def _student_values(study: Study, job: Job) -> dict[str, Any]:
     loss = study.loss_of(job)
     values = _training_values(study, job, study.student(job.student), "student")
     if job.strategy != "CE":
-        values["kd"] = dataclasses.asdict(study.kd(loss)) | ({"online": True} if study.online else {})
+        values["kd"] = study.kd(loss).model_dump() | ({"online": True} if study.online else {})
     if loss is not None and loss.loss != "kd":
         values["further"] = {
             "loss": loss.loss,
@@ -519,7 +519,7 @@ def _recipe_values(recipe: Recipe, name: str) -> dict[str, Any]:
 
     One that is added to recipes one day must be left out at its default, so that old results stay valid.
     """
-    values = dataclasses.asdict(recipe)
+    values = recipe.model_dump()
     is_used = {
         "views": name in ("FZ", "student") and recipe.n_views < recipe.epochs,
         "maps": name == "CAL",

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from fgkd.study.files import SCHEMA
+from fgkd.study.config import StudyConfig
 
 
 class _Generator(GenerateJsonSchema):
@@ -26,7 +26,7 @@ def build() -> dict[str, Any]:
     Over a base a file need not say everything, and an empty value takes a section or an entry of the base
     away; what a study then lacks is for `load` to say.
     """
-    schema = SCHEMA.json_schema(schema_generator=_Generator)
+    schema = StudyConfig.model_json_schema(schema_generator=_Generator)
     sections = schema["properties"]
     required = schema.pop("required")
     for definition in schema["$defs"].values():

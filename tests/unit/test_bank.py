@@ -31,7 +31,11 @@ def images():
 
 @pytest.fixture
 def teacher():
-    model = classifier.build(Model("t", "test_resnet"), CLASSES, crop=32, seed=4).eval().requires_grad_(False)
+    model = (
+        classifier.build(Model(key="t", model="test_resnet"), CLASSES, crop=32, seed=4)
+        .eval()
+        .requires_grad_(False)
+    )
     with torch.no_grad():
         model.head.bias += torch.tensor(
             [3.0, 2.5, 2.0, 1.5, 1.0]
@@ -41,7 +45,7 @@ def teacher():
 
 @pytest.fixture
 def cal_teacher():
-    model = Model("t", "test_resnet", options={"output_stride": 8})
+    model = Model(key="t", model="test_resnet", options={"output_stride": 8})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         teacher = cal.CAL(classifier.build(model, CLASSES, crop=32, seed=4).net, CLASSES, 4)
@@ -449,7 +453,7 @@ def test_tgda_students_and_all_losses_have_the_same_losses_from_the_bank_and_onl
 def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_both(tmp_path, images):
     teacher = cal.CAL(
         classifier.build(
-            Model("t", "test_resnet", options={"output_stride": 8}), CLASSES, crop=32, seed=4
+            Model(key="t", model="test_resnet", options={"output_stride": 8}), CLASSES, crop=32, seed=4
         ).net,
         CLASSES,
         4,

@@ -38,7 +38,9 @@ def attention(*shape, seed=0):
 def teacher(name="test_resnet", classes=5, maps=4, **options):
     torch.manual_seed(3)
     return cal.CAL(
-        classifier.build(Model("t", name, options=options), classes, crop=64, seed=1).net, classes, maps
+        classifier.build(Model(key="t", model=name, options=options), classes, crop=64, seed=1).net,
+        classes,
+        maps,
     ).eval()
 
 

@@ -26,7 +26,7 @@ def {name}(pretrained=False, **options):
 
 
 def build(model="test_resnet", classes=4, *, crop=32, seed=0, **values):
-    return classifier.build(Model("x", model, **values), classes, crop=crop, seed=seed)
+    return classifier.build(Model(key="x", model=model, **values), classes, crop=crop, seed=seed)
 
 
 def photos(n=3, size=32):
@@ -269,7 +269,8 @@ def test_config_json_beside_weights_says_the_mean_the_std_and_the_arguments(desc
     theirs, file = described(model=model, **arguments)
     same = build(model, classes=None, weights=str(file)).eval()
     torch.testing.assert_close(same(photos()), theirs(photos()))
-    bare = classifier.build(Model("x", model, weights=str(file)), 7, crop=32, seed=0, start=False).eval()
+    spec = Model(key="x", model=model, weights=str(file))
+    bare = classifier.build(spec, 7, crop=32, seed=0, start=False).eval()
     bare.net.load_state_dict(theirs.net.state_dict())
     torch.testing.assert_close(bare(photos()), theirs(photos()))
 
@@ -446,7 +447,7 @@ def test_the_kind_of_normalisation_is_that_of_most_layers(name, kind):
     ],
 )
 def test_pretraining_is_the_end_of_the_tag(name, weights, found):
-    assert classifier.pretraining(Model("teacher", name, weights)) == found
+    assert classifier.pretraining(Model(key="teacher", model=name, weights=weights)) == found
 
 
 def test_a_file_keeps_its_own_head_where_no_number_of_classes_is_given(trained):

@@ -132,7 +132,7 @@ def test_a_hand_over_as_the_weights_of_another_study_gives_the_same_logits(finis
     pytest.importorskip("onnxruntime")
     out = export.hand_over(finished, DISTILL, None, None, tmp_path / "out")
     trained = export.find(finished, DISTILL).load()
-    spec = dataclasses.replace(finished.student("small"), weights=str(out / "model.safetensors"))
+    spec = finished.student("small").model_copy(update={"weights": str(out / "model.safetensors")})
     again = classifier.build(spec, None, crop=finished.views.crop, seed=0).eval()
     images = torch.randint(0, 256, (4, 3, finished.views.crop, finished.views.crop), dtype=torch.uint8)
     torch.testing.assert_close(again(images), trained(images))
@@ -188,7 +188,7 @@ def test_the_card_warns_of_a_margin_that_timm_cuts_otherwise(finished, crop, dif
     corner = CenterCrop(crop)(torch.arange(36 * 36).view(1, 36, 36))[0, 0, 0].item() % 36
     assert (corner != (36 - crop) // 2) == differs
     trained = export.find(finished, DISTILL)
-    study = dataclasses.replace(finished, views=Sizes(resize=36, crop=crop))
+    study = finished.model_copy(update={"views": Sizes(resize=36, crop=crop)})
     card = export.card(dataclasses.replace(trained, study=study))
     assert ("Of an odd margin" in card) == differs
 

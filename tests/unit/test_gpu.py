@@ -76,7 +76,7 @@ def test_losses_their_gradients_and_crds_memories_are_the_same_on_a_gpu():
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext3", "lcnet_035", "resnetv2_18"])
 def test_logits_are_not_rounded_to_bf16_and_are_those_of_the_last_layer_on_the_features(name):
-    model = classifier.build(Model("x", name), 200, crop=64, seed=0).eval().cuda()
+    model = classifier.build(Model(key="x", model=name), 200, crop=64, seed=0).eval().cuda()
     pixels = np.random.default_rng(1).integers(0, 256, (16, 3, 64, 64), dtype=np.uint8)
     images = torch.from_numpy(pixels).cuda()
     with torch.inference_mode():
@@ -92,7 +92,7 @@ def test_a_training_goes_on_on_another_device_than_it_began_on(tmp_path, monkeyp
     split, write, files = Split(pixels, np.arange(24) % 4, ("",) * 24), checkpoint.write_bytes, []
 
     def train(on):
-        model = classifier.build(Model("x", "test_byobnet"), 4, crop=32, seed=0).to(on)
+        model = classifier.build(Model(key="x", model="test_byobnet"), 4, crop=32, seed=0).to(on)
         images = training.Images(split, Sizes(resize=36, crop=32), torch.device(on))
         recipe = Recipe(epochs=3, batch_size=8, optimizer="adamw", lr=0.001, weight_decay=0.05)
         objective, options = training.cross_entropy(images.labels), {"seed": 2, "checkpoint": tmp_path / "c"}

@@ -336,7 +336,7 @@ def test_the_losses_that_a_study_may_name_are_these_and_the_decorated_ones():
 @pytest.mark.parametrize("name", AUXILIARY)
 def test_an_auxiliary_loss_is_its_function_or_module_times_its_weight(name):
     student, teacher, index = logits(seed=1), logits(seed=2), torch.arange(12)
-    spec = Loss(name, loss=name, weight=0.5, options=AUXILIARY[name])
+    spec = Loss(key=name, loss=name, weight=0.5, options=AUXILIARY[name])
     torch.manual_seed(0)
     auxiliary = losses.AuxiliaryLoss(spec, 9, 9, torch.arange(40) % 4)
     found = auxiliary(student, teacher, index % 4, index)
@@ -349,7 +349,7 @@ def test_an_auxiliary_loss_is_its_function_or_module_times_its_weight(name):
 
 
 def test_a_hint_of_two_widths_is_projected_to_the_teachers():
-    auxiliary = losses.AuxiliaryLoss(Loss("hint", loss="hint"), 9, 5, torch.arange(40) % 4)
+    auxiliary = losses.AuxiliaryLoss(Loss(key="hint", loss="hint"), 9, 5, torch.arange(40) % 4)
     student, teacher = logits(seed=1), logits(c=5, seed=2)
     weight, bias = auxiliary.parameters()
     found = auxiliary(student, teacher, torch.arange(12) % 4, torch.arange(12))

@@ -65,7 +65,7 @@ TINY = [
 
 def build(name, crop=224):
     return classifier.build(
-        Model("x", name, options={"distilled": False} if name.startswith("levit") else {}),
+        Model(key="x", model=name, options={"distilled": False} if name.startswith("levit") else {}),
         1000,
         crop=crop,
         seed=0,
@@ -129,7 +129,9 @@ def test_a_network_with_weights_gives_finite_logits(name, crop):
 def attentive(name, classes=200):
     """A CAL teacher of the network, without memory for its weights."""
     with torch.device("meta"):
-        return cal.CAL(classifier.build(Model("x", name), classes, crop=224, seed=0).net, classes, 32)
+        return cal.CAL(
+            classifier.build(Model(key="x", model=name), classes, crop=224, seed=0).net, classes, 32
+        )
 
 
 @pytest.mark.parametrize("name", [*TEACHERS, *LOCAL])

@@ -1,6 +1,5 @@
 """Records and tables: atomic files, a record only for the values it was made with, the same bytes."""
 
-import dataclasses
 import errno
 import fcntl
 import getpass
@@ -311,7 +310,7 @@ def test_a_study_of_two_seeds_has_a_row_for_each_and_one_point_a_teacher(make_st
 def test_missing_names_the_cells_without_a_record(tiny, finished):
     (finished.path(BANK) / "record.json").unlink()
     assert records.missing(finished) == [BANK.id]
-    fresh = dataclasses.replace(tiny, name="fresh")
+    fresh = tiny.model_copy(update={"name": "fresh"})
     assert len(records.missing(fresh)) == 2 + 7 + 6 + 7
 
 

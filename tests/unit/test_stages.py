@@ -71,7 +71,7 @@ def test_the_same_study_in_another_folder_gives_the_same_tables(
     study = make_study({"name": "elsewhere"})
     here = stages.study_tables(study)
     monkeypatch.setenv("FGKD_RUNS", str(finished_folder))
-    there = records.collect(dataclasses.replace(study, name="tiny"))
+    there = records.collect(study.model_copy(update={"name": "tiny"}))
     assert here.keys() == there.keys() and len(here) == 7
     for name, frame in here.items():
         pd.testing.assert_frame_equal(
@@ -129,7 +129,8 @@ def test_a_pretext_teacher_starts_from_its_pretext_backbone(finished):
 
 def test_students_differ_in_their_teacher_and_in_nothing_else(finished, monkeypatch):
     """Same first weights, order and views: with a KD term of no weight, two teachers give one student."""
-    study = dataclasses.replace(finished, distillation=dataclasses.replace(finished.distillation, beta=0.0))
+    kd = finished.distillation.model_copy(update={"beta": 0.0})
+    study = finished.model_copy(update={"distillation": kd})
     a, b = (weights(stages.distill(study, "birds", t, "FT")) for t in ("resnet", "efficientnet"))
     alone = weights(stages.distill(finished, "birds", "none", "CE"), "ce")
     assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], alone[k]) for k in a)

@@ -81,7 +81,7 @@ def images(split):
 
 
 def model(name="test_byobnet", classes=4, **options):
-    return classifier.build(Model("x", name, options=options), classes, crop=32, seed=0)
+    return classifier.build(Model(key="x", model=name, options=options), classes, crop=32, seed=0)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -652,7 +652,7 @@ def test_a_head_is_judged_by_the_size_of_its_logits(images, monkeypatch, scale):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_norms_biases_and_what_a_network_exempts_do_not_decay(tmp_path, optimizer):
     """Where the loss has no gradient only decay moves a weight: by 1 - lr * weight_decay in a step."""
-    net = classifier.build(Model("x", "test_vit3", options={"img_size": 32}), 4, crop=32, seed=0)
+    net = classifier.build(Model(key="x", model="test_vit3", options={"img_size": 32}), 4, crop=32, seed=0)
     extra = nn.Linear(4, 3)
     with torch.no_grad():
         for weight in (*net.parameters(), *extra.parameters()):

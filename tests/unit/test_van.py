@@ -47,7 +47,7 @@ def theirs(state):
 
 
 def build(file, model="van_b0", classes=7):
-    return classifier.build(Model("van", model, weights=str(file)), classes, crop=64, seed=0)
+    return classifier.build(Model(key="van", model=model, weights=str(file)), classes, crop=64, seed=0)
 
 
 def by_equations(w, x):

@@ -1,7 +1,5 @@
 """A small training of each kind on any device, for tests of what its steps compute and where."""
 
-import dataclasses
-
 import numpy as np
 import torch
 
@@ -36,7 +34,7 @@ def stored():
 
 def network(kind):
     """The network before its training, on the CPU."""
-    net = classifier.build(Model("x", "test_byobnet"), CLASSES, crop=SIZES.crop, seed=0)
+    net = classifier.build(Model(key="x", model="test_byobnet"), CLASSES, crop=SIZES.crop, seed=0)
     if kind != "CAL":
         return net
     with torch.random.fork_rng():
@@ -48,7 +46,7 @@ def recipe(kind):
     """Students learn by AdamW, teachers by SGD."""
     if kind in ("CE", "CAL", "FZ"):
         return RECIPE
-    return dataclasses.replace(RECIPE, optimizer="adamw")
+    return RECIPE.model_copy(update={"optimizer": "adamw"})
 
 
 def train(kind, model, checkpoint, *, device="cpu", source=None, with_recipe=None):
@@ -80,7 +78,9 @@ def _student(kind, labels):
     teacher = bank.Bank(stored(), labels.device)
     auxiliary_loss = None
     if kind in AUXILIARY:
-        spec = Loss(kind, loss=kind, options={"dkd": {"alpha": 1, "beta": 8, "temperature": 4}}.get(kind, {}))
+        spec = Loss(
+            key=kind, loss=kind, options={"dkd": {"alpha": 1, "beta": 8, "temperature": 4}}.get(kind, {})
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             auxiliary_loss = losses.AuxiliaryLoss(spec, CLASSES, CLASSES, torch.arange(N) % CLASSES)
