@@ -2,7 +2,7 @@
 
 A group is one dataset, student, strategy and loss.  Its points are the teachers, each the mean over the
 study's seeds: a teacher's metrics and the accuracy of its student.  Columns of tables that are written, here
-and in `selection`, `findings` and `paper`, are explained in runs/README.md.
+and in `selection`, `findings` and `paper`, are explained in runs/COLUMNS.md.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def _doubt_student(choice: Choice) -> Iterator[str]:
 
 
 def _table(choice: Choice) -> pd.DataFrame:
-    """One row per candidate, the choice first: see runs/README.md for the columns."""
+    """One row per candidate, the choice first: see runs/COLUMNS.md for the columns."""
     table = choice.ranking.table.merge(choice.costs, on="teacher")
     known = {candidate.name: candidate for candidate in choice.found.candidates}
     for name in ("model", "resolution", "pretraining", "licence", "megabytes"):

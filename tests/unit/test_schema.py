@@ -1,4 +1,4 @@
-"""The JSON schema of study files: it is the code's, describes every key and refuses what an editor can."""
+"""What editors and readers are told of study files is the code's, and editors refuse what they can."""
 
 import json
 
@@ -20,8 +20,25 @@ def validator():
 
 
 def test_the_committed_schema_is_that_of_the_code():
-    committed = (PROJECT / "runs" / "study.schema.json").read_text()
-    assert committed == schema.text(), "python -m fgkd.study.schema > runs/study.schema.json"
+    assert schema.SCHEMA.read_text() == schema.text(), "python -m fgkd.study.schema"
+
+
+def test_the_committed_tables_of_keys_are_those_of_the_code_and_have_each_key():
+    committed = schema.KEYS.read_text()
+    assert committed == schema.page(committed), "python -m fgkd.study.schema"
+    content = schema.build()
+    sections = {"": content, **content["$defs"]}
+    del sections["TeacherRecipe"]  # a recipe's keys, and those of each recipe below its name
+    for section in sections.values():
+        assert [key for key in section["properties"] if f"| `{key}` |" not in committed] == []
+
+
+def test_a_table_of_keys_is_written_where_another_stood():
+    old = "# Keys\n\n### Old\n\n| `gone` |\n\n## Below\n"
+    new = schema.page(old)
+    assert new.startswith("# Keys\n\n### Of the study\n") and new.endswith(" |\n\n## Below\n")
+    row = "| `threads` | whole number, 1 to 1,024 | `1` | CPU threads of one run |"
+    assert "gone" not in new and row in new
 
 
 def test_every_key_has_a_description():
