@@ -51,6 +51,7 @@ from fgkd.study.errors import StudyError, expected, unknown_name
 
 FIRST = -1  # a study's first seed, whichever it is: further ones may be added to a study later
 BIRD_VALUES = ("species", "family_size", "train", "test", "size", "seed")  # on which drawn images depend
+Own = tuple[dict[str, Any], dict[str, str | None]]  # values in the study file, digests of what it only names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Study(StudyConfig):
 
     def path(self, job: Job) -> Path:
         """The job's folder."""
-        return Path(os.environ.get("FGKD_RUNS") or os.path.dirname(self.file), self.name, job.id)
+        return self.folder / job.id
 
     def at(self, seed: int) -> Study:
         """The study with this one of its seeds in force; -1 is the first."""
@@ -287,14 +288,33 @@ class Study(StudyConfig):
         known = {} if known is None else known
         if job not in known:
             inputs = [self.fingerprint(source, known) for source in self.inputs(job)]
-            digests = {name: digest for name, digest in self.contents(job).items() if digest != ""}
-            text = json.dumps([job.id, self.values(job), digests, inputs], sort_keys=True)
+            values, digests = self._own(job)
+            # The empty ones are left out, so that a further kind one day leaves results without it valid.
+            # The id is in, since seeds for an order of images and for weights are drawn from its names.
+            used = {name: digest for name, digest in digests.items() if digest != ""}
+            text = json.dumps([job.id, values, used, inputs], sort_keys=True)
             known[job] = contents.of_text(text)
         return known[job]
 
     def values(self, job: Job) -> dict[str, Any]:
         """The job's own values in the study file, without those of the jobs that it reads."""
-        return job.row.values(self, job)
+        return self._own(job)[0]
+
+    def contents(self, job: Job) -> dict[str, str | None]:
+        """Digests of what the job's result is a function of and the study file only names.
+
+        These are photos, weights, and plugins' code of a network, a loss or metrics.  Where the files are not
+        there, the digest is what the job's own record says, and None without one.
+        """
+        return self._own(job)[1]
+
+    def _own(self, job: Job) -> Own:
+        values, digests = job.row.own(self, job)
+        if None in digests.values():  # of an absent plugin no metric is known, of absent weights no config
+            recorded = (stored.read(self.folder, job.id) or {}).get("contents")
+            recorded = {"metrics": "", "config": ""} | (recorded if isinstance(recorded, dict) else {})
+            digests = {name: recorded.get(name) if own is None else own for name, own in digests.items()}
+        return values, digests
 
     def loss_of(self, job: Job) -> Loss | None:
         """The auxiliary loss of a student job; None where it is CE or KD alone."""
@@ -305,21 +325,6 @@ class Study(StudyConfig):
         own = {name: getattr(loss, name, None) for name in ("temperature", "beta")}
         given = {name: value for name, value in own.items() if value is not None}
         return self.distillation.model_copy(update=given)
-
-    def contents(self, job: Job) -> dict[str, str | None]:
-        """Digests of what the job's result is a function of and the study file only names.
-
-        These are photos, weights, and plugins' code of a network, a loss or metrics.  Where the files are not
-        there, the digest is what the job's own record says, and None without one.
-        """
-        digests = job.row.contents(self, job)
-        if None in digests.values():  # of an absent plugin no metric is known, of absent weights no config
-            recorded = (stored.read(self.folder, job.id) or {}).get("contents")
-            recorded = {"metrics": "", "config": ""} | (recorded if isinstance(recorded, dict) else {})
-            return {
-                name: recorded.get(name) if digest is None else digest for name, digest in digests.items()
-            }
-        return digests
 
 
 def check_parameters(namespace: dict[str, Any], **types_: type) -> None:
@@ -352,8 +357,9 @@ class Stage:
     """What is particular to the jobs of a stage.
 
     notebook: which runs them, and the section of the report that shows it.
-    inputs, values, contents: of a job of a study, what its result is a function of: the jobs that it reads,
-    its values in the study file, and digests of what the file only names.
+    inputs: of a job of a study, the jobs that it reads.
+    own: what else its result is a function of: its values in the study file, and digests of what the file
+    only names, None for what is not there.
     jobs: of a study, where no other job reads them; the report comes after these.
     table: of `records.collect`, to which the rows of its records go.
     networks: whether it runs any.
@@ -364,8 +370,7 @@ class Stage:
     notebook: str
     section: str
     inputs: Callable[[Study, Job], tuple[Job, ...]]
-    values: Callable[[Study, Job], dict[str, Any]] = lambda study, job: {}
-    contents: Callable[[Study, Job], dict[str, str | None]] = lambda study, job: {}
+    own: Callable[[Study, Job], Own] = lambda study, job: ({}, {})
     jobs: Callable[[Study], tuple[Job, ...]] = lambda study: ()
     table: str = ""
     networks: bool = False
@@ -403,16 +408,24 @@ def _conclusions(study: Study, job: Job) -> tuple[Job, ...]:
     return (Job("intro"), Job("correlation"), *chain.from_iterable(further))
 
 
-def _data_values(study: Study, job: Job) -> dict[str, Any]:
+def _data(study: Study, job: Job) -> Own:
     spec = study.data(job.dataset)
-    names = BIRD_VALUES if spec.kind == "birds" else ()
-    return {"resize": spec.resize} | {name: getattr(spec, name) for name in names}
+    if spec.kind == "birds":
+        return {name: getattr(spec, name) for name in ("resize", *BIRD_VALUES)}, {}
+    photos = study.photos.get(job.dataset)
+    return {"resize": spec.resize}, {"photos": photos and photos.digest}
 
 
-def _student_values(study: Study, job: Job) -> dict[str, Any]:
+def _bank(study: Study, job: Job) -> Own:
+    metrics = contents.of_code(study.plugins, plugins.METRIC)
+    return {"crop": study.views.crop, "views": study.bank_views}, {"metrics": metrics}
+
+
+def _student(study: Study, job: Job) -> Own:
     loss = study.loss_of(job)
-    values = _training_values(study, job, study.student(job.student), "student")
+    values, digests = _training(study, job, study.student(job.student), "student")
     if job.strategy != "CE":
+        # Both ways give the same losses but for rounding, and so count as two.
         values["kd"] = study.kd(loss).model_dump() | ({"online": True} if study.online else {})
     if loss is not None and loss.loss != "kd":
         values["further"] = {
@@ -421,36 +434,20 @@ def _student_values(study: Study, job: Job) -> dict[str, Any]:
             "on": loss.applies_to,
             "options": loss.options,
         }
-    return values
+        if loss.loss not in LOSSES:
+            digests["loss"] = contents.of_code(study.plugins, plugins.LOSS, loss.loss)
+    return values, digests
 
 
-def _training_values(study: Study, job: Job, model: Model, recipe: str) -> dict[str, Any]:
-    return {
+def _training(study: Study, job: Job, model: Model, recipe: str) -> Own:
+    values = {
         "seed": study.seed_of(job),
         "crop": study.views.crop,
         "model": _network_values(model),
         "recipe": _recipe_values(study.recipe(recipe, model), recipe),
     }
-
-
-def _photos(study: Study, job: Job) -> dict[str, str | None]:
-    if study.data(job.dataset).kind == "birds":
-        return {}
-    photos = study.photos.get(job.dataset)
-    return {"photos": photos and photos.digest}
-
-
-def _student_contents(study: Study, job: Job) -> dict[str, str | None]:
-    digests = _network_contents(study, study.student(job.student))
-    loss = study.loss_of(job)
-    if loss is not None and loss.loss not in LOSSES:
-        digests["loss"] = contents.of_code(study.plugins, plugins.LOSS, loss.loss)
-    return digests
-
-
-def _network_contents(study: Study, model: Model) -> dict[str, str | None]:
     network = contents.of_code(study.plugins, plugins.NETWORK, model.model)
-    return {"network": network} | (contents.of_weights(model.file) if model.file else {})
+    return values, {"network": network} | (contents.of_weights(model.file) if model.file else {})
 
 
 STAGES = {
@@ -459,8 +456,7 @@ STAGES = {
         notebook="02_data",
         section="Data",
         inputs=lambda study, job: (),
-        values=_data_values,
-        contents=_photos,
+        own=_data,
         table="data",
         priority=3,
     ),
@@ -468,8 +464,7 @@ STAGES = {
         notebook="03_teacher",
         section="Teachers",
         inputs=_teacher_inputs,
-        values=lambda study, job: _training_values(study, job, study.teacher(job.teacher), job.strategy),
-        contents=lambda study, job: _network_contents(study, study.teacher(job.teacher)),
+        own=lambda study, job: _training(study, job, study.teacher(job.teacher), job.strategy),
         table="teachers",
         networks=True,
         strategy="recipe",
@@ -478,8 +473,7 @@ STAGES = {
         notebook="04_ratio12",
         section="Banks and R12",
         inputs=lambda study, job: (dataclasses.replace(job, stage="teacher"),),
-        values=lambda study, job: {"crop": study.views.crop, "views": study.bank_views},
-        contents=lambda study, job: {"metrics": contents.of_code(study.plugins, plugins.METRIC)},
+        own=_bank,
         table="metrics",
         networks=True,
         priority=1,
@@ -497,7 +491,7 @@ STAGES = {
     "correlation": Stage("06_correlation", "Analysis", _banks_and_students),
     "report": Stage("07_report", "Analysis", _conclusions),
 }
-STUDENT = Stage("", "Students", _student_inputs, _student_values, _student_contents, networks=True)
+STUDENT = Stage("", "Students", _student_inputs, _student, networks=True)
 
 
 def _find(known: Any, key: str, what: str) -> Any:

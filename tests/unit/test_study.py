@@ -1116,8 +1116,7 @@ def test_a_stage_is_a_row_of_the_table(finished, monkeypatch):
         notebook="04_ratio12",
         section="Probes",
         inputs=lambda study, job: (Job("bank", job.dataset, job.teacher, job.strategy),),
-        values=lambda study, job: {"crop": study.views.crop, "depth": 2},
-        contents=lambda study, job: {"photos": None},
+        own=lambda study, job: ({"crop": study.views.crop, "depth": 2}, {"photos": None}),
         jobs=lambda study: (Job("probe", "birds", "resnet", "FT"),),
         table="probes",
         networks=True,
@@ -1133,7 +1132,7 @@ def test_a_stage_is_a_row_of_the_table(finished, monkeypatch):
     assert order.index(bank) < order.index(probe) < order.index(Job("report"))
     known = {job.id: finished.fingerprint(job) for job in order}
     assert {name for name in before if known[name] != before[name]} == {"study/report"}
-    monkeypatch.setitem(jobs.STAGES, "probe", dataclasses.replace(row, values=lambda *_: {"depth": 3}))
+    monkeypatch.setitem(jobs.STAGES, "probe", dataclasses.replace(row, own=lambda *_: ({"depth": 3}, {})))
     assert finished.fingerprint(probe) != known[probe.id]
     monkeypatch.setitem(jobs.STAGES, "probe", row)
     assert probe in states.left(finished) and records.missing(finished) == [probe.id]
