@@ -94,7 +94,7 @@ def tables() -> str:
 
 
 def page(old: str) -> str:
-    """The text of `runs/KEYS.md` with these tables from its first heading of a table to the next ## one."""
+    """The text of `runs/KEYS.md` with these tables in place of those that it has."""
     before, rest = old.split("### ", 1)
     after = rest[rest.index("\n## ") :]
     return before + tables() + after
