@@ -118,6 +118,7 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
 
 Key = SkipJsonSchema[str]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)]
+MayBeEmpty = BeforeValidator(lambda entry: {} if entry is None else entry)  # with defaults alone
 ToText = BeforeValidator(_to_text, json_schema_input_type=str | float | bool)
 Written = Annotated[str, ToText]  # `files` hands it over as it is written
 FileName = Annotated[Name, ToText]
@@ -339,45 +340,26 @@ class StudyConfig(Section):
     compile: StrictBool = about("true runs networks through torch.compile", False)
     plugins: tuple[RelativePath, ...] = about("Python files that add networks, losses or metrics", ())
     views: Sizes = about("sizes of images and crops", default_factory=Sizes)
-    datasets: dict[Name, DataSpec] = about("each below its name", min_length=1)
+    datasets: dict[Name, Annotated[DataSpec, MayBeEmpty]] = about("each below its name", min_length=1)
     pretext: DataSpec | None = about("on which teachers with weights 'pretext' are trained first", None)
-    teachers: dict[Name, Teacher] = about("each below its name", min_length=1)
-    students: dict[Name, Model] = about("each below its name", min_length=1)
+    teachers: dict[Name, Annotated[Teacher, MayBeEmpty]] = about("each below its name", min_length=1)
+    students: dict[Name, Annotated[Model, MayBeEmpty]] = about("each below its name", min_length=1)
     strategies: Strategies = about("how students are taught", STRATEGIES)
     baseline: StrictBool = about("also train every student without a teacher (CE)", True)
     recipes: dict[RecipeName, Recipe] = about("how students are trained, and teachers of each strategy", {})
     distillation: Distillation = about("the KD term", default_factory=Distillation)
-    losses: dict[Name, Loss] = about("further ones, one more training each", {})
+    losses: dict[Name, Annotated[Loss, MayBeEmpty]] = about("further ones, one more training each", {})
     resources: dict[Stage, Resources] = about("what a stage's runs request", {}, validate_default=True)
     runs_per_gpu: Few = about("how many runs share a GPU of this machine", 1)
 
-    @field_validator("datasets", "teachers", "students", "losses", mode="before")
+    @field_validator("datasets", "pretext", "teachers", "students", "losses")
     @classmethod
-    def _fill_empty(cls, entries: Any) -> Any:
-        """An empty entry has defaults alone."""
-        if not isinstance(entries, dict):
-            return entries
-        return {name: {} if entry is None else entry for name, entry in entries.items()}
-
-    @field_validator("teachers", "students", "losses")
-    @classmethod
-    def _name_entries(cls, entries: dict[str, Any]) -> dict[str, Any]:
-        return {name: entry.model_copy(update={"key": name}) for name, entry in entries.items()}
-
-    @field_validator("datasets")
-    @classmethod
-    def _complete_datasets(cls, specs: dict[str, DataSpec], info: ValidationInfo) -> dict[str, DataSpec]:
-        return {name: _complete_dataset(spec, name, info.data.get("views")) for name, spec in specs.items()}
-
-    @field_validator("pretext")
-    @classmethod
-    def _complete_pretext(cls, spec: DataSpec | None, info: ValidationInfo) -> DataSpec | None:
-        return spec and _complete_dataset(spec, PRETEXT, info.data.get("views"))
-
-    @field_validator("losses")
-    @classmethod
-    def _complete_losses(cls, losses: dict[str, Loss], info: ValidationInfo) -> dict[str, Loss]:
-        return complete_losses(losses, info.data.get("plugins", ()))
+    def _name_entries(cls, entries: Any, info: ValidationInfo) -> Any:
+        """Tell each entry its name, and a loss what its function says of it."""
+        if info.field_name == PRETEXT:
+            return entries and _named(entries, PRETEXT, info.data)
+        named = {name: _named(entry, name, info.data) for name, entry in entries.items()}
+        return complete_losses(named, info.data.get("plugins", ())) if info.field_name == "losses" else named
 
     @field_validator("resources")
     @classmethod
@@ -496,12 +478,12 @@ def explain(error: ValidationError, file: str) -> str:
     return f"{place} is {given}: expected {EXPECTED.get(kind, 'another value').format(**details)}"
 
 
-def _complete_dataset(spec: DataSpec, name: str, views: Sizes | None) -> DataSpec:
-    """A dataset told its name, and the size of images unless it says another."""
+def _named(entry: Any, name: str, known: dict[str, Any]) -> Any:
+    """An entry told its name, and a dataset the size of images in `known`, unless it says another."""
     own: dict[str, Any] = {"key": name}
-    if views and "resize" not in spec.model_fields_set:
-        own |= {"resize": views.resize}
-    return spec.model_copy(update=own)
+    if isinstance(entry, DataSpec) and "views" in known and "resize" not in entry.model_fields_set:
+        own["resize"] = known["views"].resize
+    return entry.model_copy(update=own)
 
 
 def _plugin_losses(files: tuple[str, ...]) -> dict[str, dict[str, Any]]:

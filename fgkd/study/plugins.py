@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,17 @@ def code_of(text: str, decorator: str, name: str | None = None) -> str:
     It covers the decorated functions and classes, and all that these use of their file, functions, classes,
     constants and imports, and a network's own entries of `default_cfgs`.  Comments, docstrings, formatting
     and the file's other networks and losses have no part in it, nor have other files that it imports.  A file
-    that registers networks or metrics other than by decorating is taken whole.
+    that registers networks or metrics other than by decorating is taken whole.  Of
+
+        WIDTH, DEPTH = 8, 4                # in: `build` uses one of its names
+        OTHER = 9                          # out: nothing of `mine` leads to it
+        def build(width): ...              # in: `mine` calls it
+        @register_model
+        def mine(**options): return build(WIDTH)
+        @register_model
+        def theirs(**options): return build(OTHER)
+
+    the code of `mine` is the first line, `build` and `mine`.
     """
     if decorator != NETWORK and "fgkd" not in text:  # another package's decorator
         return ""
@@ -140,23 +150,14 @@ def _names(node: ast.AST, name: str) -> bool:
 
 def _is_called_otherwise(body: list[ast.stmt], decorator: str) -> bool:
     """Whether a file names the decorator elsewhere than above a definition or in an import."""
-    decorations = {
-        id(part)
-        for node in body
-        for part in getattr(node, "decorator_list", ())
-        if _names(_called(part), decorator)
-    }
+
+    def count(nodes: Iterable[ast.AST]) -> int:
+        return sum(_names(node, decorator) for node in chain.from_iterable(map(ast.walk, nodes)))
+
+    parts = chain.from_iterable(getattr(node, "decorator_list", ()) for node in body)
+    decorations = [part for part in parts if _names(_called(part), decorator)]
     statements = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom)]
-    return any(_names(node, decorator) for top in statements for node in _walk_except(top, decorations))
-
-
-def _walk_except(node: ast.AST, left_out: set[int]) -> Iterator[ast.AST]:
-    """The node and all below it, except nodes in `left_out` and what is below these."""
-    if id(node) in left_out:
-        return
-    yield node
-    for child in ast.iter_child_nodes(node):
-        yield from _walk_except(child, left_out)
+    return count(statements) > count(decorations)
 
 
 def _bound_names(statement: ast.stmt) -> set[str]:
