@@ -86,26 +86,17 @@ def test_only_teachers_with_pretext_weights_read_a_pretext_training(tiny):
     assert sum(c.dataset == "pretext" and c.stage == "teacher" for c in tiny.jobs()) == 1
 
 
-def test_what_papermill_is_handed(tiny):
-    assert Job("teacher", "birds", "resnet", "FZ").parameters(tiny) == {
-        "study": tiny.file,
-        "dataset": "birds",
-        "teacher": "resnet",
-        "recipe": "FZ",
-    }
-    assert Job("bank", "birds", "resnet", "FZ").parameters(tiny) == {
-        "study": tiny.file,
-        "dataset": "birds",
-        "teacher": "resnet",
-        "recipe": "FZ",
-        "compare": False,
-    }
-    assert Job("distill", "birds", "resnet", "TGDA").parameters(tiny) == {
-        "study": tiny.file,
-        "dataset": "birds",
-        "teacher": "resnet",
-        "strategy": "TGDA",
-    }
+@pytest.mark.parametrize(
+    "job, own",
+    [
+        (Job("teacher", "birds", "resnet", "FZ"), {"recipe": "FZ"}),
+        (Job("bank", "birds", "resnet", "FZ"), {"recipe": "FZ", "compare": False}),
+        (Job("distill", "birds", "resnet", "TGDA"), {"strategy": "TGDA"}),
+    ],
+    ids=lambda value: getattr(value, "id", ""),
+)
+def test_what_papermill_is_handed(tiny, job, own):
+    assert job.parameters(tiny) == {"study": tiny.file, "dataset": "birds", "teacher": "resnet", **own}
     assert Job("report").parameters(tiny) == {"study": tiny.file}
 
 
@@ -677,6 +668,10 @@ WRONG = [
     ({"teachers.resnet.options": {"x": math.nan}}, "options cannot be written as JSON"),
     ({"teachers.resnet.options": {"x": [-math.inf]}}, "options cannot be written as JSON"),
     ({"teachers.resnet.weights": "~nosuchuser/x.pth"}, "resnet.weights: '~nosuchuser/x.pth' begins with '~'"),
+    ({"resources": {"report": {}}}, "resources: stage 'report' is unknown"),
+    ({"resources": {"bank": {"gpus": 2}}}, "resources.bank.gpus is 2: expected one of 0, 1"),
+    ({"resources": {"bank": {"minutes": 0}}}, "resources.bank.minutes is 0"),
+    ({"runs_per_gpu": 0}, "runs_per_gpu is 0"),
     ({"question": ["x"] * 500}, r"question is \['x', .* \.\.\. .*expected text"),
 ]
 
@@ -781,43 +776,26 @@ def test_asking_for_what_is_not_in_a_study_names_what_is(tiny, ask, message):
 
 
 def test_parameters_of_the_right_names_and_types_pass():
-    namespace = {
-        "study": "smoke",
-        "image": 3,
-        "share": 0.5,
-        "quick": True,
-        "_hidden": 1,
-        "In": [],
-        "Out": {},
-        "exit": "x",
-        "np": os,
-    }
-    studies.check_parameters(namespace, study=str, image=int, share=float, quick=bool)
+    given = {"study": "smoke", "image": 3, "share": 0.5, "quick": True}
+    jupyters = {"_hidden": 1, "In": [], "Out": {}, "exit": "x", "np": os}
+    studies.check_parameters(given | jupyters, study=str, image=int, share=float, quick=bool)
 
 
 @pytest.mark.parametrize(
-    "namespace, message",
+    "change, message",
     [
-        ({"study": "smoke", "datset": "birds"}, "parameter 'datset' is unknown.*did you mean 'dataset'"),
-        ({"study": "smoke", "dataset": 3}, r"parameter 'dataset' is 3 \(int\): expected str"),
-        ({"study": "smoke", "dataset": None}, "parameter 'dataset' is None"),
-        (
-            {"study": ["smoke"], "dataset": "birds"},
-            r"parameter 'study' is \['smoke'\] \(list\): expected str",
-        ),
-        (
-            {"study": "smoke", "dataset": "birds", "image": True},
-            "parameter 'image' is True .bool.: expected int",
-        ),
-        (
-            {"study": "smoke", "dataset": "birds", "image": "3"},
-            "parameter 'image' is '3' .str.: expected int",
-        ),
+        ({"datset": "birds"}, "parameter 'datset' is unknown.*did you mean 'dataset'"),
+        ({"dataset": 3}, r"parameter 'dataset' is 3 \(int\): expected str"),
+        ({"dataset": None}, "parameter 'dataset' is None"),
+        ({"study": ["smoke"]}, r"parameter 'study' is \['smoke'\] \(list\): expected str"),
+        ({"image": True}, "parameter 'image' is True .bool.: expected int"),
+        ({"image": "3"}, "parameter 'image' is '3' .str.: expected int"),
     ],
 )
-def test_parameters_of_other_names_or_types_are_refused(namespace, message):
+def test_parameters_of_other_names_or_types_are_refused(change, message):
+    namespace = {"study": "smoke", "dataset": "birds", "image": 1} | change
     with pytest.raises(StudyError, match=message):
-        studies.check_parameters({"image": 1} | namespace, study=str, dataset=str, image=int)
+        studies.check_parameters(namespace, study=str, dataset=str, image=int)
 
 
 def test_a_cell_that_runs_again_takes_what_other_cells_have_made_and_still_looks_at_types():
@@ -925,33 +903,18 @@ def test_a_plugins_loss_has_the_options_of_its_signature(plugin_study):
         ({"options": {"steps": 1.5}}, "losses.cubic.options.steps is 1.5: expected a whole number"),
         ({"options": {"mean": 1}}, "losses.cubic.options.mean is 1: expected true or false"),
         ({"options": {"name": None}}, "losses.cubic.options.name is empty: expected text"),
-        (
-            {"loss": "cubik"},
-            "losses.cubic.loss is 'cubik' .did you mean 'cubic'.*: expected one of kd, .*memory",
-        ),
-    ],
-)
-def test_a_wrong_option_of_a_plugins_loss_is_named(plugin_study, entry, message):
-    with pytest.raises(StudyError, match=message):
-        plugin_study({"cubic": entry})
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
+        ({"loss": "cubik"}, "cubic.loss is 'cubik' .did you mean 'cubic'.*: expected one of kd, .*memory"),
         ("@loss\ndef dkd(student): ...", "plugin '.*mine.py' defines a loss 'dkd', which is taken"),
-        (
-            "@loss\ndef cubic(a, b=f()): ...",
-            r"option 'b' of a loss has f\(\) as its default: expected a literal",
-        ),
+        ("@loss\ndef cubic(a, b=f()): ...", r"option 'b' of a loss has f\(\) as its default: expected a lit"),
         ("@loss\ndef cubic(a, *, b): ...", "option 'b' of a loss has nothing as its default"),
         ("def cubic(a, *, b=1): ...", "losses.cubic.loss is 'cubic': expected one of kd, dkd"),
         ("def (", "losses.cubic.loss is 'cubic': expected one of kd, dkd"),
     ],
 )
-def test_a_plugin_whose_losses_cannot_be_read_is_named(plugin_study, text, message):
+def test_a_wrong_option_or_text_of_a_plugins_loss_is_named(plugin_study, entry, message):
+    loss, text = (None, entry) if isinstance(entry, str) else (entry, PLUGIN)
     with pytest.raises(StudyError, match=message):
-        plugin_study({"cubic": None}, text)
+        plugin_study({"cubic": loss}, text)
 
 
 def test_a_loss_of_a_plugin_that_is_not_there_is_named_with_it(make_study):
@@ -1028,31 +991,17 @@ def test_what_a_cluster_is_asked_for_makes_nothing_stale(tiny, make_study):
 
 
 @pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"resources": {"report": {}}}, "resources: stage 'report' is unknown"),
-        ({"resources": {"bank": {"gpus": 2}}}, "resources.bank.gpus is 2: expected one of 0, 1"),
-        ({"resources": {"bank": {"minutes": 0}}}, "resources.bank.minutes is 0"),
-        ({"runs_per_gpu": 0}, "runs_per_gpu is 0"),
-    ],
-)
-def test_resources_that_cannot_be_are_named(make_study, change, message):
-    with pytest.raises(StudyError, match=message):
-        make_study(change)
-
-
-@pytest.mark.parametrize(
     "job",
     [
-        ("teacher", "birds", "resnet", "FT"),
-        ("teacher", "pretext", "byobnet", "pretext"),
-        ("bank", "birds", "resnet", "FT"),
-        ("distill", "birds", "resnet", "FZ"),
-        ("distill", "birds", "none", "CE"),
+        "teacher birds resnet FT",
+        "teacher pretext byobnet pretext",
+        "bank birds resnet FT",
+        "distill birds resnet FZ",
+        "distill birds none CE",
     ],
 )
 def test_a_job_of_what_the_study_has_is_made(tiny, job):
-    assert tiny.job(*job) == studies.Job(*job)
+    assert tiny.job(*job.split()) == studies.Job(*job.split())
 
 
 def test_a_teacher_may_be_trained_by_a_recipe_that_no_strategy_uses_and_has_no_bank_then(make_study):
@@ -1065,44 +1014,23 @@ def test_a_teacher_may_be_trained_by_a_recipe_that_no_strategy_uses_and_has_no_b
 @pytest.mark.parametrize(
     "job, message",
     [
-        (
-            ("distill", "birds", "resnet", "TGDA"),
-            "strategy 'TGDA' is not in the study: expected one of FZ, FT, CE",
-        ),
-        (("distill", "bird", "resnet", "FT"), "dataset 'bird' is not in the study .did you mean 'birds'"),
-        (
-            ("distill", "pretext", "resnet", "FT"),
-            "dataset 'pretext' is not in the study: expected one of birds",
-        ),
-        (
-            ("distill", "birds", "none", "FT"),
-            "teacher 'none' with strategy 'FT': expected CE with teacher none",
-        ),
-        (
-            ("distill", "birds", "resnet", "CE"),
-            "teacher 'resnet' with strategy 'CE': expected CE with teacher none",
-        ),
-        (
-            ("distill", "birds", "resnett", "FT"),
-            "teacher 'resnett' is not in the study .did you mean 'resnet'",
-        ),
-        (("teacher", "birds", "none", "FT"), "teacher 'none' is not in the study"),
-        (
-            ("teacher", "birds", "resnet", "CAL"),
-            "recipe 'CAL' is not in the study.*: expected one of FT, FZ, pretext",
-        ),
-        (("teacher", "birds", "resnet", "student"), "recipe 'student' is not in the study"),
-        (("teacher", "birds", "resnet", "pretext"), "recipe 'pretext' on dataset 'birds'"),
-        (("teacher", "pretext", "byobnet", "FT"), "recipe 'FT' on dataset 'pretext'"),
-        (
-            ("bank", "birds", "resnet", "pretext"),
-            "recipe 'pretext' is not in the study: expected one of FT, FZ",
-        ),
+        ("distill birds resnet TGDA", "strategy 'TGDA' is not in the study: expected one of FZ, FT, CE"),
+        ("distill bird resnet FT", "dataset 'bird' is not in the study .did you mean 'birds'"),
+        ("distill pretext resnet FT", "dataset 'pretext' is not in the study: expected one of birds"),
+        ("distill birds none FT", "teacher 'none' with strategy 'FT': expected CE with teacher none"),
+        ("distill birds resnet CE", "teacher 'resnet' with strategy 'CE': expected CE with teacher none"),
+        ("distill birds resnett FT", "teacher 'resnett' is not in the study .did you mean 'resnet'"),
+        ("teacher birds none FT", "teacher 'none' is not in the study"),
+        ("teacher birds resnet CAL", "recipe 'CAL' is not in the study.*: expected one of FT, FZ, pretext"),
+        ("teacher birds resnet student", "recipe 'student' is not in the study"),
+        ("teacher birds resnet pretext", "recipe 'pretext' on dataset 'birds'"),
+        ("teacher pretext byobnet FT", "recipe 'FT' on dataset 'pretext'"),
+        ("bank birds resnet pretext", "recipe 'pretext' is not in the study: expected one of FT, FZ"),
     ],
 )
 def test_a_job_of_what_the_study_lacks_is_refused_by_name(tiny, job, message):
     with pytest.raises(studies.StudyError, match=message):
-        tiny.job(*job)
+        tiny.job(*job.split())
 
 
 def test_without_a_baseline_the_study_has_no_strategy_ce(make_study):
