@@ -442,8 +442,8 @@ def per_strategy(frame: pd.DataFrame) -> pd.DataFrame:
 
 def missing(study: Study) -> list[str]:
     """Ids of the jobs whose results the tables lack."""
-    jobs = [job for job in study.jobs() if job.row.table]
-    return [job.id for job in jobs if not is_complete(study, job)]
+    known: dict[Job, str] = {}
+    return [job.id for job in study.jobs() if job.row.table and not is_complete(study, job, known)]
 
 
 def _is_alive(process: int) -> bool:

@@ -51,7 +51,7 @@ LOSSES = {"kd": {}}  # KD itself, with its own temperature or beta
 LOSSES |= plugins.loss_options((Path(__file__).parents[1] / "distillation/losses.py").read_text())
 
 MAX_NAME = 100  # characters: names are those of folders, and parts of longer ones
-OWN = {"key", "file", "job_seed", "photos"}  # fields that we fill in, and no file
+FILLED_IN = {"key", "file", "job_seed", "photos"}  # fields that no file may give
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 EXPECTED = {  # by the type of pydantic's error
     "bool_type": WORDS[bool],
@@ -179,7 +179,7 @@ class Section(BaseModel):
     def keys(cls, values: dict) -> list[str]:
         """The keys that a file may give which gives `values`."""
         fields = cls.model_fields.items()
-        return [str(field.validation_alias or name) for name, field in fields if name not in OWN]
+        return [str(field.validation_alias or name) for name, field in fields if name not in FILLED_IN]
 
     @model_validator(mode="before")
     @classmethod
