@@ -2,7 +2,7 @@
 
 A field's declaration is its check; `schema` makes of its description what editors show and the table of keys.
 Validators raise ValueError with a message that continues the place in the file, such as ".crop is 37:
-expected ..."; `explain` says pydantic's errors in the same words.
+expected ...", or stands for itself; `explain` says pydantic's errors in the same words.
 """
 
 from __future__ import annotations
@@ -348,7 +348,9 @@ class StudyConfig(Section):
     baseline: StrictBool = about("also train every student without a teacher (CE)", True)
     recipes: dict[RecipeName, Recipe] = about("how students are trained, and teachers of each strategy", {})
     distillation: Distillation = about("the KD term", default_factory=Distillation)
-    losses: dict[Name, Annotated[Loss, MayBeEmpty]] = about("further ones, one more training each", {})
+    losses: dict[Name, Annotated[Loss, MayBeEmpty]] = about(
+        "further ones, one more training each", {}, validate_default=True
+    )
     resources: dict[Stage, Resources] = about("what a stage's runs request", {}, validate_default=True)
     runs_per_gpu: Few = about("how many runs share a GPU of this machine", 1)
 
@@ -461,7 +463,9 @@ def explain(error: ValidationError, file: str) -> str:
     noun = {"losses": "loss", "resources": "stage"}.get(names[0], names[0].removesuffix("s")) if names else ""
     if kind == "value_error":
         message = str(details["error"])
-        return f"{place or file}{message}" if message.startswith(":") else f"{place}{message}"
+        if message.startswith(":"):
+            return f"{place or file}{message}"
+        return f"{place}{message}" if message.startswith((".", " ")) else message
     if place in ("datasets", "teachers", "students"):
         return f"{file}: '{place}' is missing or empty: expected a mapping of names to settings"
     if kind == "missing":
@@ -495,9 +499,7 @@ def _plugin_losses(files: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         except SyntaxError:  # reported when the plugin is imported
             continue
         for name in own.keys() & (LOSSES.keys() | losses.keys()):
-            raise ValueError(
-                f": plugin '{file}' defines a loss '{name}', which is taken: give it another name"
-            )
+            raise ValueError(f"plugin '{file}' defines a loss '{name}', which is taken: give it another name")
         losses |= own
     return losses
 

@@ -904,8 +904,11 @@ def test_a_plugins_loss_has_the_options_of_its_signature(plugin_study):
         ({"options": {"mean": 1}}, "losses.cubic.options.mean is 1: expected true or false"),
         ({"options": {"name": None}}, "losses.cubic.options.name is empty: expected text"),
         ({"loss": "cubik"}, "cubic.loss is 'cubik' .did you mean 'cubic'.*: expected one of kd, .*memory"),
-        ("@loss\ndef dkd(student): ...", "plugin '.*mine.py' defines a loss 'dkd', which is taken"),
-        ("@loss\ndef cubic(a, b=f()): ...", r"option 'b' of a loss has f\(\) as its default: expected a lit"),
+        ("@loss\ndef dkd(student): ...", "^plugin '.*mine.py' defines a loss 'dkd', which is taken"),
+        (
+            "@loss\ndef cubic(a, b=f()): ...",
+            r"^option 'b' of a loss has f\(\) as its default: expected a lit",
+        ),
         ("@loss\ndef cubic(a, *, b): ...", "option 'b' of a loss has nothing as its default"),
         ("def cubic(a, *, b=1): ...", "losses.cubic.loss is 'cubic': expected one of kd, dkd"),
         ("def (", "losses.cubic.loss is 'cubic': expected one of kd, dkd"),
@@ -915,6 +918,12 @@ def test_a_wrong_option_or_text_of_a_plugins_loss_is_named(plugin_study, entry, 
     loss, text = (None, entry) if isinstance(entry, str) else (entry, PLUGIN)
     with pytest.raises(StudyError, match=message):
         plugin_study({"cubic": loss}, text)
+
+
+def test_a_plugin_that_takes_a_name_is_refused_without_a_further_loss_too(make_study, tmp_path):
+    (tmp_path / "mine.py").write_text("@loss\ndef dkd(student): ...")
+    with pytest.raises(StudyError, match="^plugin '.*mine.py' defines a loss 'dkd', which is taken"):
+        make_study({"plugins": ["mine.py"]})
 
 
 def test_a_loss_of_a_plugin_that_is_not_there_is_named_with_it(make_study):
