@@ -314,7 +314,9 @@ class Loss(Section):
     temperature: Positive | None = about("of the KD term; by default the study's", None)
     beta: NotNegative | None = about("weight of the KD term; by default the study's", None)
     weight: NotNegative = about("of the auxiliary loss", 1.0)
-    applies_to: Outputs = about("logits, or features: the pooled ones", "logits", validation_alias="on")
+    applies_to: Outputs = about(
+        "logits, or features: the pooled ones, but not of dkd", "logits", validation_alias="on"
+    )
     students: tuple[Written, ...] = about("trained with it; empty: all", ())
     strategies: tuple[str, ...] = about("in which it is added; empty: all", ())
     options: Options = about("keyword arguments of the loss's function", {})
