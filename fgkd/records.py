@@ -21,7 +21,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgkd.analysis import groups
-from fgkd.metrics.claims import register_claims
+from fgkd.metrics.claims import Claim, register_claims
 from fgkd.study import PROJECT, RECIPES, STAGES, Job, Study, StudyError, contents
 from fgkd.study import stored as on_disk
 from fgkd.study.stored import PACKED, RECORD, packed, read
@@ -60,11 +60,14 @@ COUNTS = {"classes", "train", "test", "parameters", "epochs", "samples", "views"
 SHARES = {*("accuracy", "tac", "tac_single", "train_accuracy", "validation_accuracy", "agreement", "ece")}
 OPTIONAL = {"agreement", *TRANSFER}  # None where there is no teacher, or no pretrained network
 Int = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+STRICT = ConfigDict(strict=True)
 Rows = list[dict[str, str | Int | float | bool | None]]
 
 
 class Provenance(BaseModel):
     """Where a record comes from: see `provenance`."""
+
+    model_config = STRICT
 
     run: str
     commit: str
@@ -78,21 +81,10 @@ class Provenance(BaseModel):
     parameters: dict[str, Any]
 
 
-class Claimed(BaseModel):
-    """A `Claim` of a plugin's metric."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    label: str
-    direction: Literal[1, -1]
-    source: str
-    begun: bool
-    afterwards: bool
-    plugin: bool
-
-
 class Record(BaseModel):
     """The shape of a record; files: the digests of those of KEPT that it was written with."""
+
+    model_config = STRICT
 
     fingerprint: str
     contents: dict[str, str | None]
@@ -105,7 +97,7 @@ class Record(BaseModel):
     on_test: dict[str, float | None] = {}
     notes: list[str] = []
     photos: str = ""
-    claims: dict[str, Claimed] = {}
+    claims: dict[str, Claim] = {}
 
 
 def write_bytes(file: Path, data: bytes) -> None:
@@ -243,7 +235,7 @@ def read_record(study: Study, job: Job) -> dict | None:
     if stored is None:
         return None
     try:
-        Record.model_validate(stored, strict=True)
+        Record.model_validate(stored)
     except (ValidationError, RecursionError):
         return None
     columns = COLUMNS.get(job.stage, set())

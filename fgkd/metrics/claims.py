@@ -16,8 +16,11 @@ A bank's record carries the claims of its plugins' metrics, so that tables and r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 UNDEFINED = 0.01  # share of views with a second logit <= 0, above which ratios of raw logits mean nothing
 RULES = ("best", "random", "no teacher")  # of choosing a teacher, next to one per metric, by its label
@@ -32,7 +35,7 @@ RESERVED = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Claim:
     """Which way a metric is claimed to point.
 
@@ -45,7 +48,7 @@ class Claim:
     """
 
     label: str
-    direction: int
+    direction: Literal[1, -1]
     source: str
     begun: bool = False
     afterwards: bool = False
