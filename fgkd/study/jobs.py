@@ -96,16 +96,10 @@ class Job:
 
     def parameters(self, study: Study) -> dict[str, str | int | bool]:
         """The parameters that papermill hands to the notebook."""
-        parameters: dict[str, str | int | bool] = {"study": study.file}
-        if self.dataset:
-            parameters["dataset"] = self.dataset
-        if self.teacher:
-            parameters["teacher"] = self.teacher
-        if self.strategy:
-            parameters[self.row.strategy] = self.strategy
-        if self.seed != FIRST:
-            parameters["seed"] = self.seed
-        return parameters | self.row.parameters
+        named = {"dataset": self.dataset, "teacher": self.teacher, self.row.strategy: self.strategy}
+        seed = {} if self.seed == FIRST else {"seed": self.seed}  # a notebook's own default is the first
+        given = {name: value for name, value in named.items() if value}
+        return {"study": study.file} | given | seed | self.row.parameters
 
 
 class Study(StudyConfig):

@@ -28,7 +28,9 @@ NAMES = {
     "array": "list",
     "object": "mapping",
 }
-SECTIONS = {  # where a section stands in a study file, in the order of the tables
+SECTIONS: dict[
+    str, type[config.Section]
+] = {  # where a section stands in a study file, in the order of the tables
     "Of the study": config.StudyConfig,
     "`views`": config.Sizes,
     "`datasets`, each below its name, and `pretext`": config.DataSpec,
