@@ -1,13 +1,10 @@
 """`fgkd choose` from a folder of photos to a model, through papermill, with tiny networks."""
 
-import functools
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 
 import nbformat
 import pandas as pd
@@ -16,7 +13,11 @@ import safetensors.torch
 import timm
 from PIL import Image
 
-from fgkd.choose import LOG, NOTEBOOK
+from fgkd import cli
+from fgkd.choose import LOG, NOTEBOOK, candidates, ranking, result, students
+from fgkd.choose import audit as audits
+from fgkd.choose import task as tasks
+from fgkd.choose.task import Task
 from fgkd.data import birds
 
 TEACHERS = ("test_byobnet", "test_efficientnet", "test_resnet")
@@ -28,13 +29,9 @@ def command(root, *more):
     return [sys.executable, "-m", "fgkd.cli", "choose", *words]
 
 
-def environment(root):
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FGKD_RUNS": str(root)}
-
-
-def run(root, *more, **options):
-    options |= {"env": environment(root), "capture_output": True, "text": True}
-    done = subprocess.run(command(root, *more), **options)
+def run(root, *more):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FGKD_RUNS": str(root)}
+    done = subprocess.run(command(root, *more), env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -99,7 +96,7 @@ def test_the_executed_notebook_is_log_and_page(root, chosen):
         page = (root / "out" / name).read_text()
         assert "<script" not in page and "http://" not in page
     index = (root / "out/index.html").read_text()
-    assert "Which teacher for these photos?" in index and "peak memory" in index
+    assert "Which teacher for these photos?" in index
 
 
 def test_the_student_is_loaded_by_plain_timm_and_as_accurate_as_reported(root, chosen):
@@ -121,12 +118,10 @@ print(sum(hits), "fgkd" in sys.modules)
     assert done.stdout.split() == [str(round(6 * reported)), "False"]
 
 
-def test_its_study_is_one_that_fgkd_plans(root, chosen):
-    words = [sys.executable, "-m", "fgkd.cli", "plan", str(root / "out/study.yaml"), "--json"]
-    done = subprocess.run(
-        words, env=environment(root) | {"FGKD_RUNS": str(root / "out")}, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and json.loads(done.stdout)["lacking"] == [], done.stderr
+def test_its_study_is_one_that_fgkd_plans(root, chosen, monkeypatch, capsys):
+    monkeypatch.setenv("FGKD_RUNS", str(root / "out"))
+    assert cli.main(["plan", str(root / "out/study.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["lacking"] == []
 
 
 def test_bad_input_is_one_sentence_and_exit_status_2(root):
@@ -135,49 +130,83 @@ def test_bad_input_is_one_sentence_and_exit_status_2(root):
     assert error.startswith("fgkd: teacher 'absent' is not in") and len(error.splitlines()) == 1
 
 
+# The steps of the notebook in this process
+
+
+@pytest.fixture
+def steps(root, monkeypatch):
+    """(folder, teachers) -> what the ranking found and the rest concluded, without pilots or students."""
+    monkeypatch.setenv("FGKD_RUNS", str(root))
+
+    def choose(name, teachers=()):
+        task = tasks.set_up(
+            photos=str(root / "garden"),
+            student="test_byobnet",
+            teachers=",".join(teachers),
+            weights=str(root / "weights"),
+            minutes=0.0,
+            verify=0,
+            device="cpu",
+            out=str(root / name),
+        )
+        audit = audits.look(task.photos, task.folder / "audit.json")
+        audits.link(audit, task.folder)
+        found = candidates.find(list(task.teachers), task.weights, task.plugins, task.device)
+        selection = tasks.selection(task, audit, found)
+        ranked = ranking.rank(task, selection, ranking.rule(task.recipe))
+        costs = ranking.costs(task, selection, ranked)
+        pilots = students.pilot(task, selection, ranked, costs)
+        verified = students.verify(task, audit, found, ranked, pilots)
+        handed_over = result.hand_over(task, verified)
+        return result.conclude(
+            result.Choice(task, audit, found, ranked, costs, pilots, verified, handed_over)
+        )
+
+    return choose
+
+
 @pytest.mark.fault("an interrupted choice")
-def test_an_interrupted_choice_leaves_no_process_and_goes_on(root, wait_for):
-    out = root / "interrupted"
-    words = command(root)
-    words[words.index(str(root / "out"))] = str(out)
-    process = subprocess.Popen(words, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert wait_for(lambda: (out / LOG).exists() and "teacher 1" in (out / LOG).read_text(), 120)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"the same command continues" in error
-    time.sleep(1)
-    left = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True).stdout.split()
-    assert left == []
-    assert (out / "selection/teacher/garden/FZ/test_byobnet/record.json").exists()
+def test_an_interrupted_choice_goes_on(root, steps, monkeypatch):
+    say = Task.say
+
+    def interrupt(task, line):
+        say(task, line)
+        if line.startswith("teacher 1"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Task, "say", interrupt)
+        steps("interrupted")
+    first = root / "interrupted/selection/teacher/garden/FZ/test_byobnet/record.json"
+    stamp = first.stat().st_mtime_ns
+    assert steps("interrupted")["answer"][0].startswith("Take ")
+    assert first.stat().st_mtime_ns == stamp
 
 
 @pytest.mark.fault("a full disk in a choice")
-def test_a_full_disk_is_one_sentence_and_the_choice_goes_on(root):
+def test_a_full_disk_is_one_sentence_and_the_choice_goes_on(root, steps):
     """No file may be longer than 200 kB, which the first teacher's is."""
-    options = ("--minutes", "0", "--verify", "0", "--out", str(root / "full"))
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
-    status, out, error = run(root, *options, preexec_fn=limit)
-    assert status == 2 and "Traceback" not in out + error and len(error.splitlines()) == 1
-    assert "model.safetensors" in error and "the disk or quota is full: free some space" in error
-    status, _, error = run(root, *options)
-    assert status == 0, error
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"model.safetensors.*the disk or quota is full: free some space"):
+            steps("full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    steps("full")
     assert len(pd.read_csv(root / "full/ranking.csv")) == len(TEACHERS)
 
 
-def test_the_same_command_reads_what_is_there_whatever_the_order_of_the_list(root, chosen):
+def test_a_choice_reads_what_is_there_whatever_the_order_of_the_list(root, chosen, steps):
     """Without time pilots are read, and without verification no new model is promised."""
     names = (root / "out/ranking.csv", root / "out/choose.json")
     table, first = pd.read_csv(names[0]), json.loads(names[1].read_text())
-    trained = (root / "out/selection/teacher/garden/FZ/test_resnet/model.safetensors").stat().st_mtime_ns
-    listed = ",".join(reversed(TEACHERS))
-    status, out, error = run(root, "--teachers", listed, "--minutes", "0", "--verify", "0")
-    assert status == 0, error
+    weights = root / "out/selection/teacher/garden/FZ/test_resnet/model.safetensors"
+    trained = weights.stat().st_mtime_ns
+    again = steps("out", TEACHERS[::-1])
     verified = [name for name in table if name.startswith("student_")]
-    again = pd.read_csv(names[0])
-    pd.testing.assert_frame_equal(again.drop(columns=verified), table.drop(columns=verified))
-    stamp = (root / "out/selection/teacher/garden/FZ/test_resnet/model.safetensors").stat().st_mtime_ns
-    assert stamp == trained
-    values = json.loads(names[1].read_text())
-    assert values["answer"][0] == first["answer"][0] and "No pilot was run" not in out
-    assert values["handed over"].startswith("`student/` is that of an earlier run")
-    assert values["verified"] == []
+    pd.testing.assert_frame_equal(pd.read_csv(names[0]).drop(columns=verified), table.drop(columns=verified))
+    assert weights.stat().st_mtime_ns == trained
+    assert again["answer"][0] == first["answer"][0] and "No pilot was run" not in str(again)
+    assert again["handed over"].startswith("`student/` is that of an earlier run")
+    assert again["verified"] == []
