@@ -14,6 +14,7 @@ the test logits that the training left.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import json
@@ -21,9 +22,9 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import jinja2
@@ -32,15 +33,14 @@ import timm
 import torch
 from timm.models import model_entrypoint
 from timm.models._hub import save_config_for_hf
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from fgkd import records, stages
 from fgkd.analysis.correlation import share_interval
 from fgkd.data import datasets, images
 from fgkd.data.views import centre, crop_batch
 from fgkd.models import classifier
-from fgkd.study import PRETEXT, Job, Model, Study, StudyError, check_weights
+from fgkd.study import Job, Model, Study, StudyError, check_weights
 from fgkd.study.errors import expected, hint
 
 TEXTS = Path(__file__).parent / "report" / "templates"
@@ -71,14 +71,9 @@ class Trained:
     record: dict
 
     @property
-    def row(self) -> dict[str, Any]:
-        """Its row of students.csv or teachers.csv."""
-        return self.record["rows"][0]
-
-    @property
     def accuracy(self) -> float:
         """Top-1 accuracy on the test split, as reported."""
-        return self.row["tac" if self.job.stage == "teacher" else "accuracy"]
+        return self.record["rows"][0]["tac" if self.job.stage == "teacher" else "accuracy"]
 
     @property
     def architecture(self) -> str:
@@ -114,25 +109,16 @@ def hand_over(study: Study, job: Job, student: str | None, loss: str | None, fol
         raise StudyError(f"{trained.job.id}: {words}; {again}")
     model = trained.load()
     views = _test_views(trained)
-    folder = folder.resolve()
-    _recover(folder)
-    work = folder.with_name(f".{folder.name}.{os.getpid()}")
-    partial = work / "new"
-    try:
-        partial.mkdir(parents=True)
-        _write_timm(trained, model, partial)
-        net = load_plain(partial, trained.architecture)
-        deployed = Deployed(net, trained.spec.resolution).eval()
-        _write_onnx(deployed, views, partial / "model.onnx")
+    with _replacing(folder.resolve()) as new:
+        _write_timm(trained, model, new)
+        deployed = Deployed(load_plain(new, trained.architecture), trained.spec.resolution).eval()
+        _write_onnx(deployed, views, new / "model.onnx")
         with torch.inference_mode():
-            expected_ = model(views.permute(0, 3, 1, 2)).softmax(1).numpy()
-            _compare("config.json and model.safetensors", deployed(views).numpy(), expected_)
-        _compare("model.onnx", run_onnx(partial / "model.onnx", views.numpy()), expected_)
-        _write_texts(trained, partial)
-        _move(partial, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return folder
+            probabilities = model(views.permute(0, 3, 1, 2)).softmax(1).numpy()
+            _compare("config.json and model.safetensors", deployed(views).numpy(), probabilities)
+        _compare("model.onnx", run_onnx(new / "model.onnx", views.numpy()), probabilities)
+        _write_texts(trained, new)
+    return folder.resolve()
 
 
 def find(study: Study, job: Job, student: str | None = None, loss: str | None = None) -> Trained:
@@ -140,17 +126,27 @@ def find(study: Study, job: Job, student: str | None = None, loss: str | None = 
 
     Raises StudyError as `hand_over` does; nothing is trained.
     """
-    if job.stage == "teacher":
-        return _find_teacher(study, job, student, loss)
-    if job.stage != "distill":
+    if job.stage == "distill":
+        if student is None and len(study.students) > 1:
+            raise StudyError(f"'{job.id}' has several students: name one of {', '.join(study.students)}")
+        spec: Model = study.student(student or next(iter(study.students)))
+        losses = study.losses_of(spec.key, job.strategy)
+        loss = loss or next(iter(losses))
+        if loss not in losses:
+            raise StudyError(
+                f"'{job.id}' has no student '{spec.key}' of loss '{loss}'{expected(loss, losses)}"
+            )
+        return _read(study, replace(job, stage="student", student=spec.key, loss=loss), spec)
+    if job.stage != "teacher":
         raise StudyError(f"'{job.id}' trains no network: expected a job distill/... or teacher/...")
-    student = student or _only_student(study, job)
-    spec = study.student(student)
-    losses = study.losses_of(student, job.strategy)
-    loss = loss or next(iter(losses))
-    if loss not in losses:
-        raise StudyError(f"'{job.id}' has no student '{student}' of loss '{loss}'{expected(loss, losses)}")
-    return _read(study, replace(job, stage="student", student=student, loss=loss), spec)
+    if student or loss:
+        raise StudyError(f"'{job.id}' is a teacher: it has no students, leave out student and loss")
+    if job.strategy == "CAL":
+        raise StudyError(
+            f"'{job.id}' is no plain timm network, but has attention of its own: "
+            "expected a student, or a teacher of recipe FZ or FT"
+        )
+    return _read(study, job, study.teacher(job.teacher))
 
 
 def find_job(study: Study, name: str) -> Job:
@@ -173,28 +169,12 @@ def load_plain(folder: Path, architecture: str) -> Any:
     return net
 
 
-class Deployed(nn.Module):
-    """A network as it is deployed: pixels (N, S, S, 3) uint8 -> probabilities (N, C).
-
-    resolution: side in pixels to which the network resizes its views, 0 for none.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: Any, resolution: int = 0):
-        super().__init__()
-        self.net = net
-        self.resolution = resolution
-        for name in ("mean", "std"):
-            self.register_buffer(name, 255 * torch.tensor(net.pretrained_cfg[name]).view(1, 3, 1, 1))
+class Deployed(classifier.Classifier):
+    """A network as it is deployed: pixels (N, S, S, 3) uint8 -> probabilities (N, C)."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = pixels.permute(0, 3, 1, 2).float()
-        if self.resolution not in (0, images.shape[-1]):
-            size = (self.resolution, self.resolution)
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        return self.net((images - self.mean) / self.std).softmax(1)
+        return self.net(self.normalize(images)).softmax(1)
 
 
 def run_onnx(file: Path, pixels: np.ndarray) -> np.ndarray:
@@ -220,12 +200,9 @@ def crop_share(resize: int, crop: int) -> float:
 
 
 def _check_libraries() -> None:
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        verb, them = ("are", "them") if len(missing) > 1 else ("is", "it")
-        raise StudyError(
-            f"{' and '.join(missing)} {verb} not installed: pip install 'fgkd[export]' adds {them}"
-        )
+    for name in LIBRARIES:
+        if importlib.util.find_spec(name) is None:
+            raise StudyError(f"{name} is not installed: pip install 'fgkd[export]' adds it")
 
 
 def _check_folder(folder: Path) -> None:
@@ -239,21 +216,28 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _find_teacher(study: Study, job: Job, student: str | None, loss: str | None) -> Trained:
-    if student or loss:
-        raise StudyError(f"'{job.id}' is a teacher: it has no students, leave out student and loss")
-    if job.strategy == "CAL":
-        raise StudyError(
-            f"'{job.id}' is no plain timm network, but has attention of its own: "
-            "expected a student, or a teacher of recipe FZ or FT"
-        )
-    return _read(study, job, study.teacher(job.teacher))
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder, at the end put in place of an earlier hand-over's, whole: no reader sees files of both.
 
-
-def _only_student(study: Study, job: Job) -> str:
-    if len(study.students) > 1:
-        raise StudyError(f"'{job.id}' has several students: name one of {', '.join(study.students)}")
-    return next(iter(study.students))
+    What hand-overs to this folder left that were killed is removed, an earlier one's files put back first.
+    """
+    for work in records.leftovers(folder.parent, folder.name):
+        if (work / "old").exists() and not folder.exists():
+            (work / "old").rename(folder)
+        shutil.rmtree(work)
+    work = folder.with_name(f".{folder.name}.{os.getpid()}")
+    new = work / "new"
+    try:
+        new.mkdir(parents=True)
+        yield new
+        _check_folder(folder)  # again: it was some time ago
+        if folder.exists():
+            shutil.copymode(folder, new)
+            folder.rename(work / "old")
+        new.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _read(study: Study, job: Job, spec: Model) -> Trained:
@@ -381,44 +365,21 @@ def fault(trained: Trained, *, predict: bool = True) -> str | None:
     return f"its weights predict other probabilities than its test.npy, by up to {difference:.2g}"
 
 
-def _move(partial: Path, folder: Path) -> None:
-    """Put a finished folder in place of an earlier one, whole: no reader sees files of both."""
-    _check_folder(folder)  # again: it was some time ago
-    if folder.exists():
-        shutil.copymode(folder, partial)
-        folder.rename(partial.with_name("old"))
-    partial.rename(folder)
-
-
-def _recover(folder: Path) -> None:
-    """Remove what hand-overs to this folder left that were killed, an earlier one's files put back first."""
-    for work in records.leftovers(folder.parent, folder.name):
-        if (work / "old").exists() and not folder.exists():
-            (work / "old").rename(folder)
-        shutil.rmtree(work)
-
-
 def _write_texts(trained: Trained, folder: Path) -> None:
     sizes = trained.study.views
-    names = [" ".join(name.splitlines()) for name in trained.dataset.classes]
-    script = predict_script(sizes.resize, sizes.crop)
-    for file, text in (
-        ("classes.txt", "\n".join([*names, ""])),
-        ("predict.py", script),
-        ("README.md", card(trained, own_network=(folder / NETWORK).exists())),
-    ):
-        records.write_bytes(folder / file, text.encode(errors="backslashreplace"))
+    texts = {
+        "classes.txt": "".join(f"{' '.join(name.splitlines())}\n" for name in trained.dataset.classes),
+        "predict.py": predict_script(sizes.resize, sizes.crop),
+        "README.md": card(trained, own_network=(folder / NETWORK).exists()),
+    }
+    for name, text in texts.items():
+        records.write_bytes(folder / name, text.encode(errors="backslashreplace"))
 
 
 def predict_script(resize: int, crop: int) -> str:
     """predict.py, which decodes a photo by the very code that decoded those of the study."""
-    return Template((TEXTS / "predict.py.txt").read_text(encoding="utf-8")).substitute(
-        resize=resize,
-        crop=crop,
-        formats=images.FORMATS,
-        pixels=images.MAX_PIXELS,
-        decoder="\n\n".join(inspect.getsource(part) for part in images.DECODER).rstrip(),
-    )
+    decoder = "\n\n".join(inspect.getsource(part) for part in images.DECODER).rstrip()
+    return render("predict.py.txt", resize=resize, crop=crop, images=images, decoder=decoder)
 
 
 def card(trained: Trained, *, own_network: bool = False) -> str:
@@ -427,27 +388,24 @@ def card(trained: Trained, *, own_network: bool = False) -> str:
     own_network: timm lacks the network, which network.py registers.
     """
     study, job, spec, dataset = trained.study, trained.job, trained.spec, trained.dataset
-    start = Path(spec.weights).name if spec.file else spec.weights
-    if job.strategy == PRETEXT:  # this is the training that weights 'pretext' come from
-        start = "none"
-    starts = {"none": "random", "timm": "timm's of that name", "pretext": "of a training on the pretext set"}
-    values = vars(trained) | {
-        "accuracy": trained.accuracy,
-        "architecture": trained.architecture,
-        "interval": share_interval(round(trained.accuracy * len(dataset.test)), len(dataset.test)),
-        "row": trained.row,
-        "recipe": study.recipe(job.strategy if job.stage == "teacher" else "student", spec),
-        "start": starts.get(start, start),
-        "notes": [note for note in (study.data(job.dataset).note, *dataset.notes) if note],
-        "own_network": own_network,
-        "sizes": study.views,
-        "teacher": None,
-        "loss": None,
-    }
-    if job.stage == "student" and job.strategy != "CE":
-        (source,) = study.inputs(job)
-        loss = study.losses_of(job.student, job.strategy)[job.loss]
-        values |= {"teacher": study.teacher(job.teacher), "loss": loss, "kd": study.kd(loss)}
-        values["teacher_record"] = records.record(study, source)
+    is_taught = job.stage == "student" and job.strategy != "CE"
+    loss = study.losses_of(job.student, job.strategy)[job.loss] if is_taught else None
+    return render(
+        "card.md.j2",
+        trained=trained,
+        interval=share_interval(round(trained.accuracy * len(dataset.test)), len(dataset.test)),
+        recipe=study.recipe(job.strategy if job.stage == "teacher" else "student", spec),
+        start=Path(spec.weights).name if spec.file else spec.weights,
+        notes=[note for note in (study.data(job.dataset).note, *dataset.notes) if note],
+        own_network=own_network,
+        teacher=study.teacher(job.teacher) if is_taught else None,
+        teacher_record=records.record(study, study.inputs(job)[0]) if is_taught else None,
+        loss=loss,
+        kd=study.kd(loss) if is_taught else None,
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """A text by one of the Jinja templates of report/templates, plain and not escaped."""
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string((TEXTS / "card.md.j2").read_text(encoding="utf-8")).render(values) + "\n"
+    return environment.from_string((TEXTS / template).read_text(encoding="utf-8")).render(values) + "\n"

@@ -323,29 +323,31 @@ def test_a_killed_hand_over_leaves_the_files_of_one_model_and_nothing_for_long(t
     out, rename = tmp_path / "out", Path.rename
 
     def write(folder, text):
-        folder.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)
         for name in export.FILES:
             (folder / name).write_text(text)
 
     def replace():
         steps = []
 
-        def kill(path, target):
+        def rename_or_die(path, target):
             steps.append(path)
             if len(steps) == step:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return rename(path, target)
+            renamed = rename(path, target)
+            if len(steps) == step - 1 == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return renamed
 
-        Path.rename = kill
-        write(tmp_path / f".out.{os.getpid()}" / "new", "new")
-        export._move(tmp_path / f".out.{os.getpid()}" / "new", out)
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
+        Path.rename = rename_or_die
+        with export._replacing(out) as new:
+            write(new, "new")
 
     write(out, "old")
     assert in_child(replace) == -signal.SIGKILL
     assert not out.exists() or len({file.read_text() for file in out.iterdir()}) == 1
-    export._recover(out)
+    with pytest.raises(KeyError), export._replacing(out):
+        raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {file.read_text() for file in out.iterdir()} == {"old" if step < 3 else "new"}
 
