@@ -13,23 +13,21 @@ resolution.  A file that is a link is named by the link, and read beside it.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
-import statistics
 import sys
-import threading
-import time
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import timm
 import torch
+from timm.models import is_model_pretrained
 from torch.nn import functional as F
+from torch.utils.benchmark import Timer
 
 from fgkd.distillation import training
 from fgkd.models import classifier
@@ -56,6 +54,7 @@ LARGE = (
 )
 DEMO = ("byobnet", "efficientnet", "efficientnet_gn", "resnet")  # timm's test_<name>
 HEADS = {1000: "in1k", 11221: "in21k", 11821: "in12k", 21841: "in21k", 21843: "in21k"}  # by their classes
+UNREACHABLE = f"timm's hub does not answer within {PROBE_SECONDS:g} seconds"
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,12 @@ class Candidate:
     licence: str = "unknown"
     megabytes: float = 0.0
     parameters: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
 
     def section(self) -> dict[str, Any]:
         """Its entry under `teachers:` of a study file."""
         values: dict[str, Any] = {"model": self.model, "weights": self.weights}
         if self.resolution:
-            values |= {"resolution": self.resolution}
-        if self.options:
-            values |= {"options": self.options}
+            values["resolution"] = self.resolution
         return values if self.weights == "pretext" else values | {"pretraining": self.pretraining}
 
 
@@ -98,7 +94,7 @@ class Found:
 
     def table(self) -> pd.DataFrame:
         """One row per candidate: what it is and what it weighs."""
-        frame = pd.DataFrame([vars(candidate) for candidate in self.candidates])
+        frame = pd.DataFrame(list(self.candidates))
         frame["pixels"] = [size or "as the views" for size in frame.resolution]
         frame["parameters"] /= 1e6
         names = {"name": "teacher", "parameters": "million weights", "megabytes": "MB"}
@@ -114,19 +110,12 @@ def find(names: list[str], folder: Path | None, plugins: tuple[str, ...], device
     Raises StudyError where none is left, and for a name that cannot be had.
     """
     classifier.load_plugins(plugins)
-    known = _files(folder, plugins)
-    files = known
-    hub: list[str] = []
-    left_out: dict[str, str] = {}
-    if names:
-        names = [name if name in known or _plain(name) not in known else _plain(name) for name in names]
-        hub = [name for name in names if name not in known]
-        files = {name: file for name, file in known.items() if name in names}
-        _check_hub(hub, names, list(known), folder)
-    elif not files:
-        hub = _hub_names(device)
+    files = _files(folder, plugins)
+    names = [_plain(name) if name not in files and _plain(name) in files else name for name in names]
+    _check_names(names, files, folder)
     candidates = []
-    for name in sorted({*files, *hub}):
+    left_out: dict[str, str] = {}
+    for name in sorted(names or files or _hub_names(device)):
         try:
             candidates.append(_load(name, files.get(name), plugins))
         except StudyError as error:
@@ -145,11 +134,10 @@ def demo(names: tuple[str, ...] = ()) -> Found:
     names: limits them; empty: all.
     Raises StudyError for another name.
     """
-    for name in names:
-        if name not in DEMO:
-            raise StudyError(f"teacher '{name}' is none of the drawn birds'{expected(name, DEMO)}")
     candidates = []
     for name in names or DEMO:
+        if name not in DEMO:
+            raise StudyError(f"teacher '{name}' is none of the drawn birds'{expected(name, DEMO)}")
         model = f"test_{name}.r160_in1k"
         count = classifier.parameters(timm.create_model(model))
         candidates.append(Candidate(name, model, "pretext", 0, "pretext", "its own", 4 * count / 1e6, count))
@@ -162,10 +150,8 @@ def pretrained(model: str, folder: Path | None, plugins: tuple[str, ...]) -> Can
     for name, file in _files(folder, plugins).items():
         if (_network(file, plugins) or "").partition(".")[0] == base:
             return _load(name, file, plugins)
-    if not _is_pretrained(model) or not (_is_cached(model) or is_reachable()):
-        return None
     try:
-        return _load(model, None, plugins)
+        return _load(model, None, plugins) if is_model_pretrained(model) and _is_at_hand(model) else None
     except StudyError:
         return None
 
@@ -184,80 +170,67 @@ def resolution(model: str) -> int:
 
 
 def images_per_second(spec: Model, classes: int, device: torch.device, *, crop: int, train: bool) -> float:
-    """Images a second of a network: passes forward, or with `train` its steps; a median of 3."""
+    """Images a second of a network: passes forward, or with `train` its steps; a mean of 3."""
     model = classifier.build(spec, classes, crop=crop, seed=0, start=False).to(device).train(train)
     pixels = torch.randint(0, 256, (BATCH, 3, crop, crop), dtype=torch.uint8).to(device)
     labels = torch.zeros(BATCH, dtype=torch.long, device=device)
     optimizer = training.make_optimizer(model, Recipe())
-    seconds = []
-    for _ in range(4):  # the first warms up
-        start = time.perf_counter()
+
+    def step() -> None:
         with torch.set_grad_enabled(train):
             logits = model(pixels)
         if train:
             F.cross_entropy(logits, labels).backward()
             optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return BATCH / statistics.median(seconds[1:])
+
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return BATCH / timer.timeit(3).mean
 
 
 def is_reachable() -> bool:
-    """Whether timm's hub answers within five seconds."""
+    """Whether timm's hub answers within five seconds; not where HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE:
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+    except Exception:  # of many types: no route, no name, a proxy's refusal
         return False
-    answers = []
-
-    def ask():
-        with contextlib.suppress(Exception):  # of many types: no route, no name, a proxy's refusal
-            answers.append(get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS))
-
-    probe = threading.Thread(target=ask, daemon=True)  # a resolver may wait longer than a time-out says
-    probe.start()
-    probe.join(PROBE_SECONDS)
-    return bool(answers)
+    return True
 
 
 def _hub_names(device: torch.device) -> list[str]:
     """The hub's networks of a size that suits the machine; those downloaded where it cannot be reached."""
     large = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory > GPU_MEMORY
-    names = list(LARGE if large else SMALL)
     if is_reachable():
-        return names
+        return list(LARGE if large else SMALL)
     names = [name for name in (*SMALL, *LARGE) if _is_cached(name)]
     if not names:
         raise StudyError(
-            f"no network to choose from: timm's hub does not answer within {PROBE_SECONDS:g} seconds, and "
-            "neither --weights DIR (a folder of weights files) nor --plugins FILE (a Python file with "
-            "WEIGHTS) is given"
+            f"no network to choose from: {UNREACHABLE}, and neither --weights DIR (a folder of weights "
+            "files) nor --plugins FILE (a Python file with WEIGHTS) is given"
         )
     return names
 
 
-def _check_hub(hub: list[str], names: list[str], known: list[str], folder: Path | None) -> None:
+def _check_names(names: list[str], files: dict[str, Path], folder: Path | None) -> None:
     """Raise StudyError for a name that is neither a file's nor a pretrained network of a hub that answers."""
     if len(set(names)) < len(names):
         raise StudyError(f"--teachers names {', '.join(names)}: expected each once")
-    for name in hub:
-        if not _is_pretrained(name):
+    for name in names:
+        if name not in files and not is_model_pretrained(name):
             place = f"in '{folder}', " if folder else ""
             raise StudyError(
                 f"teacher '{name}' is not {place}of a plugin's WEIGHTS, nor a pretrained network of timm"
-                f"{expected(name, known)}"
+                f"{expected(name, files)}"
             )
-        if not _is_cached(name) and not is_reachable():
+        if name not in files and not _is_at_hand(name):
             raise StudyError(
-                f"teacher '{name}' has no weights here: timm's hub does not answer within "
-                f"{PROBE_SECONDS:g} seconds; bring a file of them by --weights"
+                f"teacher '{name}' has no weights here: {UNREACHABLE}; bring a file of them by --weights"
             )
 
 
-def _is_pretrained(name: str) -> bool:
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
-    return bool(config and config.has_weights)
+def _is_at_hand(name: str) -> bool:
+    return _is_cached(name) or is_reachable()
 
 
 def _is_cached(name: str) -> bool:
@@ -267,8 +240,7 @@ def _is_cached(name: str) -> bool:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         return False
-    repo = config.hf_hub_id + (f"{config.architecture}.{config.tag}" if config.hf_hub_id[-1] == "/" else "")
-    return isinstance(try_to_load_from_cache(repo, "model.safetensors"), str)
+    return isinstance(try_to_load_from_cache(config.hf_hub_id, "model.safetensors"), str)
 
 
 def _files(folder: Path | None, plugins: tuple[str, ...]) -> dict[str, Path]:
