@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -28,7 +27,6 @@ HASHED = 128  # pixels of the images whose perceptual hashes are compared
 HELD_OUT = 0.2  # of the training photos, to compare teachers on
 TEST = 0.2  # of the photos, where the folder has no split of its own
 MAX_SIDE = 256  # pixels of the cached images
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,10 @@ class Audit:
 
     def table(self) -> pd.DataFrame:
         """One row per part: number of photos and classes, photos of its smallest and largest class."""
-        rows = []
-        for use, name in {"train": "train", "held out": "train, held out", "test": "test"}.items():
-            counts = self.photos.label[self.photos.use == use].value_counts()
-            rows.append((name, counts.sum(), len(counts), counts.min(), counts.max()))
-        columns = ["part", "photos", "classes", "smallest class", "largest class"]
-        return pd.DataFrame(rows, columns=columns)
+        sizes = self.photos.groupby(["use", "label"]).size().groupby("use").agg(["sum", "size", "min", "max"])
+        table = sizes.loc[["train", "held out", "test"]].rename({"held out": "train, held out"})
+        table.columns = ["photos", "classes", "smallest class", "largest class"]
+        return table.rename_axis("part").reset_index()
 
     def findings(self) -> list[str]:
         """What is wrong or remarkable, a sentence each, with names."""
@@ -110,25 +106,20 @@ def look(root: Path, memory: Path, *, seed: int = 0) -> Audit:
     """
     spec = DataSpec(key="photos", kind="folder", root=str(root), test_fraction=TEST)
     listing = folders.list_images(spec)
-    paths = []
+    rows = []
     for split in SPLITS:
-        paths += [(path, listing.classes[label], split) for path, label in listing.files[split]]
-    photos = pd.DataFrame(sorted(paths), columns=["path", "label", "split"])
-    is_split = listing.is_split
-    photos["name"] = list(map(_name, photos.path, photos.label))
+        for path, index in listing.files[split]:
+            label = listing.classes[index]
+            _, is_there, below = f"/{path}".partition(f"/{label}/")
+            rows.append((path, label, split, f"{label}/{below if is_there else path}"))
+    photos = pd.DataFrame(sorted(rows), columns=["path", "label", "split", "name"])
     read = datasets.remember(memory, listing.root, photos.path, _read)
     columns = ["side", "digest", "hash", "error"]
     photos = photos.join(pd.DataFrame([read[path] for path in photos.path], columns=columns))
     photos["group"] = _groups(photos)
-    photos["use"] = _uses(photos, is_split, seed)
-    _check_counts(photos, is_split)
-    return Audit(listing.root, photos.drop(columns="hash"), is_split, listing.notes)
-
-
-def _name(path: str, label: str) -> str:
-    """The path of a photo below its split: its class, and what follows that in its own path."""
-    _, is_there, below = f"/{path}".partition(f"/{label}/")
-    return f"{label}/{below if is_there else path}"
+    photos["use"] = _uses(photos, listing.is_split, seed)
+    _check_counts(photos, listing.is_split)
+    return Audit(listing.root, photos.drop(columns="hash"), listing.is_split, listing.notes)
 
 
 def link(audit: Audit, folder: Path) -> None:

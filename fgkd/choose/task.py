@@ -20,6 +20,7 @@ import torch
 import yaml
 from PIL import Image
 
+from fgkd import export
 from fgkd.choose import LOG, candidates
 from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Candidate, Found
@@ -38,10 +39,6 @@ GENTLE_KD: dict[str, float] = {"temperature": 4, "beta": 1}  # of which the pilo
 GENTLE_LOSS = "gentle"
 STUDENT = "student"  # the student's name in the studies
 FINETUNED = "finetuned"  # and that of its own network, pretrained
-BATCH = 32
-STEPS = 1200  # of a student at least
-MOST_EPOCHS = 200
-RATES = [0.3, 0.1, 0.03, 0.01]
 HEADER = """# Written by `fgkd choose`, which continues what is here; `fgkd run` runs it like any study.
 # {what}
 """
@@ -51,8 +48,6 @@ SPECIES = 6
 LOOK: dict[str, Any] = {"family_size": 3, "size": 0.75}
 DRAWN = {"train": 12, "test": 24}  # photos of each species
 PIXELS = 56
-DEMO_EPOCHS = 40
-DEMO_BATCH = 12  # steps enough in a tenth of them for BatchNorm's running means
 
 
 @dataclass(frozen=True)
@@ -86,8 +81,7 @@ class Task:
         """
         if self.size:
             return self.size
-        own = candidates.resolution(self.student) if self.device.type == "cuda" else CPU_SIZE
-        return min(own, crop)
+        return min(candidates.resolution(self.student) if self.device.type == "cuda" else CPU_SIZE, crop)
 
     def say(self, line: str) -> None:
         """Append a line to progress.log, which `fgkd choose` shows as it grows."""
@@ -153,9 +147,9 @@ def selection(task: Task, audit: Audit, found: Found) -> Study:
         f"{audit.count('test')} test photos, {len(found.candidates)} candidates"
     )
     what = "The training photos alone: a fifth of them, held out, is its test split."
-    raw = _common(task, audit, "selection_photos", task.recipe) | {"teachers": _teachers(found)}
-    raw |= {"distillation": PAPER_KD, "losses": {GENTLE_LOSS: {"loss": "kd"} | GENTLE_KD}}
-    return _write(task, "selection", what, raw)
+    gentle = {"losses": {GENTLE_LOSS: {"loss": "kd"} | GENTLE_KD}}
+    own = _teachers(found) | {"distillation": PAPER_KD} | gentle
+    return _write(task, audit, "selection", what, own)
 
 
 def study(task: Task, audit: Audit, found: Found, distillation: dict[str, float]) -> Study:
@@ -164,16 +158,14 @@ def study(task: Task, audit: Audit, found: Found, distillation: dict[str, float]
     distillation: temperature and beta.
     """
     what = "The photos' true splits, all candidates: what of it was verified is done already."
-    raw = _common(task, audit, "photos", task.recipe) | {"teachers": _teachers(found)}
-    return _write(task, "study", what, raw | {"distillation": distillation})
+    return _write(task, audit, "study", what, _teachers(found) | {"distillation": distillation})
 
 
 def finetuned(task: Task, audit: Audit, candidate: Candidate) -> Study:
     """Write and load the study that fine-tunes the student's own pretrained network."""
     what = "The student's own pretrained network, fine-tuned: a row to compare with."
     entry = candidate.section() | {"resolution": task.student_size(audit.sizes[1])}
-    raw = {"name": "study"} | _common(task, audit, "photos", "FT") | {"teachers": {FINETUNED: entry}}
-    return _write(task, "finetuned", what, raw)
+    return _write(task, audit, FINETUNED, what, {"teachers": {FINETUNED: entry}})
 
 
 def _split(names: str) -> tuple[str, ...]:
@@ -192,10 +184,7 @@ def _folders(photos: str, out: str) -> tuple[Path, Path]:
             f"'{photos}' is not a folder: expected one that holds a folder of photos per class, or train/ "
             "and test/ with a folder per class in each"
         )
-    try:
-        write_bytes(folder / LOG, b"")
-    except NotADirectoryError as error:
-        raise StudyError(f"--out is '{folder}', which is a file: name a folder") from error
+    write_bytes(folder / LOG, b"")
     if not photos:
         _draw(source)
     return source, folder
@@ -213,68 +202,31 @@ def _draw(folder: Path) -> None:
                 Image.fromarray(pixels).save(file)
 
 
-def _common(task: Task, audit: Audit, root: str, recipe: str) -> dict[str, Any]:
-    """What the studies have in common."""
-    resize, crop = audit.sizes
-    size = task.student_size(crop)
-    recipes = _recipes(task, audit)
-    raw: dict[str, Any] = {
-        "question": f"Which teacher for {task.student} on the photos of {task.dataset}?",
-        "seed": 0,
-        "device": task.device.type,
-        "threads": torch.get_num_threads(),  # all cores, or OMP_NUM_THREADS
-        "views": {"resize": resize, "crop": crop},
-        "datasets": {task.dataset: {"kind": "folder", "root": root}},
-        "students": {STUDENT: {"model": task.student} | ({} if size == crop else {"resolution": size})},
-        "strategies": [recipe],
-        "recipes": {recipe: recipes[recipe], "student": recipes["student"]},
-    }
-    if task.plugins:
-        raw["plugins"] = list(task.plugins)
-    if task.is_demo:
-        raw["pretext"] = {"species": 24, "train": 24, "test": 8, "seed": 1000} | LOOK
-        raw["recipes"]["pretext"] = {"epochs": 8, "batch_size": 24, "lr": 0.1}
-    return raw
-
-
 def _teachers(found: Found) -> dict[str, Any]:
-    return {candidate.name: candidate.section() for candidate in found.candidates}
+    return {"teachers": {candidate.name: candidate.section() for candidate in found.candidates}}
 
 
-def _recipes(task: Task, audit: Audit) -> dict[str, Any]:
-    """How teachers and the student are trained.
+def _write(task: Task, audit: Audit, name: str, what: str, own: dict[str, Any]) -> Study:
+    """Write a study file into the folder of the results, and load it.
 
-    A student takes 1,200 steps or more, as those of the study on real photos: small sets have more epochs.
+    own: its keys beside those that all of a task's studies have.
     """
-    on_gpu = task.device.type == "cuda"
-    counts = audit.photos[audit.photos.use == "train"].label.value_counts()
-    searched = counts.min() >= 3  # a search holds out a fifth of a class again
-    images = audit.count("train", "held out")
-    full = {"epochs": 12, "batch_size": 16, "lr": [0.1, 0.03] if searched else 0.03}
-    full |= {"warmup_steps": min(100, 12 * images // 160)} | ({"search_epochs": 4} if searched else {})
-    steps = math.ceil(images / BATCH)
-    epochs = min(MOST_EPOCHS, max(100 if on_gpu else 40, math.ceil(STEPS / steps)))
-    epochs = DEMO_EPOCHS if task.is_demo else epochs
-    return {
-        "FZ": {"epochs": 30, "batch_size": BATCH, "views": 2, "lr": RATES if searched else 0.1},
-        "FT": full,
-        "CAL": full,
-        "student": {
-            "epochs": epochs,
-            "batch_size": DEMO_BATCH if task.is_demo else BATCH,
-            "views": min(20 if on_gpu else 5, epochs),
-            "optimizer": "adamw",
-            "lr": 0.005,
-            "weight_decay": 0.05,
-            "warmup_steps": min(100, steps * epochs // 10),
-        },
-    }
-
-
-def _write(task: Task, name: str, what: str, raw: dict[str, Any]) -> Study:
-    """Write a study file into the folder of the results, and load it."""
-    file = task.folder / f"{name}.yaml"
+    resize, crop = audit.sizes
+    smallest = audit.photos[audit.photos.use == "train"].label.value_counts().min()
+    text = export.render(
+        "choice.yaml.j2",
+        task=task,
+        name=name,
+        resize=resize,
+        crop=crop,
+        size=task.student_size(crop),
+        images=audit.count("train", "held out"),
+        searched=smallest >= 3,  # a search of rates holds out a fifth of a class again
+        threads=torch.get_num_threads(),  # all cores, or OMP_NUM_THREADS
+    )
+    raw = yaml.safe_load(text) | ({"plugins": list(task.plugins)} if task.plugins else {}) | own
     body = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=100)
+    file = task.folder / f"{name}.yaml"
     write_bytes(file, (HEADER.format(what=what) + body).encode())
     try:
         return load(str(file))
