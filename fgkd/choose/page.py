@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -13,6 +12,20 @@ FIGURES = {
     "places": "How often each candidate has which place, over bootstrap samples of the held-out photos.",
     "pilots": "Pilots: accuracy on held-out photos by epochs of the student.",
 }
+SHOWN = {  # of the columns of ranking.csv on the page: their names and formats
+    "teacher": ("teacher", "{}"),
+    "rank": ("rank", "{}"),
+    "first": ("first in", "{:.0%}"),
+    "tac": ("TAC", "{:.1%}"),
+    "ratio12": ("R12", "{:.3f}"),
+    "pilot_accuracy": ("pilot", "{:.1%}"),
+    "student_accuracy": ("student, test", "{:.1%}"),
+    "parameters": ("weights", "{:,}"),
+    "megabytes": ("MB", "{:.1f}"),
+    "images_per_second": ("images/s", "{:.0f}"),
+    "minutes": ("minutes", "{:.1f}"),
+    "licence": ("licence", "{}"),
+}
 
 
 def write(folder: Path, notebook: Path | None = None) -> Path:
@@ -20,64 +33,28 @@ def write(folder: Path, notebook: Path | None = None) -> Path:
 
     notebook: the executed notebook, which becomes a page of its own.
     """
-    from fgkd.report.site import Entry, Site, Table, write
+    from fgkd.report import site
 
     values = records.read_json(folder / "choose.json") or {}
     table = records.read_table(folder / "ranking.csv")
-    entry = notebook and Entry("The notebook", "every step", notebook, "notebook.html", "done")
+    shown = pd.DataFrame(
+        {name: table[column].map(text.format, na_action="ignore") for column, (name, text) in SHOWN.items()}
+    )
     parts = {name: pd.DataFrame(values[name]) for name in ("verified", "pilots")}
-    beware = [f"Beware: {warning}" for warning in values["warnings"]]
+    figures = [(folder / "plots" / f"{name}.png", caption) for name, caption in FIGURES.items()]
     notes = [f"Photos: {finding}." for finding in values["audit"]]
     notes += [f"Left out: {name}: {reason}" for name, reason in values["left out"].items()]
-    figures = [(folder / "plots" / f"{name}.png", caption) for name, caption in FIGURES.items()]
-    site = Site(
+    beware = [f"Beware: {warning}" for warning in values["warnings"]]
+    entry = notebook and site.Entry("The notebook", "every step", notebook, "notebook.html", "done")
+    page = site.Site(
         title="Which teacher for these photos?",
         question=f"{values['student']}, {values['photos']['classes']} classes",
         answer=[*values["answer"], values["handed over"], *beware],
         entries=[entry] if entry else [],
-        standings=Table("ranking", table, "The candidates, the choice first.", _shown(table), limit=15),
+        standings=site.Table("ranking", table, "The candidates, the choice first.", shown, limit=15),
         notes=notes,
         figures=[figure for figure in figures if figure[0].exists()],
-        tables=[Table(name, part) for name, part in parts.items() if len(part)],
-        facts=_facts(folder, values) | _cost(folder, notebook),
+        tables=[site.Table(name, part) for name, part in parts.items() if len(part)],
         folders=(folder, folder.parent),
     )
-    return write(site, folder)
-
-
-def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The candidates in a reader's words."""
-    shown = pd.DataFrame({"teacher": table.teacher, "rank": table["rank"]})
-    shown["first in"] = table["first"].fillna(0).map("{:.0%}".format)
-    shown["TAC"] = table.tac.map("{:.1%}".format)
-    shown["R12"] = table.ratio12.round(3)
-    shown["pilot"] = table.pilot_accuracy.map("{:.1%}".format, na_action="ignore")
-    shown["student, test"] = table.student_accuracy.map("{:.1%}".format, na_action="ignore")
-    shown["M weights"] = (table.parameters / 1e6).round(2)
-    shown["MB"] = table.megabytes.round(1)
-    shown["images/s"] = table.images_per_second.round(0).astype(int)
-    shown["minutes"] = table.minutes.round(1)
-    shown["licence"] = table.licence
-    return shown
-
-
-def _facts(folder: Path, values: dict[str, Any]) -> dict[str, str]:
-    counts = {name: number for name, number in values["photos"].items() if name != "classes"}
-    return {
-        "photos": ", ".join(f"{name} {number}" for name, number in counts.items()),
-        "rule": f"{values['rule']['metric']}: {values['rule']['reason']}",
-        "temperature, beta": ", ".join(str(value) for value in values["distillation"].values()),
-        "student, to deploy": "student/" if (folder / "student").is_dir() else "none: nothing was verified",
-        "studies": "selection.yaml, study.yaml",
-    }
-
-
-def _cost(folder: Path, notebook: Path | None) -> dict[str, str]:
-    """What the last run took, as papermill and the kernel's end say it."""
-    executed = (notebook and records.read_json(notebook)) or {}
-    seconds = executed.get("metadata", {}).get("papermill", {}).get("duration")
-    ending = records.read_json(folder / "exit.json")
-    if seconds is None or ending is None:
-        return {}
-    took = f"{seconds / 60:.1f} minutes, peak memory {ending['peak_memory_mb']:,} MB"
-    return {"the last run": f"{took}; what an earlier one had computed was read"}
+    return site.write(page, folder)

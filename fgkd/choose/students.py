@@ -28,6 +28,7 @@ from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Found
 from fgkd.choose.ranking import Ranking
 from fgkd.choose.task import FINETUNED, GENTLE_KD, GENTLE_LOSS, PAPER_KD, STUDENT, Task
+from fgkd.report.verdicts import points
 from fgkd.study import Job, Study
 
 ALONE = "no teacher"
@@ -36,6 +37,7 @@ PILOTS = ["epochs", "of", "teacher", "accuracy", "train_accuracy", "seconds"]
 VERIFIED = ["student", "why", "accuracy", "low", "high", "gain", "gain_low", "gain_high", "teacher_accuracy"]
 PLACES = ("the choice", "second", "third")
 DRAWS = 4000
+KD_WORDS = "T {temperature} and beta {beta}"
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,11 @@ class Pilots:
     searched: str
 
     @property
-    def epochs(self) -> int:
-        """Epochs of the choice's longest pilot that did not diverge, 0 without one."""
-        own = self.table[(self.table.teacher == self.order[0]) & self.table.accuracy.notna()]
-        return int(own.epochs.max()) if len(own) else 0
-
-    @property
-    def longest(self) -> pd.Series:
-        """Accuracies of the pilots of so many epochs, by teacher, that of no teacher among them."""
-        same = self.table[(self.table.epochs == self.epochs) & self.table.accuracy.notna()]
-        return same.set_index("teacher").accuracy
+    def longest(self) -> pd.DataFrame:
+        """The pilots of as many epochs as the choice's longest, by teacher; none that diverged."""
+        measured = self.table[self.table.accuracy.notna()]
+        epochs = measured.epochs[measured.teacher == self.order[0]].max()
+        return measured[measured.epochs == epochs].set_index("teacher")
 
 
 @dataclass(frozen=True)
@@ -92,19 +89,17 @@ def pilot(task: Task, study: Study, ranking: Ranking, costs: pd.DataFrame) -> Pi
     costs: as returned by `ranking.costs`
     """
     halving = _Halving(task, study, costs.set_index("teacher").minutes)
-    survivors = ranking.order[: math.ceil(len(ranking.order) / 2)]
-    planned = epochs_of_rungs(halving.epochs, len(survivors))
-    for rung in planned:
-        for name in (ALONE, *survivors):
-            halving.train(name, rung)
-        if halving.is_over:
+    survivors = _half(ranking.order)
+    left = ""
+    for rung in epochs_of_rungs(halving.epochs, len(survivors)):
+        lacking = [name for name in (ALONE, *survivors) if halving.train(name, rung) is None]
+        if lacking:
+            left = _describe_left(halving, rung, survivors, lacking)
             break
-        survivors = sorted(survivors, key=lambda name: -halving.last[name][1])  # stable: ties keep the order
-        survivors = survivors[: math.ceil(len(survivors) / 2)]
+        survivors = _half(sorted(survivors, key=lambda name: -halving.last[name][1]))  # ties keep the order
     order = sorted(ranking.order, key=lambda name: halving.last.get(name, (0, 0.0)), reverse=True)
     table = pd.DataFrame(halving.rows, columns=PILOTS)
     distillation, searched = _search(halving, order[0])
-    left = _describe_left(task.minutes, table, planned, survivors)
     return Pilots(table, order, distillation, left, searched)
 
 
@@ -144,12 +139,11 @@ class _Halving:
 
     def train(self, name: str, epochs: int, loss: str = "kd") -> dict | None:
         """The pilot's row; None where it would take longer than the time that is left."""
-        pair = ("none", "CE") if name == ALONE else (name, self.task.recipe)
-        job = self.study.job("distill", self.task.dataset, *pair)
+        job = self.study.job("distill", self.task.dataset, *_pair(self.task, name))
         job = replace(job, stage="student", student=STUDENT, loss="ce" if name == ALONE else loss)
         minutes = self.minutes.min() if name == ALONE else self.minutes[name]
         too_long = 60 * minutes * epochs / self.epochs > self.seconds
-        if self.is_over or (too_long and not self._is_known(job, epochs)):
+        if self.is_over or (too_long and str(epochs) not in stages.pilots(self.study, job)):
             self.is_over = True
             return None
         row: dict = {"epochs": epochs, "of": self.epochs, "teacher": name}
@@ -161,50 +155,52 @@ class _Halving:
         if loss == "kd":
             self.rows.append(row)
             self.last[name] = (-1, -1.0) if math.isnan(row["accuracy"]) else (epochs, row["accuracy"])
-        with_loss = "" if loss == "kd" else f", T {GENTLE_KD['temperature']} and beta {GENTLE_KD['beta']}"
+        with_loss = "" if loss == "kd" else f", {KD_WORDS.format(**GENTLE_KD)}"
         self.task.say(
             f"pilot, {epochs} of {self.epochs} epochs: {name}{with_loss}, {row['accuracy']:.1%} of held-out "
             f"photos ({row['seconds']:.0f} s)"
         )
         return row
 
-    def _is_known(self, job: Job, epochs: int) -> bool:
-        return str(epochs) in stages.pilots(self.study, job)
+
+def _half(names: list[str]) -> list[str]:
+    return names[: math.ceil(len(names) / 2)]
+
+
+def _pair(task: Task, name: str) -> tuple[str, str]:
+    """The teacher and strategy of a student's job."""
+    return ("none", "CE") if name == ALONE else (name, task.recipe)
+
+
+def _describe_left(halving: _Halving, rung: int, survivors: list[str], lacking: list[str]) -> str:
+    """Say what pilots were not run for lack of time."""
+    minutes = halving.task.minutes
+    if not halving.rows and not minutes:
+        return "No pilot was run: --minutes is 0."
+    if not halving.rows:
+        return f"No pilot was run: the first takes longer than {minutes:g} minutes; give more --minutes."
+    left = [name for name in lacking if name != ALONE]
+    return (
+        f"Time ran out after {minutes:g} minutes: {len(left)} of {len(survivors)} pilots of {rung} epochs "
+        f"were left ({', '.join(left)}); the same command goes on."
+    )
 
 
 def _search(halving: _Halving, name: str) -> tuple[dict[str, float], str]:
     """The better temperature and beta of two for the first candidate, at its longest pilot, and how."""
-    words = "T {temperature} and beta {beta}"
     own = [row for row in halving.rows if row["teacher"] == name]
     halving.is_over = False
     row = halving.train(name, own[-1]["epochs"], GENTLE_LOSS) if own else None
     if row is None:
         lacking = "no time was left" if own else "there was no pilot"
-        return PAPER_KD, f"{words.format(**PAPER_KD)} are the paper's; {lacking} to search others."
+        return PAPER_KD, f"{KD_WORDS.format(**PAPER_KD)} are the paper's; {lacking} to search others."
     tried = [(own[-1]["accuracy"], PAPER_KD), (row["accuracy"], GENTLE_KD)]
     tried.sort(key=lambda pair: -pair[0])  # of equal ones the paper's stays first
     (share, chosen), (other_share, other) = tried
     return chosen, (
-        f"{words.format(**chosen)} ({share:.1%} of held-out photos after {row['epochs']} epochs from {name}) "
-        f"rather than {words.format(**other)} ({other_share:.1%})."
+        f"{KD_WORDS.format(**chosen)} ({share:.1%} of held-out photos after {row['epochs']} epochs from "
+        f"{name}) rather than {KD_WORDS.format(**other)} ({other_share:.1%})."
     )
-
-
-def _describe_left(minutes: float, table: pd.DataFrame, planned: list[int], survivors: list[str]) -> str:
-    """Say what pilots were not run for lack of time."""
-    if not len(table) and not minutes:
-        return "No pilot was run: --minutes is 0."
-    if not len(table):
-        return f"No pilot was run: the first takes longer than {minutes:g} minutes; give more --minutes."
-    done = set(zip(table.teacher, table.epochs, strict=True))
-    for rung in planned:
-        left = [name for name in survivors if (name, rung) not in done]
-        if left:
-            return (
-                f"Time ran out after {minutes:g} minutes: {len(left)} of {len(survivors)} pilots of {rung} "
-                f"epochs were left ({', '.join(left)}); the same command goes on."
-            )
-    return ""
 
 
 def verify(task: Task, audit: Audit, found: Found, ranking: Ranking, pilots: Pilots) -> Verification:
@@ -216,7 +212,6 @@ def verify(task: Task, audit: Audit, found: Found, ranking: Ranking, pilots: Pil
     labels = stages.data(study, task.dataset).test.labels
     correct: dict[str, np.ndarray] = {}
     rows: list[dict] = []
-    job = None
 
     def measure(student: str, why: str, result: stages.StageResult, teacher: float | None = None) -> None:
         correct[student] = result.logits().argmax(1) == labels
@@ -224,7 +219,7 @@ def verify(task: Task, audit: Audit, found: Found, ranking: Ranking, pilots: Pil
         task.say(f"student {student}: {correct[student].mean():.1%} of {len(labels)} test photos")
 
     for name, why in (_reasons(task, ranking, pilots) if task.verify else {}).items():
-        pair = ("none", "CE") if name == ALONE else (name, task.recipe)
+        pair = _pair(task, name)
         try:
             (result,) = stages.distill(study, task.dataset, *pair).students.values()
         except FloatingPointError as error:
@@ -232,15 +227,15 @@ def verify(task: Task, audit: Audit, found: Found, ranking: Ranking, pilots: Pil
             continue
         if name == ALONE:
             measure(ALONE, why, result)
-            continue
-        measure(f"from {name}", why, result, stages.teacher(study, task.dataset, *pair).rows.tac.iloc[0])
-        if name == pilots.order[0]:
-            job = study.job("distill", task.dataset, *pair)
+        else:
+            measure(f"from {name}", why, result, stages.teacher(study, task.dataset, *pair).rows.tac.iloc[0])
     if task.verify and (own := candidates.pretrained(task.student, task.weights, task.plugins)):
         tuned = stages.teacher(tasks.finetuned(task, audit, own), task.dataset, FINETUNED, "FT")
         measure(TUNED, f"its own weights ({own.name})", tuned)
     for row in rows:
         row |= _measure(correct[row["student"]], correct.get(ALONE))
+    choice = pilots.order[0]
+    job = study.job("distill", task.dataset, choice, task.recipe) if f"from {choice}" in correct else None
     return Verification(pd.DataFrame(rows, columns=VERIFIED), len(labels), study, job)
 
 
@@ -288,11 +283,9 @@ def describe(verification: Verification) -> str:
         f"rightly (95 %: {choice.low:.1%} to {choice.high:.1%})"
     ]
     if not math.isnan(choice.gain):
-        words = {True: "paid", False: "did harm", None: "may or may not have paid"}
-        parts.append(
-            f"Against no teacher that is {100 * choice.gain:+.1f} points ({100 * choice.gain_low:+.1f} to "
-            f"{100 * choice.gain_high:+.1f}): the choice {words[exceeds(choice.gain_low, choice.gain_high)]}"
-        )
+        interval = (choice.gain_low, choice.gain_high)
+        words = {True: "paid", False: "did harm", None: "may or may not have paid"}[exceeds(*interval)]
+        parts.append(f"Against no teacher that is {points(choice.gain, interval)}: the choice {words}")
     others = [f"{row.student}, {row.why}: {row.accuracy:.1%}" for row in table.iloc[1:].itertuples()]
     if others:
         parts.append(f"Beside it, {'; '.join(others)}")
