@@ -7,31 +7,36 @@
 # lie on disk than jobs run.
 # All paths are below the study's folder and made of names that a study may have: Snakemake, papermill and the
 # shell would each read the characters of others in their own way.
-import json
 import os
-from pathlib import Path
+import re
+from snakemake.logging import logger
 from fgkd import study as studies
-from fgkd.engine import execute, kernels, states
+from fgkd.engine import events, execute, kernels, states
 
-kernels.belong()
+kernels.end_with_driver()
 
 study = studies.load(config.get("study") or os.environ["FGKD_STUDY"])
 os.environ["FGKD_STUDY"] = study.file
 workdir: str(study.folder)
 
-# The jobs that are left to run, and the banks that their students read, so that these are deleted after them.
-listed = os.environ.get("FGKD_JOBS")
-left = set(json.loads(Path(listed).read_text()) if listed else [job.id for job in states.left(study)])
+if os.environ.get("FGKD_RUN"):  # an `fgkd run` has begun the file that tells what is left
+    left = {job.id for job in events.jobs(study)}
+    if workflow.is_main_process:
+        lock = states.lock(study.folder / states.ENGINE)
+        logger.addHandler(events.Writer(study.folder.resolve() / events.FILE))
+else:
+    left = {job.id for job in states.left(study)}
+
+jobs = {job.id: job for job in study.jobs()}
 known = {}
-banks = {job: study.banks_of(job) for job in study.jobs() if job.id in left and states.wants_bank(study, job, known)}
-read = {bank for of_job in banks.values() for bank in of_job}
-jobs = {job.id: job for job in study.jobs() if job.id in left or job in read}
+readers = [job for job in study.jobs() if job.id in left and states.wants_bank(study, job, known)]
+banks = {job.id: study.banks_of(job) for job in readers}
+kept = {bank.id for read in banks.values() for bank in read}.difference(left)
 
 
 def inputs(wildcards):
-    job = jobs[wildcards.id]
-    results = [f"{earlier.id}/result.json" for earlier in study.before(job) if earlier.id in jobs]
-    return results + [f"{bank.id}/views" for bank in banks.get(job, ())]
+    results = [f"{earlier.id}/result.json" for earlier in study.before(jobs[wildcards.id]) if earlier.id in left]
+    return results + [f"{bank.id}/views" for bank in banks.get(wildcards.id, ())]
 
 
 def parameters(wildcards):
@@ -51,7 +56,14 @@ def resource(stage, name):
 rule all:
     localrule: True
     default_target: True
-    input: [f"{id}/result.json" for id in jobs]
+    input: [f"{id}/result.json" for id in jobs if id in left]
+
+if kept:  # banks of an earlier run: their rule deletes them after the last student that is left
+    rule kept:
+        output: temp(directory("{id}/views"))
+        wildcard_constraints: id="|".join(map(re.escape, kept))
+
+    ruleorder: kept > bank
 
 for stage, row in studies.STAGES.items():
     rule:

@@ -103,13 +103,13 @@ def run(options: argparse.Namespace) -> int:
     from fgkd.engine import live, run, states, terminal
 
     study = options.study
-    if options.retry_failed and not states.failed(study):
+    if options.retry_failed and not states.failed(states.rows(study)):
         print("nothing has failed", file=sys.stderr if options.json else sys.stdout)
     reporter = live.json_reporter if options.json else live.reporter
     status = run.run_left(
         study, reporter, retry_failed=options.retry_failed, cores=options.cores, profile=options.profile
     )
-    failed = terminal.show_failures(study)
+    failed = terminal.show_failures(states.rows(study))
     if status and not failed:
         terminal.show_engine_log(study.folder / run.LOG, status)
     index = run.build_report(study)
@@ -123,18 +123,16 @@ def run(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Print each job's state, seconds and log."""
-    from fgkd.engine import live, run, states, terminal
+    from fgkd.engine import events, live, run, states, terminal
 
     study = options.study
     missing = run.missing_inputs(study)
     if options.watch and states.is_driven(study):
-        left = list(states.left(study))
         reporter = live.json_reporter if options.json else live.reporter
-        with reporter(study, left) as show:
-            for event in run.follow(study, left, lambda: states.is_driven(study)):
+        with reporter(study, events.jobs(study)) as show:
+            for event in events.follow(study, lambda: states.is_driven(study)):
                 show(event)
-    known: dict = {}
-    rows = {job: states.state(study, job, known) for job in study.jobs()}
+    rows = states.rows(study)
     value = terminal.status_json(study, rows) | {"lacking": missing}
     if options.json and options.watch:
         live.print_json("status", **value)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from fgkd import records
 from fgkd.choose import LOG, NOTEBOOK, page
-from fgkd.engine import kernels, states
+from fgkd.engine import events, kernels, states
 from fgkd.study import PROJECT, StudyError
 
-POLL_SECONDS = 0.5
 BAD_INPUT = ("StudyError", "DataError", "UnreadableImages", "OSError")
 
 
@@ -26,19 +21,20 @@ def run(parameters: dict[str, str | int | float], folder: Path) -> Path:
     RuntimeError where it fails otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".choose", "w") as lock:
-        if not states.try_lock(lock):
-            raise StudyError(f"another run works in '{folder}': wait for it, or name another --out")
+    held = states.lock(folder / ".choose")
+    if held is None:
+        raise StudyError(f"another run works in '{folder}': wait for it, or name another --out")
+    with held:
         executed = folder / f"{NOTEBOOK}.ipynb"
         for file in (executed, folder / LOG):
             file.unlink(missing_ok=True)
-        status = _execute(parameters | {"out": str(folder)}, folder, lock.fileno())
+        status = _execute(parameters | {"out": str(folder)}, folder)
         if status:
             raise _error(executed, folder)
         return page.write(folder, executed)
 
 
-def _execute(parameters: dict[str, str | int | float], folder: Path, lock: int) -> int:
+def _execute(parameters: dict[str, str | int | float], folder: Path) -> int:
     """Run papermill in a group that ends with this process, and print what it says; its exit status."""
     notebook = PROJECT / "notebooks" / f"{NOTEBOOK}.ipynb"
     words = [str(notebook), str(folder / f"{NOTEBOOK}.ipynb")]
@@ -50,26 +46,10 @@ def _execute(parameters: dict[str, str | int | float], folder: Path, lock: int) 
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     command = [sys.executable, "-m", "fgkd.engine.execute", *words]
-    with kernels.started(command, folder / "engine.log", environment, lock) as process:
-        for line in _follow(folder / LOG, process):
+    with kernels.started(command, folder / "engine.log", environment) as process:
+        for line in filter(None, events.tail(folder / LOG, lambda: process.poll() is None)):
             print(line, flush=True)
     return process.returncode
-
-
-def _follow(log: Path, process: subprocess.Popen) -> Iterator[str]:
-    """Whole lines of a file as it grows, until the process has ended."""
-    position = 0
-    has_ended = False
-    while not has_ended:
-        has_ended = process.poll() is not None
-        with contextlib.suppress(FileNotFoundError), open(log, "rb") as lines:
-            lines.seek(position)
-            for line in lines:
-                if line.endswith(b"\n"):
-                    position += len(line)
-                    yield line.decode().rstrip("\n")
-        if not has_ended:
-            time.sleep(POLL_SECONDS)
 
 
 def _error(executed: Path, folder: Path) -> Exception:

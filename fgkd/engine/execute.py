@@ -89,7 +89,7 @@ def _add_error(ending: Path, error: Exception) -> None:
 
 def main(notebook: str, output: str, *words: str) -> None:
     """Execute a notebook; words: -r NAME TEXT and -p NAME VALUE."""
-    kernels.belong()
+    kernels.end_with_driver()
     parameters = {}
     for kind, name, value in zip(words[::3], words[1::3], words[2::3], strict=True):
         parameters[name] = ast.literal_eval(value) if kind == "-p" else value

@@ -13,9 +13,7 @@ its own, ends with the engine.
 """
 
 import contextlib
-import fcntl
 import functools
-import io
 import json
 import multiprocessing
 import os
@@ -30,13 +28,16 @@ import tempfile
 import threading
 import time
 from importlib.metadata import EntryPoint
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
+from filelock import AcquireReturnProxy
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 from traitlets import Unicode
+
+from fgkd.engine import states
+from fgkd.study import contents
 
 SOCKET_PATH = 103  # characters of a socket's path that Linux (107) and macOS (103) both take
 BELOW = 2 * len("/fgkd-abcdefgh") + len("/kernel-ipc-5")  # what `started`, `execute` and ZeroMQ add to it
@@ -47,12 +48,10 @@ HOMES = {  # where programs keep files below the home folder, unless a variable 
     "JUPYTER_CONFIG_DIR": ".jupyter",
     "JUPYTER_DATA_DIR": ".local/share/jupyter",
 }
-MARK = ".fgkd"  # in a temporary folder that `started` made
 LOG_LINES = 3  # of a log, shown where its engine ended
-LOG_SECONDS = 5  # for the last lines of an engine to reach its log
 LOST = 255  # the exit status of a kernel whose forkserver was killed
 SLOT_SECONDS = 0.2  # between two looks for a free GPU slot
-LOCKS: list[Connection] = []  # of this engine's driver: each kernel holds them, too
+SLOTS: list[AcquireReturnProxy] = []  # that this kernel holds
 
 
 class Kernel:
@@ -93,7 +92,7 @@ class Forked(LocalProvisioner):
         """Start the kernel; returns how to reach it."""
         variables = options["env"] | {"FGKD_GPU": self.gpu}
         arguments = ["-f", self.parent.connection_file]
-        given = (arguments, options.get("cwd") or os.getcwd(), variables, LOCKS)
+        given = (arguments, options.get("cwd") or os.getcwd(), variables)
         process = _context().Process(target=_run_kernel, args=given)
         process.start()
         self.process = self.kernel = Kernel(process)
@@ -144,7 +143,7 @@ def _context():
     return context
 
 
-def _run_kernel(arguments: list[str], folder: str, environment: dict[str, str], locks: list) -> None:
+def _run_kernel(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
     """ipykernel's own program; never returns.  It ends with the process that asked for it."""
     os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -185,23 +184,20 @@ def take_gpu(slots: list[str], folder: Path) -> str:
     """
     while True:
         for number, gpu in enumerate(slots):
-            lock_fd = os.open(folder / f".gpu-{number}", os.O_CREAT | os.O_RDWR)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if held := states.lock(folder / f".gpu-{number}"):
+                SLOTS.append(held)
                 return gpu
-            os.close(lock_fd)
         time.sleep(SLOT_SECONDS)
 
 
 @contextlib.contextmanager
-def started(command: list[str], log: Path, environment: dict[str, str], lock: int, *, outlives: bool = False):
+def started(command: list[str], log: Path, environment: dict[str, str], *, outlives: bool = False):
     """Run an engine in the folder of its log, with kernels of its own; yields its process.
 
-    lock: a descriptor that it and its kernels hold until the last of them ends.
     outlives: it goes on when this process is killed; else it and all that it started ends with that.
     """
-    with log_to(log) as out, _own_folder() as temporary:
-        environment = environment | {"FGKD_SOCKETS": temporary, "FGKD_LOCK": str(lock)}
+    with open(log, "wb") as out, _own_folder(log.parent) as temporary:
+        environment = environment | {"FGKD_SOCKETS": temporary}
         if os.path.dirname(temporary) == tempfile.gettempdir():
             environment["TMPDIR"] = temporary  # what Snakemake leaves there when it is killed goes with it
         if not outlives:
@@ -214,7 +210,6 @@ def started(command: list[str], log: Path, environment: dict[str, str], lock: in
             stderr=subprocess.STDOUT,
             env=environment,
             process_group=None if outlives else 0,
-            pass_fds=[lock],
         )
         try:
             yield process
@@ -225,12 +220,12 @@ def started(command: list[str], log: Path, environment: dict[str, str], lock: in
                     os.killpg(process.pid, signal.SIGKILL)
                 process.stdin.close()
                 process.wait()
+            with contextlib.suppress(OSError):  # a full disk
+                log.write_bytes(conceal(log.read_bytes()))
 
 
-def belong() -> None:
-    """Belong to the process that called `started`, where one did: the first that an engine does."""
-    if lock := os.environ.pop("FGKD_LOCK", None):
-        LOCKS.append(Connection(int(lock)))
+def end_with_driver() -> None:
+    """End this group of processes with the process that called `started`, if one did."""
     if os.environ.pop("FGKD_WATCH", None):
         threading.Thread(target=_end_with_stdin, daemon=True).start()
 
@@ -240,20 +235,6 @@ def _end_with_stdin() -> None:
     os.kill(0, signal.SIGKILL)
 
 
-@contextlib.contextmanager
-def log_to(file: Path):
-    """Yield what commands print to: a pipe to a file, without this user, host and home folder."""
-    reading, writing = os.pipe()
-    with open(file, "wb") as log:
-        copying = threading.Thread(target=_copy, args=(reading, log), daemon=True)
-        copying.start()
-        try:
-            with open(writing, "w") as pipe:
-                yield pipe
-        finally:
-            copying.join(LOG_SECONDS)
-
-
 def last_lines(log: Path) -> str:
     """The last lines of a log, indented; none where there is no log."""
     text = log.read_text(errors="replace") if log.exists() else ""
@@ -261,38 +242,17 @@ def last_lines(log: Path) -> str:
     return "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
 
 
-def _copy(reading: int, log: io.BufferedWriter) -> None:
-    with open(reading, "rb") as lines:
-        for line in lines:
-            with contextlib.suppress(OSError):  # a full disk: the commands go on without a log
-                log.write(conceal(line))
-                log.flush()
-
-
 def conceal(text: bytes) -> bytes:
     """The text without the home folder, and the names of this user and of this host."""
-    for pattern, other in _personal().items():
-        text = re.sub(pattern, other, text)
-    return text
-
-
-@functools.cache
-def _personal() -> dict[bytes, bytes]:
-    """Patterns of what says who runs this, and where; and what stands for it."""
-    homes = {os.path.expanduser("~")}
-    users = set()
+    words = [(rb"(?<![\w.-])", os.path.expanduser("~").rstrip("/"), b"~")]
     with contextlib.suppress(KeyError):  # a container's user may have no name
         user = pwd.getpwuid(os.getuid())
-        homes.add(user.pw_dir)
-        users.add(user.pw_name)
-    words = {home.rstrip("/"): (rb"(?<![\w.-])", b"~") for home in homes}
-    words |= dict.fromkeys(users, (b"(?<=/)", b"USER"))
-    words[socket.gethostname()] = (rb"(?<![\w-])", b"HOST")
-    patterns = {}
-    for word, (before, other) in words.items():
+        words += [(words[0][0], user.pw_dir.rstrip("/"), b"~"), (b"(?<=/)", user.pw_name, b"USER")]
+    words.append((rb"(?<![\w-])", socket.gethostname(), b"HOST"))
+    for before, word, other in words:
         if len(word) > 1:
-            patterns[before + re.escape(os.fsencode(word)) + rb"(?![\w-])"] = other
-    return patterns
+            text = re.sub(before + re.escape(os.fsencode(word)) + rb"(?![\w-])", other, text)
+    return text
 
 
 def homes(folder: Path) -> dict[str, str]:
@@ -323,31 +283,19 @@ def _takes_files(folder: str) -> bool:
 
 
 @contextlib.contextmanager
-def _own_folder():
-    """A temporary folder, locked while this process lives; deletes those of dead ones."""
-    parent = sockets_folder()
-    for other in Path(parent).glob("fgkd-" + "?" * 8):
-        # One that has no mark is no such folder, or another process is about to lock it.
-        with contextlib.suppress(OSError):
-            if (other / MARK).exists() and other.stat().st_uid == os.getuid():
-                with _lock(other):
-                    shutil.rmtree(other)
-    with tempfile.TemporaryDirectory(prefix="fgkd-", dir=parent) as folder, contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # not every file system has locks
-            stack.enter_context(_lock(folder))
-        Path(folder, MARK).touch()
-        yield folder
+def _own_folder(place: Path):
+    """The temporary folder of the runs in a place, which are one at a time, without what a killed one left.
 
-
-@contextlib.contextmanager
-def _lock(folder):
-    """Hold a folder's lock.  Raises OSError where another process holds it, or there are none."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    Raises OSError where another user has made one of this name.
+    """
+    name = contents.of_text(f"{os.getuid()} {place.resolve()}")[:8]
+    folder = Path(sockets_folder(), f"fgkd-{name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield str(folder)
     finally:
-        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sockets_folder() -> str:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgkd.engine import states
-from fgkd.engine.run import Event
+from fgkd.engine.events import Event
 from fgkd.engine.terminal import COLOURS, console_for, table_of
 from fgkd.progress import duration
 from fgkd.study import Job, Study
@@ -63,9 +63,10 @@ class RunView:
         self.progress: dict[Job, dict] = {}
         self.errors: dict[Job, str] = {}
         self.durations: dict[str, list[float]] = defaultdict(list)  # of the jobs that are done, by stage
+        known: dict[Job, str] = {}
         for job in study.jobs():
             if job.row.networks and job not in jobs:
-                self._add_duration(job, states.state(study, job)["seconds"])
+                self._add_duration(job, states.state(study, job, known)["seconds"])
 
     def update(self, event: Event) -> None:
         """Take in what happened, and print a line where a job ended."""
@@ -78,7 +79,7 @@ class RunView:
         self.errors.pop(job, None)
         match event.kind:
             case "running":
-                self.begun[job] = time.time()
+                self.begun[job] = event.at
             case "done":
                 self._add_duration(job, event.values["seconds"])
                 self._print(f"{self._number('done')}/{len(self.jobs)}", job, event.values["result"])

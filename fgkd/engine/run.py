@@ -1,43 +1,26 @@
-"""A batch run: check what the jobs need, keep other drivers out, start Snakemake, and follow its jobs."""
+"""A batch run: check what the jobs need, keep other drivers out, and start Snakemake."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from fgkd import records
 from fgkd import study as studies
 from fgkd.data import datasets
-from fgkd.engine import kernels, states
-from fgkd.metrics.claims import UNDEFINED
-from fgkd.study import PROJECT, Job, Study, StudyError, contents
+from fgkd.engine import events, kernels, states
+from fgkd.engine.events import Event, follow
+from fgkd.study import PROJECT, STAGES, Job, Study, StudyError, contents
 
-POLL_SECONDS = 0.5
 LOG = "engine.log"
-JOBS = ".jobs"  # the ids of those that the engine runs
+LOCK_SECONDS = 1.0  # to wait for one that only asks whether the study is being run
 
-
-Reporter = Callable[[Study, list[Job]], contextlib.AbstractContextManager[Callable[["Event"], None]]]
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happened to a job: 'running', 'done', 'failed', or 'progress' of its training.
-
-    values: of a done job `seconds` and `result`, of a failed one `error` and `log`, of progress its file.
-    """
-
-    kind: str
-    job: Job
-    values: dict = field(default_factory=dict)
+Reporter = Callable[[Study, list[Job]], contextlib.AbstractContextManager[Callable[[Event], None]]]
 
 
 def run_left(study: Study, reporter: Reporter, *, retry_failed: bool, cores: int, profile: str | None) -> int:
@@ -52,14 +35,14 @@ def run_left(study: Study, reporter: Reporter, *, retry_failed: bool, cores: int
     if not jobs:
         return 0
     check_inputs(study, jobs)
-    with driver_lock(study) as lock:
+    with driver_lock(study):
         # Again: processes of a killed run may have finished some of them meanwhile.
         jobs = jobs_to_run(study, retry_failed=retry_failed)
         with (
             reporter(study, jobs) as show,
-            start_engine(study, jobs, lock, cores=cores, profile=profile) as process,
+            start_engine(study, jobs, cores=cores, profile=profile) as process,
         ):
-            for event in follow(study, jobs, lambda: process.poll() is None):
+            for event in follow(study, lambda: process.poll() is None):
                 show(event)
     return process.returncode
 
@@ -67,8 +50,9 @@ def run_left(study: Study, reporter: Reporter, *, retry_failed: bool, cores: int
 def jobs_to_run(study: Study, *, retry_failed: bool = False) -> list[Job]:
     """The jobs left, each after those it waits for; or the failed ones with what they need."""
     datasets.look(study)
-    left = states.left(study)
-    wanted = set(states.failed(study) if retry_failed else left)
+    rows = states.rows(study)
+    left = states.left(study, rows)
+    wanted = set(states.failed(rows) if retry_failed else left)
     for job in reversed(study.jobs()):
         if job in wanted:
             wanted.update(study.before(job))
@@ -83,8 +67,7 @@ def build_report(study: Study, folder: Path | None = None) -> Path:
     os.environ |= kernels.homes(folder or study.folder)  # matplotlib keeps a cache there
     from fgkd.report import pages
 
-    known: dict[Job, str] = {}
-    return pages.build(study, {job: states.state(study, job, known) for job in study.jobs()}, folder)
+    return pages.build(study, states.rows(study), folder)
 
 
 def missing_inputs(study: Study) -> list[str]:
@@ -147,83 +130,53 @@ def check_weights(study: Study, jobs: Iterable[Job]) -> None:
 
 
 @contextlib.contextmanager
-def driver_lock(study: Study) -> Iterator[int]:
-    """Keep other drivers of the study out; yields a lock's descriptor to hand on.
+def driver_lock(study: Study) -> Iterator[None]:
+    """Keep other drivers of the study out, and wait for the engine of one that was killed.
 
-    Waits for the processes that a killed driver left: the second lock, which they inherit, ends with the
-    last of them, however that ends.  Raises StudyError where another driver runs, or the folder is taken.
+    Raises StudyError where another driver runs, or the folder is taken.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
-    with open(study.folder / ".driver", "w") as driver, open(study.folder / ".engine", "w") as engine:
-        if not states.try_lock(driver):
-            advice = f"wait for it, or see 'fgkd status --watch {study.file}'"
-            raise StudyError(f"study '{study.name}' is being run already: {advice}")
+    driver = states.lock(study.folder / states.DRIVER, LOCK_SECONDS)
+    if driver is None:
+        advice = f"wait for it, or see 'fgkd status --watch {study.file}'"
+        raise StudyError(f"study '{study.name}' is being run already: {advice}")
+    with driver:
         _claim_folder(study)
-        if not states.try_lock(engine):
+        (study.folder / events.FILE).unlink(missing_ok=True)
+        engine = states.lock(study.folder / states.ENGINE)
+        if engine is None:
             print("waiting for the processes of a run that was killed to end", file=sys.stderr)
-            fcntl.flock(engine, fcntl.LOCK_EX)
-        yield engine.fileno()
+            engine = states.lock(study.folder / states.ENGINE, -1)
+        with engine or contextlib.nullcontext():
+            pass  # the engine takes it
+        yield
 
 
 @contextlib.contextmanager
 def start_engine(
-    study: Study, jobs: Iterable[Job], lock: int, *, cores: int, profile: str | None = None
+    study: Study, jobs: list[Job], *, cores: int, profile: str | None = None
 ) -> Iterator[subprocess.Popen]:
     """Start Snakemake on the jobs, in a group that ends with this process; yields its process.
 
-    lock: the descriptor of a lock that its kernels hold, too.
     profile: a folder with Snakemake's settings for a cluster, whose nodes start kernels of their own; without
     one the GPUs of this machine are shared out in slots.
     """
-    records.write_json(study.folder / JOBS, [job.id for job in jobs])  # too many for a command line
     for job in jobs:
-        # A result that is there is outdated: without it, Snakemake runs the job.
-        (study.path(job) / "result.json").unlink(missing_ok=True)
         records.unpack(study, job)
-        # A notebook of an earlier run that did not end well says nothing of this one.
-        row = states.state(study, job)
-        if row["state"] in ("failed", "running"):
-            Path(row["log"]).unlink()
+        # The notebook of an earlier run says nothing of this one.
+        states.log_of(study, job).unlink(missing_ok=True)
     command = _command(cores)
     environment = _environment(study)
+    events.begin(study, jobs)
     if profile:
         command += ["--profile", os.path.abspath(profile)]
     elif slots := gpu_slots(study):
         command += ["--resources", f"gpu={len(slots)}"]
         environment["FGKD_GPUS"] = ",".join(slots)
-    log = study.folder / LOG
-    with kernels.started(command, log, environment, lock, outlives=bool(profile)) as process:
+    with kernels.started(command, study.folder / LOG, environment, outlives=bool(profile)) as process:
         yield process
     if not profile:  # Snakemake's own log and notes, of no use any more
         shutil.rmtree(study.folder / ".snakemake", ignore_errors=True)
-
-
-def follow(study: Study, jobs: Iterable[Job], goes_on: Callable[[], bool]) -> Iterator[Event]:
-    """Events of the jobs, until all are done or nothing goes on any more."""
-    waiting = list(jobs)
-    stamps: dict[Job, tuple] = {}
-    kinds: dict[Job, str] = {}
-    progress: dict[Job, dict] = {}
-    while waiting:
-        last_look = not goes_on()
-        for job in list(waiting):
-            stamp = _stamp(study, job)
-            if stamp != stamps.get(job):
-                stamps[job] = stamp
-                row = states.state(study, job)
-                if row["state"] in ("running", "done", "failed") and row["state"] != kinds.get(job):
-                    yield _event(study, job, row)
-                kinds[job] = row["state"]
-                if row["state"] == "done":
-                    waiting.remove(job)
-            if kinds[job] == "running":
-                values = states.running(study, job)
-                if values and values != progress.get(job):
-                    progress[job] = values
-                    yield Event("progress", job, values)
-        if last_look:
-            break
-        time.sleep(POLL_SECONDS)
 
 
 def gpu_slots(study: Study) -> list[str]:
@@ -238,52 +191,16 @@ def gpu_slots(study: Study) -> list[str]:
     return [name for name in names for _ in range(study.runs_per_gpu)]
 
 
-def summary(study: Study, job: Job) -> str:
-    """A job's result in a line, with a number for each student and loss."""
-    texts = []
-    for row in records.rows(study, job):
-        if "tac" in row:
-            texts.append(f"TAC {row['tac']:.1%}")
-        if "ratio12" in row:
-            share = row.get("ratio12_nonpositive", 0)
-            warning = f", second logit <= 0 in {share:.0%} of views" if share > UNDEFINED else ""
-            texts.append(f"R12 {row['ratio12']:.3f}{warning}")
-        if "accuracy" in row:
-            several = len(study.losses_of(row["student"], job.strategy)) > 1
-            loss = f" {row['loss']}" if several else ""
-            texts.append(f"{row['student']}{loss} {row['accuracy']:.1%}")
-    return "  ".join(dict.fromkeys(texts))
-
-
-def _event(study: Study, job: Job, row: dict) -> Event:
-    match row["state"]:
-        case "done":
-            return Event("done", job, {"seconds": row["seconds"], "result": summary(study, job)})
-        case "failed":
-            return Event("failed", job, {"error": row["error"], "log": row["log"]})
-    return Event("running", job)
-
-
-def _stamp(study: Study, job: Job) -> tuple:
-    """When the files that a job's state is read from were written."""
-    times: list[int | None] = []
-    for name in (f"{job.notebook}.ipynb", "exit.json", "result.json"):
-        try:
-            times.append((study.path(job) / name).stat().st_mtime_ns)
-        except OSError:
-            times.append(None)
-    return tuple(times)
-
-
 def _command(cores: int) -> list[str]:
     return [
         *(sys.executable, "-m", "snakemake"),
         *("--snakefile", str(PROJECT / "Snakefile")),
         *("--cores", str(cores)),
+        *("--forcerun", *STAGES),  # all that it is given is left
         *("--rerun-triggers", "mtime"),
-        *("--quiet", "progress", "host"),
+        *("--quiet", "host"),
         "--keep-going",
-        "--nolock",
+        "--nolock",  # a killed run would leave its lock
         "--force-use-threads",
         "--rerun-incomplete",
     ]
@@ -296,7 +213,7 @@ def _environment(study: Study) -> dict[str, str]:
         "MKL_NUM_THREADS": str(study.threads),
         "FGKD_RUNS": str(study.folder.parent.resolve()),
         "FGKD_STUDY": study.file,
-        "FGKD_JOBS": str((study.folder / JOBS).resolve()),
+        "FGKD_RUN": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     if os.environ.get("FGKD_DATA"):

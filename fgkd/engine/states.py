@@ -7,14 +7,17 @@ learn from, and teachers whose weights are needed and absent, as in a study of w
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from itertools import chain
 from pathlib import Path
 
-from fgkd import progress, records
-from fgkd.study import Job, Study, StudyError
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
+from fgkd import progress, records
+from fgkd.study import Job, Study
+
+DRIVER = ".driver"  # the file that an `fgkd run` locks
+ENGINE = ".engine"  # and its Snakemake, which a cluster's profile lets live on when that is killed
 REASONS = 3  # named of a job or a record that has more
 
 
@@ -24,7 +27,7 @@ def state(study: Study, job: Job, known: dict | None = None) -> dict:
     known: fingerprints that were computed already, of use where many jobs are asked for.
     """
     folder = study.path(job)
-    log = folder / f"{job.notebook}.ipynb"
+    log = log_of(study, job)
     row = {"state": "waiting", "seconds": None, "log": str(log) if log.exists() else None, "error": None}
     notebook = records.read_json(log) or {}
     meta = _mapping(_mapping(notebook.get("metadata")).get("papermill"))
@@ -50,19 +53,31 @@ def state(study: Study, job: Job, known: dict | None = None) -> dict:
     return row | {"state": "failed", "seconds": seconds, "error": error + _ending(ending)}
 
 
-def failed(study: Study) -> list[Job]:
-    """The jobs whose last run failed."""
+def rows(study: Study) -> dict[Job, dict]:
+    """The state of each job."""
     known: dict[Job, str] = {}
-    return [job for job in study.jobs() if state(study, job, known)["state"] == "failed"]
+    return {job: state(study, job, known) for job in study.jobs()}
 
 
-def left(study: Study) -> dict[Job, str]:
-    """The jobs that will run and why, each after those that must have ended before it."""
+def failed(rows: dict[Job, dict]) -> list[Job]:
+    """The jobs whose last run failed; rows: as returned by `rows`."""
+    return [job for job, row in rows.items() if row["state"] == "failed"]
+
+
+def log_of(study: Study, job: Job) -> Path:
+    """The notebook that a job executes, whether it is there or not."""
+    return study.path(job) / f"{job.notebook}.ipynb"
+
+
+def left(study: Study, found: dict[Job, dict] | None = None) -> dict[Job, str]:
+    """The jobs that will run and why, each after those that must have ended before it.
+
+    found: their states, where they are known already.
+    """
     jobs = study.jobs()
     known: dict[Job, str] = {}
     reasons: dict[Job, str] = {}
-    for job in jobs:
-        row = state(study, job, known)
+    for job, row in (found or rows(study)).items():
         if row["state"] != "done":
             reasons[job] = why(study, job, row, known)
     for job in reversed(jobs):
@@ -115,27 +130,27 @@ def running(study: Study, job: Job) -> dict | None:
 
 def is_driven(study: Study) -> bool:
     """Whether an `fgkd run` of the study goes on."""
-    with contextlib.suppress(FileNotFoundError, StudyError), open(study.folder / ".driver") as driver:
-        return not try_lock(driver, fcntl.LOCK_SH)
+    file = study.folder / DRIVER
+    with contextlib.suppress(OSError):
+        if file.exists():
+            held = lock(file)
+            with held or contextlib.nullcontext():
+                return held is None
     return False
 
 
-def try_lock(file, kind: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file, unless another process has locked it; whether it is locked now.
+def lock(file: Path, seconds: float = 0) -> AcquireReturnProxy | None:
+    """Lock a file until a `with` or this process ends; None where another process holds it.
 
-    A lock of the system, not filelock's: it goes with the descriptor to the processes that inherit it.
-    Raises StudyError where the file system has no locks.
+    seconds: how long that one is waited for, -1 without end.
+    Raises OSError where the file system has no locks.
     """
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return FileLock(file, timeout=seconds, fallback_to_soft=False).acquire()
+    except Timeout:
+        return None
     except OSError as error:
-        raise StudyError(
-            f"'{file.name}' cannot be locked ({error.strerror}), and without locks two runs would write the "
-            "same files: set FGKD_RUNS to a folder on a file system that has them, such as a local disk"
-        ) from None
-    return True
+        raise records.disk_error(error, file) from None
 
 
 def first_error(notebook: dict) -> str | None:

@@ -164,11 +164,11 @@ def show_status(study: Study, rows: dict[Job, dict]) -> None:
     show(*([table] if is_terminal else []), f"{totals}; results in {study.folder}")
 
 
-def show_failures(study: Study) -> list[Job]:
+def show_failures(rows: dict[Job, dict]) -> list[Job]:
     """Print each failed job with its error and log to standard error; returns the jobs."""
-    jobs = states.failed(study)
+    jobs = states.failed(rows)
     for job in jobs:
-        row = states.state(study, job)
+        row = rows[job]
         print(f"\nfailed: {job.id}\n  {printable(row['error'])}\n  {row['log']}", file=sys.stderr)
     return jobs
 

@@ -1,7 +1,6 @@
 """Warm kernels: papermill runs notebooks in them, sees when they die, and takes them along when killed."""
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -29,15 +28,12 @@ os.rename('pids.part', 'pids')
 time.sleep(600)
 """
 DRIVER = f"""
-import fcntl, os, time
+import os, time
 from pathlib import Path
 from fgkd.engine import kernels
-with open("lock", "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    log = Path("engine.log").absolute()
-    with kernels.started({EXECUTE}, log, dict(os.environ), lock.fileno()) as process:
-        Path("engine").write_text(str(process.pid))
-        time.sleep(600)
+with kernels.started({EXECUTE}, Path("engine.log").absolute(), dict(os.environ)) as process:
+    Path("engine").write_text(str(process.pid))
+    time.sleep(600)
 """
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT)}
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
@@ -131,24 +127,17 @@ def test_a_kernel_ends_with_the_process_that_forked_it(start, tmp_path, wait_for
 
 @needs_proc
 @pytest.mark.fault("fgkd run killed")
-def test_what_a_process_started_is_killed_with_it_and_a_lock_ends_with_the_last_kernel(tmp_path, wait_for):
+def test_what_a_process_started_is_killed_with_it(tmp_path, wait_for):
     write(tmp_path, SLEEP)
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], cwd=tmp_path, env=ENVIRONMENT)
     try:
         assert wait_for((tmp_path / "pids").exists, 60)
         kernel, server = map(int, (tmp_path / "pids").read_text().split())
         engine = int((tmp_path / "engine").read_text())
-        os.kill(kernel, signal.SIGSTOP)
     finally:
         driver.kill()
         driver.wait()
-    assert wait_for(lambda: not alive(server) and not alive(engine)) and alive(kernel)
-    with open(tmp_path / "lock") as lock:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.kill(kernel, signal.SIGCONT)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    assert wait_for(lambda: not alive(kernel))
+    assert wait_for(lambda: not alive(server) and not alive(engine) and not alive(kernel))
 
 
 SLOT = """
@@ -317,21 +306,16 @@ def test_a_path_is_no_template_and_an_executed_notebook_does_not_say_where_it_li
 
 
 @pytest.mark.fault("temporary folders of killed runs")
-def test_folders_that_killed_runs_left_are_deleted_and_no_others(monkeypatch):
-    """Each has the name of such a folder; a live process has locked one, and two hold something else."""
+def test_the_temporary_folder_of_a_killed_run_is_emptied_by_the_next_and_no_other(monkeypatch, tmp_path):
     with tempfile.TemporaryDirectory(dir="/tmp") as short:  # long ones are no places for sockets
-        place = Path(short)
         monkeypatch.setattr(tempfile, "tempdir", short)
-        with kernels._own_folder() as live:
-            assert os.stat(live).st_mode & 0o077 == 0
-            for name in ("fgkd-deaddead", "fgkd-photos12", "fgkd-tests-deaddead"):
-                (place / name).mkdir()
-            for name in ("fgkd-deaddead", "fgkd-tests-deaddead"):
-                (place / name / kernels.MARK).touch()
-            with kernels._own_folder():
-                assert {Path(live).name, "fgkd-photos12"} < {f.name for f in place.iterdir()}
-                assert not (place / "fgkd-deaddead").exists()
-        assert {f.name for f in place.iterdir()} == {"fgkd-photos12", "fgkd-tests-deaddead"}
+        with kernels._own_folder(tmp_path) as killed, kernels._own_folder(tmp_path / "other") as other:
+            assert os.stat(killed).st_mode & 0o077 == 0
+            for folder in (killed, other):
+                Path(folder, "socket").touch()
+            with kernels._own_folder(tmp_path) as folder:
+                assert folder == killed and os.listdir(folder) == [] and os.listdir(other) == ["socket"]
+        assert os.listdir(short) == []
 
 
 @pytest.mark.parametrize("home", ["/proc/nohome", "file", "here", "", "relative"])
@@ -356,11 +340,9 @@ def test_a_log_names_neither_user_nor_host_nor_home(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "node-7")
     user = types.SimpleNamespace(pw_dir="/home/maria", pw_name="maria")
     monkeypatch.setattr(kernels.pwd, "getpwuid", lambda uid: user)
-    kernels._personal.cache_clear()
-    try:
-        with kernels.log_to(tmp_path / "log") as log:
-            print("/home/maria/x on node-7, /scratch/maria/y, /home/mariana", file=log)
-    finally:
-        kernels._personal.cache_clear()
+    text = "/home/maria/x on node-7, /scratch/maria/y, /home/mariana"
+    command = [sys.executable, "-c", f"print({text!r})"]
+    with kernels.started(command, tmp_path / "log", dict(os.environ)):
+        pass
     assert (tmp_path / "log").read_text() == "~/x on HOST, /scratch/USER/y, /home/mariana\n"
     assert kernels.last_lines(tmp_path / "log") == f"  {(tmp_path / 'log').read_text().strip()}"

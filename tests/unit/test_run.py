@@ -1,11 +1,14 @@
 """A batch run: one driver, its events as they happen, and what the terminal makes of them."""
 
 import errno
+import fcntl
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from io import StringIO
 from pathlib import Path
@@ -17,8 +20,8 @@ from traces import ERROR, notebook, result
 
 from fgkd import cli, records
 from fgkd import study as studies
-from fgkd.engine import live, run, states, terminal
-from fgkd.engine.run import Event
+from fgkd.engine import events, live, run, states, terminal
+from fgkd.engine.events import Event
 from fgkd.study import Job, StudyError
 
 TEACHER = Job("teacher", "birds", "resnet", "FT")
@@ -42,21 +45,36 @@ def test_where_there_are_no_locks_a_run_says_so_and_a_status_does_without(tiny, 
         raise OSError(number, os.strerror(number))
 
     notebook(tiny, TEACHER, duration=None, end_time=None, exception=None)
-    monkeypatch.setattr(states.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     assert cli.main(["run", tiny.file]) == 2
     error = capsys.readouterr().err
-    assert "cannot be locked" in error and "set FGKD_RUNS to a folder" in error and error.count("\n") == 1
+    assert f"'{tiny.folder / '.driver'}'" in error and error.count("\n") == 1
+    assert "has no locks: set FGKD_RUNS to a folder" in error
     assert states.state(tiny, TEACHER)["state"] == "interrupted"
 
 
-@pytest.mark.fault("an orphan that still writes")
-def test_a_driver_waits_for_the_processes_that_a_killed_one_left(tiny, capsys):
-    with run.driver_lock(tiny) as lock:
-        orphan = subprocess.Popen(["sleep", "1"], pass_fds=[lock])
-    assert capsys.readouterr().err == ""
-    with run.driver_lock(tiny):
-        assert orphan.wait(timeout=0.5) == 0
+LIVES_ON = """
+import sys
+from pathlib import Path
+from fgkd.engine import states
+held = states.lock(Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read(1)
+"""
+
+
+@pytest.mark.fault("a cluster's engine that outlives its driver")
+def test_a_driver_waits_for_the_engine_that_a_killed_one_left(tiny, capsys):
+    tiny.folder.mkdir()
+    command = [sys.executable, "-c", LIVES_ON, str(tiny.folder / states.ENGINE)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as engine:
+        assert engine.stdout.readline() == b"locked\n"
+        threading.Timer(0.2, engine.stdin.close).start()
+        with run.driver_lock(tiny):
+            assert engine.wait(timeout=5) == 0
     assert capsys.readouterr().err == "waiting for the processes of a run that was killed to end\n"
+    with run.driver_lock(tiny):
+        assert capsys.readouterr().err == ""
 
 
 def test_the_driver_of_another_study_is_no_hindrance(tiny, make_study):
@@ -124,22 +142,32 @@ def test_a_study_file_that_has_changed_or_moved_keeps_its_folder_and_a_copy_of_t
             pass
 
 
-def play(study, jobs, *steps):
-    """The events of a run in which one step is taken before each look."""
+def play(study, *steps):
+    """The events of a run of which one step is taken before each look: lines of Snakemake's, or others."""
     steps = list(steps)
+    writer = events.Writer(study.folder / events.FILE)
+    jobs = list(study.jobs())
+
+    def say(event, job):
+        number = "job_id" if event == "job_finished" else "jobid"
+        values = {"event": event, number: jobs.index(job), "wildcards": {"id": job.id}}
+        writer.handle(logging.makeLogRecord(values))
 
     def goes_on():
         if steps:
-            steps.pop(0)()
+            step = steps.pop(0)
+            step() if callable(step) else say(*step)
         return bool(steps)
 
     with run.driver_lock(study):
-        return list(run.follow(study, jobs, goes_on))
+        events.begin(study, jobs)
+        writer.handle(logging.makeLogRecord({"msg": "Execute...", "event": "job_started"}))
+        return list(events.follow(study, goes_on))
 
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(run, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.01)
 
 
 def progress_of(study, job, **values):
@@ -155,16 +183,19 @@ def test_a_run_says_what_starts_how_far_it_is_and_how_it_ends(tiny):
         notebook(tiny, DISTILL, ERROR, end_time="now", duration=3.0, exception=True)
         (tiny.path(training) / "progress.json").unlink()
 
-    events = play(
+    seen = play(
         tiny,
-        [TEACHER, DISTILL, Job("report")],
+        ("job_info", TEACHER),
         lambda: notebook(tiny, TEACHER, end_time=None),
         lambda: progress_of(tiny, TEACHER),
         lambda: (result(tiny, TEACHER), notebook(tiny, TEACHER, end_time="now", duration=12.5)),
+        ("job_finished", TEACHER),
+        ("job_info", DISTILL),
         lambda: (notebook(tiny, DISTILL, end_time=None), progress_of(tiny, training, epoch=1)),
         fail,
+        ("job_error", DISTILL),
     )
-    assert [(event.kind, event.job) for event in events] == [
+    assert [(event.kind, event.job) for event in seen] == [
         ("running", TEACHER),
         ("progress", TEACHER),
         ("done", TEACHER),
@@ -172,26 +203,31 @@ def test_a_run_says_what_starts_how_far_it_is_and_how_it_ends(tiny):
         ("progress", DISTILL),
         ("failed", DISTILL),
     ]
-    assert events[1].values["epoch"] == 2.5 and events[4].values["parts"] == 1
-    assert events[2].values == {"seconds": 12.5, "result": "TAC 25.0%"}
-    assert events[5].values["error"] == "ValueError: no bank"
+    assert seen[1].values["epoch"] == 2.5 and seen[4].values["parts"] == 1
+    assert seen[2].values == {"seconds": 12.5, "result": "TAC 25.0%"}
+    assert seen[5].values["error"] == "ValueError: no bank"
 
 
-def test_the_last_look_is_taken_after_the_engine_has_ended(tiny):
-    events = play(tiny, [TEACHER], lambda: (result(tiny, TEACHER), notebook(tiny, TEACHER, end_time="now")))
-    assert [event.kind for event in events] == ["done"]
+def test_what_is_said_last_is_heard_after_the_engine_has_ended(tiny):
+    result(tiny, TEACHER)
+    seen = play(tiny, ("job_info", TEACHER), ("job_finished", TEACHER))
+    assert [event.kind for event in seen] == ["done"]
 
 
-def test_a_failed_job_that_is_tried_again_is_announced_again(tiny):
-    failed = {"end_time": "now", "exception": True}
-    events = play(
+def test_a_failed_job_that_is_tried_again_is_announced_again_and_one_in_a_queue_does_not_run(tiny):
+    seen = play(
         tiny,
-        [TEACHER],
-        lambda: notebook(tiny, TEACHER, ERROR, **failed),
-        lambda: notebook(tiny, TEACHER, end_time=None),
+        ("job_info", TEACHER),
+        ("job_info", DISTILL),
+        lambda: notebook(tiny, TEACHER, ERROR, end_time="now", exception=True),
+        ("job_error", TEACHER),
+        ("job_info", TEACHER),
         lambda: (result(tiny, TEACHER), notebook(tiny, TEACHER, end_time="now")),
+        ("job_finished", TEACHER),
+        ("job_error", DISTILL),
     )
-    assert [event.kind for event in events] == ["failed", "running", "done"]
+    assert [event.kind for event in seen] == ["running", "failed", "running", "done", "failed"]
+    assert "its notebook did not run: see" in seen[-1].values["error"]
 
 
 @pytest.fixture
@@ -213,7 +249,7 @@ def test_what_waits_for_its_turn_is_shown_neither_as_failed_nor_as_running(tiny,
     notebook(tiny, other, end_time=None)
     profile = engine("pass")[1]
     jobs = [TEACHER, other]
-    with run.driver_lock(tiny) as lock, run.start_engine(tiny, jobs, lock, cores=1, profile=profile):
+    with run.driver_lock(tiny), run.start_engine(tiny, jobs, cores=1, profile=profile):
         assert {states.state(tiny, job)["state"] for job in jobs} == {"waiting"}
 
 
@@ -255,14 +291,15 @@ def test_a_run_as_json_is_a_line_for_each_event_and_says_how_it_ended(tiny, engi
 
 
 def test_the_engine_is_told_its_jobs_in_a_file_however_many_they_are(tiny, engine):
-    words = engine("import os; print(open(os.environ['FGKD_JOBS']).read(), os.environ['FGKD_STUDY'])")
+    words = engine("import os; print(open('.run').read(), os.environ['FGKD_STUDY'])")
     with (
-        run.driver_lock(tiny) as lock,
-        run.start_engine(tiny, [TEACHER], lock, cores=1, profile=words[1]) as process,
+        run.driver_lock(tiny),
+        run.start_engine(tiny, [TEACHER], cores=1, profile=words[1]) as process,
     ):
         assert process.wait() == 0
     log = (tiny.folder / "engine.log").read_text()
     assert TEACHER.id in log and DISTILL.id not in log and tiny.file in log
+    assert events.jobs(tiny) == [TEACHER]
 
 
 def test_a_run_without_a_terminal_is_a_line_for_each_job_that_ended(tiny, capsys):
@@ -349,9 +386,10 @@ def test_a_table_of_numbers_has_the_leading_columns_that_fit_and_a_table_of_text
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_to_watch_a_study_is_to_see_what_a_run_does_until_it_ends(tiny, monkeypatch, capsys, words):
+    notebook(tiny, TEACHER, ERROR, end_time="now", exception=True)
+    play(tiny, ("job_info", TEACHER), ("job_error", TEACHER))
     driven = iter([True, True, True])
     monkeypatch.setattr(states, "is_driven", lambda study: next(driven, False))
-    notebook(tiny, TEACHER, ERROR, end_time="now", exception=True)
     assert cli.main(["status", "--watch", tiny.file, *words]) == 1
     shown = capsys.readouterr()
     if words:

@@ -361,7 +361,7 @@ def test_a_file_of_any_shape_leaves_the_status_and_the_plan(finished, capsys, na
         terminal.show_status(finished, {job: row})
         assert states.running(finished, job) is None
         if row["state"] == "failed":
-            terminal.show_failures(finished)
+            terminal.show_failures({job: row})
     assert job.id in capsys.readouterr().out
 
 
