@@ -19,6 +19,7 @@ import contextlib
 import functools
 import io
 import itertools
+import json
 import math
 import multiprocessing
 import os
@@ -507,10 +508,9 @@ def notebook(bench: Bench) -> Iterator[Row]:
         command = [sys.executable, "-m", "fgkd.engine.execute"]
         command += [str(PROJECT / "notebooks" / "05_distillation.ipynb"), str(folder / "out.ipynb")]
         parameters = {"study": str(file), "dataset": "birds", "teacher": "t0", "strategy": "FT"}
-        words = [word for pair in parameters.items() for word in ("-r", *pair)]
         works: dict[str, Work] = {
             done: lambda: execute.execute(command[-2], command[-1], parameters),
-            cold: lambda: _run([*command, *words], dict(os.environ)),
+            cold: lambda: _run([*command, json.dumps(parameters)], dict(os.environ)),
             imports: lambda: _run([sys.executable, "-c", "import fgkd.engine.execute"], dict(os.environ)),
             nothing: lambda: _run([sys.executable, "-c", "pass"], dict(os.environ)),
         }

@@ -1,15 +1,4 @@
-"""The command line: what a study would run, running it, how far it is, its report.
-
-fgkd plan runs/demo.yaml        how many trainings, banks, groups; images and hours; what is left to run
-fgkd run runs/demo.yaml         run what is left, then build the report
-fgkd status runs/demo.yaml      done, running, failed, waiting; seconds; where each log is
-fgkd report runs/demo.yaml      build the report from what there is
-fgkd pack runs/demo.yaml        write its records to one file, as a study is committed
-fgkd export runs/demo.yaml JOB --out FOLDER    hand over a trained student: for timm, and as ONNX
-fgkd choose ~/photos            which teacher for these photos: ranking, pilots, and the student's model
-fgkd data cub                   fetch, check and cache one of the paper's datasets; --list shows the eight
-fgkd check runs/demo.yaml       check that its records, weights, banks and caches belong together
-fgkd bench                      what distillation costs next to its alternatives, measured here
+"""The command line: what a study would run, running it, how far it is, its report; a teacher for photos.
 
 Each command imports what it needs: `fgkd --help` loads no other module of the package.
 """
@@ -93,8 +82,7 @@ def plan(options: argparse.Namespace) -> int:
     if options.json:
         terminal.show_json(counts | terminal.reasons_json(left) | {"lacking": missing} | estimate)
     else:
-        terminal.show_plan(study, counts, estimate, left)
-        terminal.show_missing(missing)
+        terminal.show_plan(study, counts, estimate, left, missing)
     return 0
 
 
@@ -106,9 +94,8 @@ def run(options: argparse.Namespace) -> int:
     if options.retry_failed and not states.failed(states.rows(study)):
         print("nothing has failed", file=sys.stderr if options.json else sys.stdout)
     reporter = live.json_reporter if options.json else live.reporter
-    status = run.run_left(
-        study, reporter, retry_failed=options.retry_failed, cores=options.cores, profile=options.profile
-    )
+    how = {"retry_failed": options.retry_failed, "profile": options.profile}
+    status = run.run_left(study, reporter, cores=int(options.cores), **how)
     failed = terminal.show_failures(states.rows(study))
     if status and not failed:
         terminal.show_engine_log(study.folder / run.LOG, status)
@@ -139,8 +126,7 @@ def status(options: argparse.Namespace) -> int:
     elif options.json:
         terminal.show_json(value)
     else:
-        terminal.show_status(study, rows)
-        terminal.show_missing(missing)
+        terminal.show_status(study, rows, missing)
     return int(any(row["state"] == "failed" for row in rows.values()))
 
 
@@ -268,18 +254,15 @@ def _path(text: str) -> Path:
     return Path(absolute(text))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of cores: expected 1 or more")
-    return int(text)
+def _checked(is_valid: Callable[[str], bool], expected: str) -> Callable[[str], str]:
+    """What argparse calls with an option's text, which it returns unless it is refused."""
 
+    def check(text: str) -> str:
+        if not is_valid(text):
+            raise argparse.ArgumentTypeError(f"'{text}' {expected}")
+        return text
 
-def _profile(folder: str) -> str:
-    if not (Path(folder) / "config.yaml").is_file():
-        raise argparse.ArgumentTypeError(
-            f"'{folder}' has no config.yaml: expected a folder such as profiles/slurm"
-        )
-    return folder
+    return check
 
 
 def _dataset(key: str) -> str:
@@ -290,41 +273,33 @@ def _dataset(key: str) -> str:
     return key
 
 
+CORES = _checked(lambda text: text.isdecimal() and int(text) > 0, "is no number of cores: expected 1 or more")
+PROFILE = _checked(
+    lambda folder: (Path(folder) / "config.yaml").is_file(),
+    "has no config.yaml: expected a folder such as profiles/slurm",
+)
 FLAG: dict[str, Any] = {"action": "store_true"}
 FOLDER: dict[str, Any] = {"metavar": "FOLDER"}
+TEXT: dict[str, Any] = {"default": ""}
 DEVICE: dict[str, Any] = {"choices": ("auto", "cpu", "cuda"), "default": "auto"}
+PART: dict[str, Any] = {"metavar": "PART"}
+RECIPE: dict[str, Any] = {"choices": ("fz", "ft", "cal"), "default": "fz"}
+SIZE: dict[str, Any] = {"type": int, "default": 0}
+VERIFY: dict[str, Any] = {"type": int, "default": 2, "metavar": "K"}
 STUDY: tuple[str, str, dict] = ("study", "a study's YAML file, or the name of one in runs/", {})
+JSON: tuple[str, str, dict] = ("--json", "all of it as JSON", FLAG)
+RATES = """throughput of all networks on one device, or a YAML or JSON file by timm name: 'model: 700' or
+'model: {train: 700, forward: 2000}', and 'device: name' (default: as this study measured)"""
 OPTIONS: dict[Callable, list[tuple[str, str | None, dict]]] = {  # of each command: name, meaning, how
-    plan: [
-        STUDY,
-        ("--json", "all of it as JSON", FLAG),
-        (
-            "--images-per-second",
-            "throughput of all networks on one device, or a YAML or JSON file by timm name: 'model: 700' "
-            "or 'model: {train: 700, forward: 2000}', and 'device: name' (default: as this study measured)",
-            {"metavar": "NUMBER_OR_FILE"},
-        ),
-    ],
+    plan: [STUDY, JSON, ("--images-per-second", RATES, {"metavar": "NUMBER_OR_FILE"})],
     run: [
         STUDY,
         ("--json", "a line of JSON for each event, instead of a view", FLAG),
-        (
-            "--retry-failed",
-            "run again what failed, with what it needs, and nothing else (default: all that is left)",
-            FLAG,
-        ),
-        (
-            "--profile",
-            "Snakemake's settings for a cluster, such as profiles/slurm",
-            FOLDER | {"type": _profile},
-        ),
-        ("--cores", "CPU cores to use (default: all)", {"type": _count, "default": os.cpu_count()}),
+        ("--retry-failed", "run what failed, with what it needs, alone (default: all that is left)", FLAG),
+        ("--profile", "Snakemake's for a cluster, such as profiles/slurm", FOLDER | {"type": PROFILE}),
+        ("--cores", "CPU cores to use (default: all)", {"type": CORES, "default": os.cpu_count()}),
     ],
-    status: [
-        STUDY,
-        ("--json", "all of it as JSON", FLAG),
-        ("--watch", "first show what an `fgkd run` does, until it ends", FLAG),
-    ],
+    status: [STUDY, JSON, ("--watch", "first show what an `fgkd run` does, until it ends", FLAG)],
     pack: [STUDY],
     report: [STUDY, ("--out", "of tables and report (default: the study's)", FOLDER)],
     export: [
@@ -337,33 +312,13 @@ OPTIONS: dict[Callable, list[tuple[str, str | None, dict]]] = {  # of each comma
     choose: [
         ("photos", "a folder of photos: train/ and test/ with a folder per class, or one per class", {}),
         ("--student", "the small network to deploy, by its timm name", {"required": True}),
-        ("--teachers", "these candidates alone (default: all)", {"default": "", "metavar": "A,B,C"}),
-        (
-            "--weights",
-            "of the candidates' weights (default: plugins' networks, else timm's hub)",
-            FOLDER | {"default": ""},
-        ),
-        (
-            "--plugins",
-            "Python files that register networks with timm",
-            {"default": "", "metavar": "A.py,B.py"},
-        ),
-        (
-            "--recipe",
-            "how teachers are trained: a linear head on frozen features, everything, or with attention",
-            {"choices": ("fz", "ft", "cal"), "default": "fz"},
-        ),
+        ("--teachers", "these candidates alone (default: all)", TEXT | {"metavar": "A,B,C"}),
+        ("--weights", "of the candidates (default: plugins' networks, else timm's hub)", FOLDER | TEXT),
+        ("--plugins", "Python files that register networks with timm", TEXT | {"metavar": "A.py,B.py"}),
+        ("--recipe", "of teachers: a linear head on frozen features, everything, with attention", RECIPE),
         ("--minutes", "for pilots (default: 30)", {"type": float, "default": 30.0}),
-        (
-            "--verify",
-            "train the student of the first K to its end, and test it (default: 2; 0 makes no model)",
-            {"type": int, "default": 2, "metavar": "K"},
-        ),
-        (
-            "--size",
-            "pixels that the student sees (default: its own on a GPU, 96 on a CPU, at most the photos')",
-            {"type": int, "default": 0},
-        ),
+        ("--verify", "train the first K's student to its end and test it (default: 2; 0: no model)", VERIFY),
+        ("--size", "pixels that the student sees (default: its own on a GPU, 96 on a CPU)", SIZE),
         ("--device", None, DEVICE),
         ("--out", "of the results (default: PHOTOS-teacher, here)", FOLDER),
     ],
@@ -371,21 +326,13 @@ OPTIONS: dict[Callable, list[tuple[str, str | None, dict]]] = {  # of each comma
         ("key", "one of those that --list shows", {"nargs": "?", "type": _dataset, "metavar": "KEY"}),
         ("--list", "the eight: counts, terms, and what there is of each", FLAG),
         ("--root", "the dataset's folder (default: FGKD_DATA/KEY)", {}),
-        (
-            "--resize",
-            "pixels of the cached images (default: 300, the paper's)",
-            {"type": int, "default": 300},
-        ),
+        ("--resize", "pixels of cached images (default: 300, the paper's)", {"type": int, "default": 300}),
     ],
     check: [STUDY, ("--repair", "remove what does not fit, so that it runs again (default: name it)", FLAG)],
     bench: [
         ("--device", "where networks run (default: a GPU where there is one)", DEVICE),
-        (
-            "--only",
-            "step, student, views, metrics, bank, growth or notebook (default: all)",
-            {"metavar": "PART"},
-        ),
-        ("--json", "all of it as JSON (default: a table in Markdown)", FLAG),
+        ("--only", "step, student, views, metrics, bank, growth, notebook (default: all)", PART),
+        JSON,
     ],
 }
 

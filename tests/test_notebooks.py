@@ -4,6 +4,7 @@ That each runs, and again in the same kernel, is tested by nbval, which collects
 written, by `test_notebook_style`.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -35,7 +36,6 @@ def code(notebook):
 
 def what_is_said(name, out, **parameters):
     """The sentences that a notebook shows when it is executed with these parameters."""
-    words = [word for pair in parameters.items() for word in ("-r", pair[0], str(pair[1]))]
     done = subprocess.run(
         [
             sys.executable,
@@ -43,7 +43,7 @@ def what_is_said(name, out, **parameters):
             "fgkd.engine.execute",
             str(PROJECT / f"notebooks/{name}.ipynb"),
             str(out),
-            *words,
+            json.dumps({name: str(value) for name, value in parameters.items()}),
         ],
         env=os.environ | {"FGKD_WARM": "0"},
         capture_output=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -24,32 +25,20 @@ def run(parameters: dict[str, str | int | float], folder: Path) -> Path:
     held = states.lock(folder / ".choose")
     if held is None:
         raise StudyError(f"another run works in '{folder}': wait for it, or name another --out")
+    executed = folder / f"{NOTEBOOK}.ipynb"
     with held:
-        executed = folder / f"{NOTEBOOK}.ipynb"
         for file in (executed, folder / LOG):
             file.unlink(missing_ok=True)
-        status = _execute(parameters | {"out": str(folder)}, folder)
-        if status:
+        notebook = PROJECT / "notebooks" / executed.name
+        values = json.dumps(parameters | {"out": str(folder)})
+        command = [sys.executable, "-m", "fgkd.engine.execute", str(notebook), str(executed), values]
+        own = {"FGKD_RUNS": str(folder), "FGKD_EXIT": str(folder / "exit.json")}
+        with kernels.started(command, folder / "engine.log", kernels.homes(folder) | own) as process:
+            for line in filter(None, events.tail(folder / LOG, lambda: process.poll() is None)):
+                print(line, flush=True)
+        if process.returncode:
             raise _error(executed, folder)
         return page.write(folder, executed)
-
-
-def _execute(parameters: dict[str, str | int | float], folder: Path) -> int:
-    """Run papermill in a group that ends with this process, and print what it says; its exit status."""
-    notebook = PROJECT / "notebooks" / f"{NOTEBOOK}.ipynb"
-    words = [str(notebook), str(folder / f"{NOTEBOOK}.ipynb")]
-    for name, value in parameters.items():
-        words += ["-r" if isinstance(value, str) else "-p", name, str(value)]
-    environment = kernels.homes(folder) | {
-        "FGKD_RUNS": str(folder),
-        "FGKD_EXIT": str(folder / "exit.json"),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-    command = [sys.executable, "-m", "fgkd.engine.execute", *words]
-    with kernels.started(command, folder / "engine.log", environment) as process:
-        for line in filter(None, events.tail(folder / LOG, lambda: process.poll() is None)):
-            print(line, flush=True)
-    return process.returncode
 
 
 def _error(executed: Path, folder: Path) -> Exception:

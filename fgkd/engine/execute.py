@@ -1,12 +1,11 @@
 """papermill with kernels that listen on no port.
 
-    python -m fgkd.engine.execute NOTEBOOK OUTPUT -r NAME TEXT -p NAME VALUE ...
+    python -m fgkd.engine.execute NOTEBOOK OUTPUT '{"parameter": 1}'
 
 papermill's kernels would listen on five TCP ports each, open to every user of the machine but for a key, and
 taken from under one another in a race.  Here they talk over sockets in a folder that only its owner can open.
 """
 
-import ast
 import contextlib
 import json
 import os
@@ -87,14 +86,11 @@ def _add_error(ending: Path, error: Exception) -> None:
         ending.write_text(json.dumps(value))
 
 
-def main(notebook: str, output: str, *words: str) -> None:
-    """Execute a notebook; words: -r NAME TEXT and -p NAME VALUE."""
+def main(notebook: str, output: str, parameters: str = "{}") -> None:
+    """Execute a notebook; parameters: as JSON."""
     kernels.end_with_driver()
-    parameters = {}
-    for kind, name, value in zip(words[::3], words[1::3], words[2::3], strict=True):
-        parameters[name] = ast.literal_eval(value) if kind == "-p" else value
     gpu, ending = (os.environ.get(name, "") for name in ("FGKD_GPU", "FGKD_EXIT"))
-    execute(notebook, output, parameters, gpu=gpu, ending=ending)
+    execute(notebook, output, json.loads(parameters), gpu=gpu, ending=ending)
 
 
 if __name__ == "__main__":

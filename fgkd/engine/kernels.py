@@ -36,6 +36,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 from traitlets import Unicode
 
+from fgkd import records
 from fgkd.engine import states
 from fgkd.study import contents
 
@@ -197,7 +198,7 @@ def started(command: list[str], log: Path, environment: dict[str, str], *, outli
     outlives: it goes on when this process is killed; else it and all that it started ends with that.
     """
     with open(log, "wb") as out, _own_folder(log.parent) as temporary:
-        environment = environment | {"FGKD_SOCKETS": temporary}
+        environment = environment | {"FGKD_SOCKETS": temporary, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         if os.path.dirname(temporary) == tempfile.gettempdir():
             environment["TMPDIR"] = temporary  # what Snakemake leaves there when it is killed goes with it
         if not outlives:
@@ -220,8 +221,8 @@ def started(command: list[str], log: Path, environment: dict[str, str], *, outli
                     os.killpg(process.pid, signal.SIGKILL)
                 process.stdin.close()
                 process.wait()
-            with contextlib.suppress(OSError):  # a full disk
-                log.write_bytes(conceal(log.read_bytes()))
+            with contextlib.suppress(OSError):  # a full disk: the log stays as it is
+                records.write_bytes(log, conceal(log.read_bytes()))
 
 
 def end_with_driver() -> None:

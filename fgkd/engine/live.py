@@ -58,10 +58,8 @@ class RunView:
         self.study = study
         self.jobs = jobs
         self.console = console
-        self.kinds: dict[Job, str] = {}
-        self.begun: dict[Job, float] = {}
+        self.last: dict[Job, Event] = {}
         self.progress: dict[Job, dict] = {}
-        self.errors: dict[Job, str] = {}
         self.durations: dict[str, list[float]] = defaultdict(list)  # of the jobs that are done, by stage
         known: dict[Job, str] = {}
         for job in study.jobs():
@@ -74,18 +72,13 @@ class RunView:
         if event.kind == "progress":
             self.progress[job] = event.values
             return
-        self.kinds[job] = event.kind
+        self.last[job] = event
         self.progress.pop(job, None)
-        self.errors.pop(job, None)
-        match event.kind:
-            case "running":
-                self.begun[job] = event.at
-            case "done":
-                self._add_duration(job, event.values["seconds"])
-                self._print(f"{self._number('done')}/{len(self.jobs)}", job, event.values["result"])
-            case "failed":
-                self.errors[job] = event.values["error"]
-                self._print("FAILED:", job, event.values["error"], "red")
+        if event.kind == "done":
+            self._add_duration(job, event.values["seconds"])
+            self._print(f"{len(self._of('done'))}/{len(self.jobs)}", job, event.values["result"])
+        elif event.kind == "failed":
+            self._print("FAILED:", job, event.values["error"], "red")
 
     def seconds_left(self) -> tuple[float, bool]:
         """Seconds until all jobs have ended, and whether they are a lower bound.
@@ -95,56 +88,54 @@ class RunView:
         seconds = 0.0
         is_bound = False
         for job in self.jobs:
-            if self.kinds.get(job) in ("done", "failed") or not job.row.networks:
+            last = self.last.get(job)
+            if (last and last.kind != "running") or not job.row.networks:
                 continue
             training = training_seconds_left(self.progress.get(job)) or 0.0
             if self.durations[job.stage]:
-                spent = time.time() - self.begun.get(job, time.time())
+                spent = time.time() - last.at if last else 0.0
                 seconds += max(mean(self.durations[job.stage]) - spent, training)
             else:
                 seconds += training
                 is_bound = True
-        return seconds / max(1, self._number("running")), is_bound
+        return seconds / max(1, len(self._of("running"))), is_bound
 
     def __rich__(self) -> RenderableType:
-        done = self._number("done")
-        running = self._number("running")
+        done, running, failed = (self._of(kind) for kind in ("done", "running", "failed"))
         counts = Text.assemble(
             (self.study.name, "bold"),
-            (f"  {done}/{len(self.jobs)} done", COLOURS["done"]),
-            (f"  {running} running", COLOURS["running"]),
-            (f"  {len(self.errors)} failed", COLOURS["failed"] if self.errors else ""),
-            f"  {len(self.jobs) - done - running - len(self.errors)} waiting",
+            (f"  {len(done)}/{len(self.jobs)} done", COLOURS["done"]),
+            (f"  {len(running)} running", COLOURS["running"]),
+            (f"  {len(failed)} failed", COLOURS["failed"] if failed else ""),
+            f"  {len(self.jobs) - len(self.last)} waiting",
         )
         bar = Table.grid(expand=True, padding=(0, 2))
-        bar.add_row(ProgressBar(total=len(self.jobs), completed=done), self._end())
+        bar.add_row(ProgressBar(total=len(self.jobs), completed=len(done)), self._end())
         parts: list[RenderableType] = [counts, bar]
         if running:
-            parts.append(self._running_table())
-        for job, error in self.errors.items():
-            text = f"failed: {job.id}  {error}"
+            parts.append(self._running_table(running))
+        for event in failed:
+            text = f"failed: {event.job.id}  {event.values['error']}"
             parts.append(Text(text, COLOURS["failed"], no_wrap=True, overflow="ellipsis"))
         return Group(*parts)
 
-    def _running_table(self) -> Table:
+    def _running_table(self, running: list[Event]) -> Table:
         """One row per running job: its training, epoch, loss, seconds an epoch, and when that ends."""
         names = ("running now", "epoch", "loss", "s/epoch", "ends in")
         table = table_of(*names, right=names[1:])
         for column in table.columns[1:]:
             column.no_wrap = True
-        for job in self.jobs:
-            if self.kinds.get(job) != "running":
-                continue
-            values = self.progress.get(job)
+        for event in running:
+            values = self.progress.get(event.job)
             if values is None:
-                spent = duration((time.time() - self.begun[job]) / 3600)
-                table.add_row(Text.assemble(job.id, (f"  for {spent}", "dim")))
+                spent = duration((time.time() - event.at) / 3600)
+                table.add_row(Text.assemble(event.job.id, (f"  for {spent}", "dim")))
                 continue
             part = f" ({values['part']} of {values['parts']})" if values["parts"] > 1 else ""
             seconds = values["seconds_per_epoch"]
             left = training_seconds_left(values)
             table.add_row(
-                Text.assemble(job.id, (f"  {values['what']}{part}", "dim")),
+                Text.assemble(event.job.id, (f"  {values['what']}{part}", "dim")),
                 f"{min(int(values['epoch']) + 1, values['epochs'])}/{values['epochs']}",
                 "" if values["loss"] is None else f"{values['loss']:.3f}",
                 "" if seconds is None else f"{seconds:,.1f}",
@@ -161,8 +152,8 @@ class RunView:
         clock = time.strftime("%H:%M" if seconds < 12 * 3600 else "%a %H:%M", at)
         return f"ends in {'at least' if is_bound else 'about'} {duration(seconds / 3600)}, at {clock}"
 
-    def _number(self, kind: str) -> int:
-        return list(self.kinds.values()).count(kind)
+    def _of(self, kind: str) -> list[Event]:
+        return [event for event in self.last.values() if event.kind == kind]
 
     def _add_duration(self, job: Job, seconds: float | None) -> None:
         if seconds is not None:

@@ -214,7 +214,6 @@ def _environment(study: Study) -> dict[str, str]:
         "FGKD_RUNS": str(study.folder.parent.resolve()),
         "FGKD_STUDY": study.file,
         "FGKD_RUN": "1",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     if os.environ.get("FGKD_DATA"):
         environment["FGKD_DATA"] = os.path.abspath(os.environ["FGKD_DATA"])

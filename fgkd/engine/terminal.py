@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -100,15 +101,10 @@ def frame_table(frame: pd.DataFrame, digits: int = 4, width: int = UNLIMITED) ->
     return table
 
 
-def group_reasons(left: dict[Job, str]) -> Counter[tuple[str, str]]:
-    """How many jobs of each notebook are left for each reason."""
-    return Counter((job.notebook, reason) for job, reason in left.items())
-
-
 def reasons_json(left: dict[Job, str]) -> dict:
     """The number of jobs that are left, and their reasons, for `fgkd plan --json`."""
     rows = []
-    for (notebook, reason), number in group_reasons(left).items():
+    for (notebook, reason), number in _grouped(left).items():
         rows.append({"notebook": notebook, "reason": reason, "number": number})
     return {"notebooks_left": len(left), "left": rows}
 
@@ -123,8 +119,8 @@ def status_json(study: Study, rows: dict[Job, dict]) -> dict:
     return {"study": study.name, "folder": str(study.folder), "counts": counts, "jobs": jobs}
 
 
-def show_plan(study: Study, counts: dict, estimate: dict, left: dict[Job, str]) -> None:
-    """Print what a study consists of, what it takes, and what is left to run and why."""
+def show_plan(study: Study, counts: dict, estimate: dict, left: dict[Job, str], missing: list[str]) -> None:
+    """Print what a study consists of, what it takes and lacks, and what is left to run and why."""
     numbers = Table.grid(padding=(0, 2))
     for name, value in counts.items():
         text = f"{value / 1e6:,.1f} MB" if name.endswith("bytes") else f"{value:,}"
@@ -132,19 +128,19 @@ def show_plan(study: Study, counts: dict, estimate: dict, left: dict[Job, str]) 
     show(numbers, "no more banks lie on disk at once than runs go on at once\n")
     show(*_estimate_items(estimate))
     reasons = Table.grid(padding=(0, 1))
-    for (notebook, reason), number in group_reasons(left).items():
+    for (notebook, reason), number in _grouped(left).items():
         reasons.add_row(f"{number:6} x {notebook:22}", reason)
     done = f"\n{counts['notebooks'] - len(left)} of {counts['notebooks']} notebooks are done"
     show(done + ("; left to run:" if left else ""), *([reasons] if left else []))
     if bare := [key for key, model in study.teachers.items() if model.weights == "none"]:
         show(f"teachers that start from random weights, having no 'weights:': {', '.join(bare)}")
-    show(f"results in {study.folder}")
+    show(f"results in {study.folder}", *(f"lacking: {sentence}" for sentence in missing))
 
 
-def show_status(study: Study, rows: dict[Job, dict]) -> None:
+def show_status(study: Study, rows: dict[Job, dict], missing: Iterable[str] = ()) -> None:
     """Print one line per job: state, seconds, log; of a failed one its error and last output.
 
-    rows: as returned by `states.state`.
+    rows: as returned by `states.rows`; missing: what the study lacks.
     """
     table = table_of("state", "seconds", "job", "notebook", right=("seconds",))
     is_terminal = console_for(sys.stdout).is_terminal
@@ -162,6 +158,7 @@ def show_status(study: Study, rows: dict[Job, dict]) -> None:
     counts = Counter(row["state"] for row in rows.values())
     totals = ", ".join(f"{number} {state}" for state, number in counts.items())
     show(*([table] if is_terminal else []), f"{totals}; results in {study.folder}")
+    show(*(f"lacking: {sentence}" for sentence in missing))
 
 
 def show_failures(rows: dict[Job, dict]) -> list[Job]:
@@ -180,12 +177,6 @@ def show_engine_log(log: Path, status: int) -> None:
         f"{kernels.last_lines(log)}\nMend what it names; the same command goes on from what is finished",
         file=sys.stderr,
     )
-
-
-def show_missing(missing: list[str]) -> None:
-    """Print what the study names and is not there."""
-    for sentence in missing:
-        show(f"lacking: {sentence}")
 
 
 def show_results(study: Study, index: Path) -> None:
@@ -214,6 +205,11 @@ def show_results(study: Study, index: Path) -> None:
     if notes[NOTES:]:
         show(f"note: {len(notes) - NOTES} more are in the report")
     show("", f"report: {index}")
+
+
+def _grouped(left: dict[Job, str]) -> Counter[tuple[str, str]]:
+    """How many jobs of each notebook are left for each reason."""
+    return Counter((job.notebook, reason) for job, reason in left.items())
 
 
 def _estimate_items(estimate: dict) -> list[RenderableType]:

@@ -22,7 +22,7 @@ from fgkd import cli, records
 from fgkd import study as studies
 from fgkd.engine import events, live, run, states, terminal
 from fgkd.engine.events import Event
-from fgkd.study import Job, StudyError
+from fgkd.study import PROJECT, Job, StudyError
 
 TEACHER = Job("teacher", "birds", "resnet", "FT")
 DISTILL = Job("distill", "birds", "resnet", "FT")
@@ -300,6 +300,18 @@ def test_the_engine_is_told_its_jobs_in_a_file_however_many_they_are(tiny, engin
     log = (tiny.folder / "engine.log").read_text()
     assert TEACHER.id in log and DISTILL.id not in log and tiny.file in log
     assert events.jobs(tiny) == [TEACHER]
+
+
+def test_a_bank_of_an_earlier_run_is_not_computed_again_and_goes_after_its_last_student(finished):
+    for job in finished.jobs():
+        result(finished, job)
+    for file in finished.path(DISTILL).rglob("record.json"):
+        file.unlink()
+    command = [*run._command(1), "--dry-run", "--config", f"study={finished.file}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "rule distill:" in done.stdout and "rule bank:" not in done.stdout
+    assert "Would remove temporary output bank/birds/FT/resnet/views" in done.stdout
 
 
 def test_a_run_without_a_terminal_is_a_line_for_each_job_that_ended(tiny, capsys):
