@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -93,9 +94,9 @@ def run(options: argparse.Namespace) -> int:
     study = options.study
     if options.retry_failed and not states.failed(states.rows(study)):
         print("nothing has failed", file=sys.stderr if options.json else sys.stdout)
-    reporter = live.json_reporter if options.json else live.reporter
+    show = functools.partial(live.show, as_json=options.json)
     how = {"retry_failed": options.retry_failed, "profile": options.profile}
-    status = run.run_left(study, reporter, cores=int(options.cores), **how)
+    status = run.run_left(study, show, cores=int(options.cores), **how)
     failed = terminal.show_failures(states.rows(study))
     if status and not failed:
         terminal.show_engine_log(study.folder / run.LOG, status)
@@ -115,10 +116,8 @@ def status(options: argparse.Namespace) -> int:
     study = options.study
     missing = run.missing_inputs(study)
     if options.watch and states.is_driven(study):
-        reporter = live.json_reporter if options.json else live.reporter
-        with reporter(study, events.jobs(study)) as show:
-            for event in events.follow(study, lambda: states.is_driven(study)):
-                show(event)
+        happening = events.follow(study, lambda: states.is_driven(study))
+        live.show(study, events.jobs(study), happening, as_json=options.json)
     rows = states.rows(study)
     value = terminal.status_json(study, rows) | {"lacking": missing}
     if options.json and options.watch:

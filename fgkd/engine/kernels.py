@@ -31,13 +31,11 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import psutil
-from filelock import AcquireReturnProxy
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 from traitlets import Unicode
 
-from fgkd import records
-from fgkd.engine import states
 from fgkd.study import contents
 
 SOCKET_PATH = 103  # characters of a socket's path that Linux (107) and macOS (103) both take
@@ -185,8 +183,10 @@ def take_gpu(slots: list[str], folder: Path) -> str:
     """
     while True:
         for number, gpu in enumerate(slots):
-            if held := states.lock(folder / f".gpu-{number}"):
-                SLOTS.append(held)
+            with contextlib.suppress(Timeout):
+                SLOTS.append(
+                    FileLock(folder / f".gpu-{number}", fallback_to_soft=False).acquire(blocking=False)
+                )
                 return gpu
         time.sleep(SLOT_SECONDS)
 
@@ -197,6 +197,8 @@ def started(command: list[str], log: Path, environment: dict[str, str], *, outli
 
     outlives: it goes on when this process is killed; else it and all that it started ends with that.
     """
+    from fgkd import records  # and pandas, which a kernel loads after IPython
+
     with open(log, "wb") as out, _own_folder(log.parent) as temporary:
         environment = environment | {"FGKD_SOCKETS": temporary, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         if os.path.dirname(temporary) == tempfile.gettempdir():

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from statistics import mean
 
 from rich.console import Console, Group, RenderableType
@@ -28,22 +28,18 @@ from fgkd.study import Job, Study
 REFRESHES = 2  # a second
 
 
-@contextlib.contextmanager
-def reporter(study: Study, jobs: list[Job]) -> Iterator[Callable[[Event], None]]:
-    """Yield what shows a run's events: a live view, or a line for each job that ended."""
+def show(study: Study, jobs: list[Job], events: Iterable[Event], *, as_json: bool = False) -> None:
+    """Show a run's events: in a live view, as a line for each job that ended, or as JSON."""
+    if as_json:
+        print_json("start", study=study.name, jobs=[job.id for job in jobs])
+        for event in events:
+            print_json(event.kind, job=event.job.id, **event.values)
+        return
     view = RunView(study, jobs, console_for(sys.stderr))
-    if view.console.is_terminal:
-        with Live(view, console=view.console, refresh_per_second=REFRESHES, transient=True):
-            yield view.update
-    else:
-        yield view.update
-
-
-@contextlib.contextmanager
-def json_reporter(study: Study, jobs: list[Job]) -> Iterator[Callable[[Event], None]]:
-    """Yield what prints each event as a line of JSON."""
-    print_json("start", study=study.name, jobs=[job.id for job in jobs])
-    yield lambda event: print_json(event.kind, job=event.job.id, **event.values)
+    live = Live(view, console=view.console, refresh_per_second=REFRESHES, transient=True)
+    with live if view.console.is_terminal else contextlib.nullcontext():
+        for event in events:
+            view.update(event)
 
 
 def print_json(event: str, **values) -> None:

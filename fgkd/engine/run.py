@@ -20,13 +20,13 @@ from fgkd.study import PROJECT, STAGES, Job, Study, StudyError, contents
 LOG = "engine.log"
 LOCK_SECONDS = 1.0  # to wait for one that only asks whether the study is being run
 
-Reporter = Callable[[Study, list[Job]], contextlib.AbstractContextManager[Callable[[Event], None]]]
+Show = Callable[[Study, list[Job], Iterable[Event]], None]
 
 
-def run_left(study: Study, reporter: Reporter, *, retry_failed: bool, cores: int, profile: str | None) -> int:
+def run_left(study: Study, show: Show, *, retry_failed: bool, cores: int, profile: str | None) -> int:
     """Run the jobs that are left; returns the engine's exit status, 0 where nothing is left.
 
-    reporter: (study, jobs) -> a context manager that gives what is called with each event.
+    show: (study, jobs, events) shows these as they happen, until there are no more.
     retry_failed: run only the jobs that failed, with what these need.
     cores, profile: see `start_engine`.
     Raises StudyError, before anything runs, for inputs that are missing or do not fit.
@@ -38,12 +38,8 @@ def run_left(study: Study, reporter: Reporter, *, retry_failed: bool, cores: int
     with driver_lock(study):
         # Again: processes of a killed run may have finished some of them meanwhile.
         jobs = jobs_to_run(study, retry_failed=retry_failed)
-        with (
-            reporter(study, jobs) as show,
-            start_engine(study, jobs, cores=cores, profile=profile) as process,
-        ):
-            for event in follow(study, lambda: process.poll() is None):
-                show(event)
+        with start_engine(study, jobs, cores=cores, profile=profile) as process:
+            show(study, jobs, follow(study, lambda: process.poll() is None))
     return process.returncode
 
 

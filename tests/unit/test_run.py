@@ -315,10 +315,12 @@ def test_a_bank_of_an_earlier_run_is_not_computed_again_and_goes_after_its_last_
 
 
 def test_a_run_without_a_terminal_is_a_line_for_each_job_that_ended(tiny, capsys):
-    with live.reporter(tiny, [TEACHER, DISTILL]) as show:
-        show(Event("running", TEACHER))
-        show(Event("done", TEACHER, {"seconds": 1.0, "result": "TAC 34.2%"}))
-        show(Event("failed", DISTILL, {"error": "ValueError: [no] bank", "log": "x"}))
+    happened = [
+        Event("running", TEACHER),
+        Event("done", TEACHER, {"seconds": 1.0, "result": "TAC 34.2%"}),
+        Event("failed", DISTILL, {"error": "ValueError: [no] bank", "log": "x"}),
+    ]
+    live.show(tiny, [TEACHER, DISTILL], happened)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split() for line in lines] == [
         ["1/2", TEACHER.id, "TAC", "34.2%"],
