@@ -7,12 +7,10 @@ has an interval over datasets where there are six of them.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 
-from fgkd.analysis.blocks import MIN_DATASETS, exceeds, mean_interval, shared_error
+from fgkd.analysis.blocks import MIN_DATASETS, mean_interval, shared_error
 from fgkd.analysis.groups import GROUP, rhos
 from fgkd.analysis.selection import shares, with_errors
 from fgkd.metrics.claims import METRICS, claims_in
@@ -45,28 +43,6 @@ def distillation_gains(points: pd.DataFrame, students: pd.DataFrame, data: pd.Da
     for by in ("strategy", "loss", "dataset", "student"):
         rows += [_summarize_gains(by, value, part) for value, part in gains.groupby(by, sort=True)]
     return pd.DataFrame(rows, columns=PAY)
-
-
-def describe_gains(gains: pd.DataFrame) -> str:
-    """Say in one sentence whether distillation paid, by the first row of `distillation_gains`."""
-    if not len(gains):
-        lacking = "no student was trained without a teacher (`baseline: true`)"
-        return f"Whether distillation paid it cannot say: {lacking}."
-    row = gains.iloc[0]
-    words = {
-        True: "Distillation paid",
-        False: "Distillation did harm",
-        None: "Whether distillation paid these data cannot tell",
-    }
-    parts = []
-    for kind, teachers in GAINS.items():
-        gain, low, high = 100 * row[[kind, f"{kind}_low", f"{kind}_high"]].astype(float)
-        if not math.isnan(gain):
-            parts.append(f"{gain:+.1f} points from {teachers} ({low:+.1f} to {high:+.1f})")
-    return (
-        f"{words[exceeds(row.gain_low, row.gain_high)]}: against no teacher students have "
-        f"{', '.join(parts)}, with 95 % intervals over {row.over}."
-    )
 
 
 def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -105,29 +81,7 @@ def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TEMPERATURES)
 
 
-def describe_temperatures(table: pd.DataFrame, study: Study) -> str:
-    """Say whether the answer depends on T and beta, one sentence per loss of `temperatures`."""
-    if not len(table):
-        return "Whether the answer depends on T and beta it cannot say: no loss is KD with its own ones."
-    common = study.distillation
-    sentences = []
-    for row in table[table.metric == "ratio12"].itertuples():
-        if not row.groups:
-            sentences.append(f"Of {row.loss} no group has a rho of R12 beside one of kd.")
-            continue
-        verdict = "The answer depends on T and beta"
-        if exceeds(row.low, row.high) is None:
-            verdict = "Cannot tell whether the answer depends on T and beta"
-        bounds = "" if math.isnan(row.low) else f", 95 % {row.low:+.2f} to {row.high:+.2f}"
-        sentences.append(
-            f"{verdict}: R12 agrees by {row.kd:+.2f} at T {common.temperature:g}, beta {common.beta:g} and "
-            f"by {row.own:+.2f} at T {row.temperature:g}, beta {row.beta:g} ({row.difference:+.2f}{bounds}; "
-            f"{row.datasets} data set{'s' * (row.datasets > 1)})."
-        )
-    return " ".join(sentences)
-
-
-def progress(metrics: pd.DataFrame) -> pd.DataFrame:
+def training_progress(metrics: pd.DataFrame) -> pd.DataFrame:
     """Does R12 follow how far training has come (progress.csv)?
 
     An undertrained teacher has a small R12, being unsure of everything.

@@ -111,18 +111,6 @@ def correlations(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=CORRELATIONS)
 
 
-def explain_missing_rho(correlations: pd.DataFrame) -> str:
-    """Say in one sentence why a table of `correlations` has no rho to read; '' where it has one."""
-    if not len(correlations):
-        return "Not computed yet: no student of any teacher has ended."
-    if correlations.rho.notna().any():
-        return ""
-    largest = correlations.n.max()
-    if largest < 3:
-        return f"A rank correlation needs three teachers: no group has more than {largest} yet."
-    return "No rank correlation is defined: in every group all students, or all teachers' metrics, are alike."
-
-
 def example(points: pd.DataFrame) -> pd.DataFrame:
     """The points of the first dataset, student and loss: one group per strategy."""
     names = points[["dataset", "student", "loss"]]

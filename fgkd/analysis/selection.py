@@ -79,14 +79,13 @@ def with_errors(points: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
     return points.assign(error=np.sqrt(of_images + of_seeds))
 
 
-def selection_summary(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
+def selection_summary(outcomes: pd.DataFrame) -> pd.DataFrame:
     """What choosing gains, means over groups, the most accurate rule first (picks.csv).
 
     Rules that cannot pick in every group are left out.
 
-    points, students: as of `selection_outcomes`
+    outcomes: as returned by `selection_outcomes`
     """
-    outcomes = selection_outcomes(points, students)
     accuracy = outcomes.pivot(index=GROUP, columns="rule", values="accuracy")
     accuracy = accuracy.loc[:, accuracy.notna().all()]
     by_rule = outcomes[outcomes.rule.isin(accuracy.columns)].groupby("rule", sort=False)
@@ -133,61 +132,6 @@ def standings(points: pd.DataFrame, students: pd.DataFrame, data: pd.DataFrame) 
     table.loc["no teacher", "accuracy"] = baseline.mean(skipna=False)
     table.loc["chance", "accuracy"] = (1 / groups.dataset.map(data.set_index("dataset").classes)).mean()
     return table.rename_axis("teacher").reset_index().dropna(subset="accuracy")
-
-
-def describe_standings(standings: pd.DataFrame, picks: pd.DataFrame) -> str:
-    """Say which teacher in a few sentences: the best, who is not worse, whom each rule picks.
-
-    standings: as returned by the function of that name
-    picks: as returned by `selection_summary`
-    """
-    is_teacher = standings.tied.notna()
-    teachers = standings[is_teacher]
-    others = standings[~is_teacher].set_index("teacher").accuracy
-    best = teachers.iloc[0]
-    compared = [f", {name} {others[name]:.1%}" for name in ("no teacher", "chance") if name in others]
-    text = f"The students of {best.teacher} are the most accurate: {best.accuracy:.1%} +- {best.error:.1%}"
-    text += "".join(compared) + "."
-    tied = teachers.teacher[1:][teachers.tied[1:].astype(bool)]
-    if len(tied):
-        text += f" {listed(tied)} cannot be told apart from it."
-    if teachers.groups.nunique() > 1:
-        text = "Students are still missing: the teachers' means are over different groups and do not compare."
-    named = picks[picks.rule.isin(["R12", "TAC", "SSP"])]
-    chosen = [f"{row.rule} picks {row.teacher}, {row.accuracy:.1%}" for row in named.itertuples()]
-    text += f" {'; '.join(chosen)}."
-    if "TAC" in set(named.rule):
-        text += " To pick by TAC takes labelled test images."
-    return text
-
-
-def listed(names) -> str:
-    """Names in a sentence.
-
-    >>> listed(["a"]), listed(["a", "b", "c"])
-    ('a', 'a, b and c')
-    """
-    *first, last = map(str, names)
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def describe_selection(picks: pd.DataFrame) -> str:
-    """Say what choosing gains in one sentence, or that no student has a teacher yet.
-
-    picks: as returned by `selection_summary`
-    """
-    if not len(picks):
-        return "Not computed yet: no student of any teacher has ended."
-    accuracy = picks.set_index("rule").accuracy
-    rules = {
-        "R12": "picked by R12",
-        "TAC": "by TAC",
-        "SSP": "by SSP",
-        "random": "at random",
-        "best": "by the best teacher",
-    }
-    parts = [f"{words} {accuracy[rule]:.1%}" for rule, words in rules.items() if rule in accuracy]
-    return f"Mean accuracy of the student whose teacher is {', '.join(parts)}."
 
 
 def _most_frequent(names: pd.Series) -> str:

@@ -183,20 +183,18 @@ def show_results(study: Study, index: Path) -> None:
     """Print the tables that matter, what a reader should know of them, and where the report is."""
     import pandas as pd
 
-    from fgkd.analysis import findings, groups, selection
-    from fgkd.report import pages
+    from fgkd.report import pages, results, verdicts
 
     width = console_for(sys.stdout).width
     frames = records.collect(study)
-    points = records.points(frames) if "headline" in frames else pd.DataFrame()
-    if len(points):
-        students, data = frames["students"], frames["data"]
-        standings = selection.standings(points, students, data)
-        answer = selection.describe_standings(standings, selection.selection_summary(points, students))
-        gains = findings.describe_gains(findings.distillation_gains(points, students, data))
+    frames |= results.conclude(study, frames)
+    if "standings" in frames:
+        standings = frames["standings"]
+        answer = verdicts.describe_standings(standings, frames["picks"])
+        gains = verdicts.describe_gains(frames["pay"])
         counted = standings.assign(groups=standings.groups.map("{:.0f}".format, na_action="ignore"))
         show("", frame_table(counted, 4, width), "", Text(f"{answer} {gains}"))
-    lacks = groups.explain_missing_rho(frames.get("correlations", pd.DataFrame()))
+    lacks = verdicts.explain_missing_rho(frames.get("correlations", pd.DataFrame()))
     show("", lacks or frame_table(frames["headline"], 3, width))
     if width < UNLIMITED and not lacks:
         show(f"all columns: {index.parents[1] / 'tables'}")

@@ -11,15 +11,13 @@ from pathlib import Path
 import pandas as pd
 
 from fgkd import records
-from fgkd.analysis import correlation, findings, groups, paper, selection
+from fgkd.analysis import paper
 from fgkd.metrics.claims import METRICS, UNDEFINED
 from fgkd.progress import duration
-from fgkd.report import plots
+from fgkd.report import plots, results, verdicts
 from fgkd.report.site import STATES, Entry, Site, Table, write
 from fgkd.study import FIRST, PRETEXT, PROJECT, RECIPES, Job, Study
 
-RULES = ("R12", "R12, median", "SSP", "TAC", "NLL", "LogME", "pilot", "random", "no teacher")
-PAPERS = ("ratio12", "ssp", "tac")  # the metrics that the paper compares
 RESULTS = {
     "tac": "TAC {tac:.1%}",
     "ratio12": "R12 {ratio12:.3f}",
@@ -50,18 +48,17 @@ def build(study: Study, states: Mapping[Job, Mapping], folder: Path | None = Non
     """
     folder = folder or study.folder
     tables = records.collect(study)
-    answer = ["There is nothing to correlate yet."]
-    figures: list[tuple[Path, str]] = []
-    if "headline" in tables:
-        points = records.points(tables)
-        tables["picks"] = selection.selection_summary(points, tables["students"])
-        answer = [groups.explain_missing_rho(tables["correlations"])]
-        if len(points):
-            tables |= conclude(study, tables, points)
-            figures = _draw(study, tables, points, folder / "figures")
-            answer = _describe(study, tables) + answer
-        for name, frame in tables.items():
-            records.write_table(frame, folder / "tables" / f"{name}.csv")
+    tables |= results.conclude(study, tables)
+    answer = [verdicts.explain_missing_rho(tables.get("correlations", pd.DataFrame()))]
+    figures = []
+    if "standings" in tables:
+        answer = [*_answer(study, tables), *answer]
+        plots.set_style()
+        for name, draw in results.figures(study, tables).items():
+            plots.save(draw(), folder / "figures", name)
+            figures.append((folder / "figures" / f"{name}.svg", results.CAPTIONS[name]))
+    for name, frame in tables.items():
+        records.write_table(frame, folder / "tables" / f"{name}.csv")
     headline = tables.pop("headline", None)
     standings = tables.pop("standings", None)
     claims = tables.pop("claims", None)
@@ -85,30 +82,6 @@ def build(study: Study, states: Mapping[Job, Mapping], folder: Path | None = Non
     return write(site, folder / "report")
 
 
-def conclude(
-    study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame
-) -> dict[str, pd.DataFrame]:
-    """Compute the tables that the report adds.
-
-    tables: as returned by `records.collect`.
-    points: as returned by `records.points`.
-    """
-    correlations = tables["correlations"]
-    students = tables["students"]
-    choices = selection.selection_outcomes(points, students)
-    return {
-        "standings": selection.standings(points, students, tables["data"]),
-        "breakdown": groups.breakdown(correlations),
-        "claims": paper.claims(correlations, choices, students, points),
-        "power": paper.power(correlations),
-        "pay": findings.distillation_gains(points, students, tables["data"]),
-        "temperatures": findings.temperatures(correlations, study),
-        "progress": findings.progress(records.with_tac(tables["metrics"], tables["teachers"])),
-        "orders": groups.orders(points),
-        "mixes": findings.mixes(points, [*records.TRAITS, *records.WORDS]),
-    }
-
-
 def notes(study: Study, known: dict | None = None) -> list[str]:
     """Say what a reader of the numbers should know.
 
@@ -130,78 +103,12 @@ def notes(study: Study, known: dict | None = None) -> list[str]:
     return sentences
 
 
-def _describe(study: Study, tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """The answer in paragraphs: which teacher, whether distillation paid, whether T and beta matter."""
-    standings = selection.describe_standings(tables["standings"], tables["picks"]).replace("+-", "±")
+def _answer(study: Study, tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """In paragraphs: which teacher, whether distillation paid, whether T and beta matter."""
+    standings = verdicts.describe_standings(tables["standings"], tables["picks"]).replace("+-", "±")
     temperatures = tables["temperatures"]
-    tuned = findings.describe_temperatures(temperatures, study) if len(temperatures) else ""
-    return [standings, findings.describe_gains(tables["pay"]), tuned]
-
-
-def _draw(
-    study: Study, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame, folder: Path
-) -> list[tuple[Path, str]]:
-    """Draw and save every figure of the study; its SVG files with their captions, the headline first."""
-    plots.set_style()
-    teachers = study.teachers
-    students = tables["students"]
-    rhos = tables["correlations"]
-    example = groups.example(points)
-    choices = selection.selection_outcomes(points, students)
-    rules = [rule for rule in RULES if rule in set(choices.rule)]
-    trained = findings.teacher_means(records.with_tac(tables["metrics"], tables["teachers"]))
-    null = correlation.null_share(len(teachers)) if len(teachers) >= 3 else None
-    captions = {
-        "against": "Student accuracy against each metric, one point per teacher. "
-        "The claim: falling for R12, rising for SSP and TAC. Dashed: the student without a teacher.",
-        "ranks": "The teachers ranked by each metric, and by their students: "
-        "level lines are a metric that ranks them right.",
-        "accuracies": "Accuracy of every student, one column per strategy and auxiliary loss, one mark per "
-        "teacher, with its range over seeds; dashed: the student without a teacher.",
-        "picks": "What choosing by each metric gains: mean accuracy of the student whose teacher it picks; "
-        "in another colour the rules that see students first.",
-        "regret": "What each rule's pick loses against the best teacher of a group: "
-        "one dot per group, in black their mean, with its 95 % interval where there are six datasets.",
-        "agreements": "Spearman's rho in the claimed direction, a mark per data set; black: the mean over "
-        "groups, with its 95 % interval over data sets where there are six. Below the paper's three the "
-        "other metrics that see no student, the best first.",
-        "heat": "The same in each group: blue agrees with the claim, red contradicts it. "
-        "A pilot sees a tenth of each student's epochs (rounded up), agreement the whole student.",
-        "strengths": "Share of groups by strength of |rho|, which forgives a wrong sign; "
-        "dashed: the share that would be strong under the null.",
-        "progress": "R12 against how far the teacher's training has come: "
-        "rising, a small R12 is that of a teacher not yet trained.",
-        "capacity": "The teacher's size against its R12 and against its students' accuracy.",
-    }
-    drawings = {
-        "against": plots.metric_scatter(example, PAPERS, teachers, alone=_alone(example, students)),
-        "ranks": plots.ranks(example, PAPERS, teachers),
-        "accuracies": plots.accuracies(students, teachers),
-        "picks": plots.selection_chart(tables["picks"]),
-        "regret": plots.regret(choices, rules),
-        "agreements": plots.agreements(rhos, _blind(tables["headline"])),
-        "heat": plots.rho_heatmap(rhos),
-        "strengths": plots.strengths(rhos, ["ratio12", "ratio12_median", "ssp", "tac"], null),
-        "progress": plots.progress(trained, teachers),
-        "capacity": plots.capacity(points, "ratio12", teachers),
-    }
-    for name, drawing in drawings.items():
-        plots.save(drawing, folder, name)
-    return [(folder / f"{name}.svg", caption) for name, caption in captions.items()]
-
-
-def _blind(headline: pd.DataFrame) -> list[str]:
-    """The registered metrics, then those others that see no student, in the order of the headline."""
-    seeing = {name for name, claim in METRICS.items() if claim.begun or claim.afterwards}
-    return list(dict.fromkeys([*PAPERS, *(name for name in headline.metric if name not in seeing)]))
-
-
-def _alone(example: pd.DataFrame, students: pd.DataFrame) -> float | None:
-    """The mean accuracy of the example's student without a teacher; None where there is none."""
-    first = example.iloc[0]
-    of_student = (students.dataset == first.dataset) & (students.student == first.student)
-    alone = students[of_student & (students.strategy == "CE")]
-    return None if alone.empty else float(alone.accuracy.mean())
+    tuned = verdicts.describe_temperatures(temperatures, study) if len(temperatures) else ""
+    return [standings, verdicts.describe_gains(tables["pay"]), tuned]
 
 
 def _entry(study: Study, job: Job, state: Mapping, known: dict) -> Entry:

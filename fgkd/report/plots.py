@@ -370,7 +370,7 @@ def capacity(points: pd.DataFrame, metric: str, teachers: Iterable[str]) -> Figu
     return figure
 
 
-def progress(trained: pd.DataFrame, teachers: Iterable[str]) -> Figure:
+def training_progress(trained: pd.DataFrame, teachers: Iterable[str]) -> Figure:
     """R12 against the teacher's accuracy on the students' views, one panel per recipe.
 
     The title has the mean over datasets of Spearman's rho; hollow marks as in `metric_scatter`.

@@ -8,6 +8,7 @@ import pytest
 
 from fgkd.analysis import blocks, findings
 from fgkd.metrics import METRICS
+from fgkd.report import verdicts
 
 
 def taught(accuracies, *, dataset="d0", strategy="FT", loss="kd", seed=0, **columns):
@@ -97,7 +98,7 @@ def test_a_gain_of_nothing_is_found_to_pay_in_one_study_of_twenty():
     for _ in range(200):
         points = pd.concat([taught(rng.normal(0.4, 0.02, 3) + rng.normal(0, 0.03), dataset=d) for d in names])
         decided.append(
-            not findings.describe_gains(
+            not verdicts.describe_gains(
                 findings.distillation_gains(points, alone(0.4, names), data(names))
             ).startswith("Whether")
         )
@@ -113,7 +114,7 @@ def test_a_gain_of_nothing_is_found_to_pay_in_one_study_of_twenty():
     ],
 )
 def test_whether_it_paid_is_said_with_gains_and_what_the_intervals_are_over(without, words):
-    said = findings.describe_gains(
+    said = verdicts.describe_gains(
         findings.distillation_gains(taught([0.5, 0.3, 0.4], ratio12=[3, 1, 2]), alone(without), data())
     )
     assert said.startswith(words) and f"{100 * (0.3 - without):+.1f} points from R12's pick" in said
@@ -122,13 +123,13 @@ def test_whether_it_paid_is_said_with_gains_and_what_the_intervals_are_over(with
 
 def test_without_a_baseline_there_is_no_row_and_the_sentence_says_what_lacks():
     table = findings.distillation_gains(taught([0.5, 0.3]), alone(0.4).iloc[:0], data())
-    assert table.empty and "`baseline: true`" in findings.describe_gains(table)
+    assert table.empty and "`baseline: true`" in verdicts.describe_gains(table)
 
 
 def test_a_metric_that_is_undefined_leaves_the_other_gains():
     row = findings.distillation_gains(taught([0.5, 0.3], ratio12=[math.nan] * 2), alone(0.4), data()).iloc[0]
     assert math.isnan(row.r12) and math.isnan(row.r12_low) and row.best == pytest.approx(0.1)
-    assert "R12's pick" not in findings.describe_gains(
+    assert "R12's pick" not in verdicts.describe_gains(
         findings.distillation_gains(taught([0.5, 0.3], ratio12=[math.nan] * 2), alone(0.4), data())
     )
 
@@ -164,7 +165,7 @@ def test_a_loss_that_is_kd_is_paired_with_kd_in_the_groups_that_have_both(tuned)
     assert row[["kd", "own", "difference"]].to_list() == pytest.approx([0.3, 0.7, 0.4]) and math.isnan(
         row.low
     )
-    said = findings.describe_temperatures(found, tuned)
+    said = verdicts.describe_temperatures(found, tuned)
     assert (
         said.startswith("Cannot tell whether the answer depends")
         and "+0.30 at T 2, beta 10 and by +0.70 at T 4, beta 1" in said
@@ -174,7 +175,7 @@ def test_a_loss_that_is_kd_is_paired_with_kd_in_the_groups_that_have_both(tuned)
 def test_a_loss_without_a_group_beside_kd_is_named(tuned):
     found = findings.temperatures(correlated({("d0", "FT", "soft"): 0.2, ("d0", "FZ", "kd"): 0.4}), tuned)
     assert (
-        findings.describe_temperatures(found, tuned) == "Of soft no group has a rho of R12 beside one of kd."
+        verdicts.describe_temperatures(found, tuned) == "Of soft no group has a rho of R12 beside one of kd."
     )
 
 
@@ -186,14 +187,14 @@ def test_six_data_sets_tell_whether_the_answer_depends_on_t_and_beta(tuned, shif
         for i in range(6)
         for loss, own in (("kd", 0), ("soft", shift))
     }
-    assert findings.describe_temperatures(findings.temperatures(correlated(values), tuned), tuned).startswith(
+    assert verdicts.describe_temperatures(findings.temperatures(correlated(values), tuned), tuned).startswith(
         words
     )
 
 
 def test_a_study_of_one_temperature_says_that_it_cannot_say(tiny):
     found = findings.temperatures(correlated({("d0", "FT", "kd"): 0.2}), tiny)
-    assert found.empty and "no loss is KD with its own ones" in findings.describe_temperatures(found, tiny)
+    assert found.empty and "no loss is KD with its own ones" in verdicts.describe_temperatures(found, tiny)
 
 
 def banks(**columns):
@@ -209,7 +210,7 @@ def test_r12_that_follows_training_is_shown_by_recipe():
         ratio12=[1, 2, 3], ratio12_median=[1, 3, 2], train_accuracy=[0.1, 0.5, 0.9], tac=[0.3, 0.2, 0.1]
     )
     cal = [rising.assign(strategy=s, train_accuracy=[0.9, 0.5, 0.1]) for s in ("CAL", "TGDA")]
-    found = findings.progress(pd.concat([rising, *cal])).set_index(["recipe", "against"])
+    found = findings.training_progress(pd.concat([rising, *cal])).set_index(["recipe", "against"])
     assert found.rho.to_dict() == {
         ("FT", "train_accuracy"): 1,
         ("FT", "tac"): -1,
@@ -231,7 +232,7 @@ def test_a_teachers_progress_is_the_mean_over_seeds_and_one_row_for_cal_and_tgda
 
 
 def test_two_teachers_have_no_rho_of_progress():
-    assert findings.progress(banks(ratio12=[1, 2, 3]).iloc[:2]).rho.isna().all()
+    assert findings.training_progress(banks(ratio12=[1, 2, 3]).iloc[:2]).rho.isna().all()
 
 
 def test_parts_of_the_teachers_are_correlated_by_themselves():

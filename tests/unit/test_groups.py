@@ -7,6 +7,7 @@ import pytest
 from scenes import correlation_rows, metric_rows, student_rows
 
 from fgkd.analysis import correlation, groups
+from fgkd.report import verdicts
 
 
 @pytest.fixture
@@ -140,12 +141,12 @@ def test_what_keeps_a_study_from_being_read_is_said_in_a_sentence():
     alike = groups.correlations(student_rows(dict.fromkeys("abc", 0.3)), metric_rows(ratio12=[1, 2, 3]))
     three = groups.correlations(student_rows({"a": 0.3, "b": 0.2, "c": 0.1}), metric_rows(ratio12=[1, 2, 3]))
     none = groups.correlations(student_rows({}, baseline=0.5), metric_rows())
-    assert groups.explain_missing_rho(none) == "Not computed yet: no student of any teacher has ended."
+    assert verdicts.explain_missing_rho(none) == "Not computed yet: no student of any teacher has ended."
     assert (
-        groups.explain_missing_rho(two)
+        verdicts.explain_missing_rho(two)
         == "A rank correlation needs three teachers: no group has more than 2 yet."
     )
-    assert "are alike" in groups.explain_missing_rho(alike) and groups.explain_missing_rho(three) == ""
+    assert "are alike" in verdicts.explain_missing_rho(alike) and verdicts.explain_missing_rho(three) == ""
 
 
 def test_a_point_says_in_how_many_samples_r12_has_no_meaning():

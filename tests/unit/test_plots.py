@@ -119,7 +119,7 @@ def test_a_metric_that_is_no_number_or_the_same_for_all_has_its_figures(value, n
     drawn = [
         plots.ranks(table, ["ssp", "ratio12"], TEACHERS),
         plots.capacity(table, "ratio12", TEACHERS),
-        plots.progress(trained, TEACHERS),
+        plots.training_progress(trained, TEACHERS),
         plots.rho_heatmap(correlations),
         plots.agreements(correlations, ["ratio12", "ssp"]),
         plots.strengths(correlations, ["ratio12", "ssp"], None),
@@ -174,7 +174,7 @@ def test_progress_has_a_mark_a_teacher_and_data_set_and_the_mean_rho_above():
         for r in ("FT", "CAL")
         for t, v in zip("abc", (1.0, 2.0, 4.0), strict=True)
     ]
-    figure = plots.progress(pd.DataFrame(rows), list("abc"))
+    figure = plots.training_progress(pd.DataFrame(rows), list("abc"))
     for axis in figure.axes:
         assert np.vstack([c.get_offsets() for c in axis.collections]).tolist()[:3] == [
             [10, 1],
@@ -184,17 +184,18 @@ def test_progress_has_a_mark_a_teacher_and_data_set_and_the_mean_rho_above():
         assert hollow(axis) == [False, False, True] * 2
         assert axis.get_title().endswith("mean rho +0.00 (2 data sets)")
     assert [t.get_text() for t in figure.axes[-1].get_legend().get_texts()] == ["a", "b", "c"]
-    one = plots.progress(pd.DataFrame(rows).query("dataset == 'd0'"), list("abc")).axes[0]
+    one = plots.training_progress(pd.DataFrame(rows).query("dataset == 'd0'"), list("abc")).axes[0]
     assert one.get_title() == "FT: mean rho +1.00 (1 data set)"
-    lone = plots.progress(pd.DataFrame(rows).query("teacher != 'c'"), list("ab")).axes[0]
+    lone = plots.training_progress(pd.DataFrame(rows).query("teacher != 'c'"), list("ab")).axes[0]
     assert lone.get_title() == "FT: rho undefined"
 
 
 def test_a_rule_that_sees_students_says_how_much_of_their_training_it_takes():
     table = points(("FT", "TGDA"))
     students = table.assign(seed=0)
-    bars = plots.selection_chart(selection.selection_summary(table, students)).axes[0]
-    dots = plots.regret(selection.selection_outcomes(table, students), ["R12", "pilot", "random"]).axes[0]
+    outcomes = selection.selection_outcomes(table, students)
+    bars = plots.selection_chart(selection.selection_summary(outcomes)).axes[0]
+    dots = plots.regret(outcomes, ["R12", "pilot", "random"]).axes[0]
     marked = "pilot, after 10% of all trainings"
     assert [t.get_text() for t in dots.get_yticklabels()] == ["R12", marked, "random"]
     rules = [t.get_text() for t in bars.get_yticklabels()]
@@ -205,7 +206,8 @@ def test_a_rule_that_sees_students_says_how_much_of_their_training_it_takes():
 
 def test_the_best_rule_takes_most_of_the_width():
     table = points(("FT", "TGDA"))
-    bars = plots.selection_chart(selection.selection_summary(table, table.assign(seed=0))).axes[0]
+    outcomes = selection.selection_outcomes(table, table.assign(seed=0))
+    bars = plots.selection_chart(selection.selection_summary(outcomes)).axes[0]
     left, right = bars.get_xlim()
     longest = max(bar.get_width() for bar in bars.patches)
     assert left == 0 and longest == pytest.approx(100 * table.groupby("strategy").accuracy.max().mean())

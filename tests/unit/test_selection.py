@@ -7,6 +7,11 @@ import pytest
 from scenes import metric_rows, student_rows
 
 from fgkd.analysis import groups, selection
+from fgkd.report import verdicts
+
+
+def picks(points, students):
+    return selection.selection_summary(selection.selection_outcomes(points, students))
 
 
 def test_agreement_is_a_metric_but_no_rule_since_it_needs_the_student():
@@ -21,7 +26,7 @@ def test_a_pilot_picks_by_the_begun_student_and_its_price_stands_beside_it():
     students = student_rows({"a": 0.3, "b": 0.2, "c": 0.1}).assign(pilot=[0.01, 0.03, 0.02], pilot_cost=0.25)
     points = groups.join_students_with_metrics(students, metric_rows(ratio12=[1, 2, 3]))
     assert groups.correlations(students, metric_rows()).set_index("metric").agrees["pilot"] == -0.5
-    found = selection.selection_summary(points, students).set_index("rule")
+    found = picks(points, students).set_index("rule")
     assert found.loc["pilot", ["teacher", "accuracy", "cost"]].to_list() == ["b", 0.2, 0.25]
     assert found.cost[["R12", "TAC", "random", "best"]].to_list() == [0, 0, 0, 1]
 
@@ -29,23 +34,8 @@ def test_a_pilot_picks_by_the_begun_student_and_its_price_stands_beside_it():
 def test_students_of_which_no_history_is_known_have_no_pilot():
     students = student_rows({"a": 0.3, "b": 0.2, "c": 0.1}).assign(pilot=None, pilot_cost=None)
     points = groups.join_students_with_metrics(students, metric_rows(ratio12=[1, 2, 3]))
-    assert "pilot" not in set(selection.selection_summary(points, students).rule)
+    assert "pilot" not in set(picks(points, students).rule)
     assert math.isnan(groups.correlations(students, metric_rows()).set_index("metric").rho["pilot"])
-
-
-def test_an_answer_without_students_says_that_there_are_none():
-    students = student_rows({}, baseline=0.5)
-    assert selection.describe_selection(
-        selection.selection_summary(groups.join_students_with_metrics(students, metric_rows()), students)
-    ).startswith("Not computed yet")
-    students = student_rows({"a": 0.25, "b": 0.5})
-    found = selection.describe_selection(
-        selection.selection_summary(
-            groups.join_students_with_metrics(students, metric_rows(teachers="ab", ratio12=[1, 2])),
-            students,
-        )
-    )
-    assert "picked by R12 25.0%" in found and "by the best teacher 50.0%" in found
 
 
 def standings(accuracies, tests=200, teachers="abc", **columns):
@@ -60,7 +50,9 @@ def standings(accuracies, tests=200, teachers="abc", **columns):
     metrics = pd.concat([metric_rows(f"d{i}", teachers=teachers, **columns) for i in range(len(accuracies))])
     data = pd.DataFrame({"dataset": students.dataset.unique(), "classes": 4, "test": tests})
     points = groups.join_students_with_metrics(students, metrics.assign(ratio12_nonpositive=0.0))
-    return selection.standings(points, students, data), selection.selection_summary(points, students)
+    return selection.standings(points, students, data), selection.selection_summary(
+        selection.selection_outcomes(points, students)
+    )
 
 
 def test_teachers_stand_by_name_with_the_error_of_their_test_images():
@@ -71,7 +63,7 @@ def test_teachers_stand_by_name_with_the_error_of_their_test_images():
         [1.959964 * (p * (1 - p) / 200) ** 0.5 for p in (0.5, 0.4, 0.1)]
     )
     assert table.tied[:3].to_list() == [True, False, False]
-    text = selection.describe_standings(table, picks)
+    text = verdicts.describe_standings(table, picks)
     assert text.startswith(
         "The students of a are the most accurate: 50.0% +- 6.9%, no teacher 20.0%, chance 25.0%."
     )
@@ -117,13 +109,13 @@ def test_teachers_are_compared_on_the_groups_that_have_all_of_them():
     table, picks = standings([[0.1, 0.2, 0.3], [0.9, 0.5]], tests=100)
     accuracies = table.set_index("teacher").accuracy
     assert accuracies[["c", "b", "a"]].to_list() == [0.3, 0.2, 0.1] and set(table.groups[:3]) == {1}
-    assert "still missing" not in selection.describe_standings(table, picks)
+    assert "still missing" not in verdicts.describe_standings(table, picks)
 
 
 def test_an_answer_says_that_means_over_different_groups_do_not_compare():
     table, picks = standings([[0.1, 0.2], [0.9, 0.5], [0.1, None, 0.3]], tests=100)
     assert table.set_index("teacher").groups[["a", "b", "c"]].to_list() == [3, 2, 1]
-    assert "over different groups and do not compare" in selection.describe_standings(table, picks)
+    assert "over different groups and do not compare" in verdicts.describe_standings(table, picks)
 
 
 def test_whom_a_rule_picks_is_named_with_the_number_of_its_groups():
