@@ -7,6 +7,8 @@ has an interval over datasets where there are six of them.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -19,8 +21,7 @@ from fgkd.study import RECIPES, Study
 PAPER = ("ratio12", "tac", "ssp")
 GAINS = {"gain": "all teachers", "r12": "R12's pick", "best": "the best teacher in hindsight"}
 PAY = ["by", "value", "groups", "datasets", "alone"]
-PAY += [column for kind in GAINS for column in (kind, f"{kind}_low", f"{kind}_high")]
-PAY += ["over"]
+PAY += [*itertools.chain(*((kind, f"{kind}_low", f"{kind}_high") for kind in GAINS)), "over"]
 TEMPERATURES = [
     *("loss", "temperature", "beta", "metric", "groups", "datasets", "kd", "own", "difference", "low", "high")
 ]
@@ -52,9 +53,10 @@ def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
 
     correlations: as returned by `groups.correlations`
     """
-    own_losses = {name: loss for name, loss in study.losses.items() if loss.loss == "kd"}
     rows = []
-    for name, loss in own_losses.items():
+    for name, loss in study.losses.items():
+        if loss.loss != "kd":
+            continue
         kd = study.kd(loss)
         for metric in PAPER:
             values = correlations[correlations.metric == metric]
@@ -62,22 +64,10 @@ def temperatures(correlations: pd.DataFrame, study: Study) -> pd.DataFrame:
             both = wide.reindex(columns=["kd", name]).dropna()
             datasets = both.index.get_level_values("dataset")
             difference = both[name] - both.kd
-            low, high = mean_interval(difference, datasets)
-            rows.append(
-                {
-                    "loss": name,
-                    "temperature": kd.temperature,
-                    "beta": kd.beta,
-                    "metric": metric,
-                    "groups": len(both),
-                    "datasets": datasets.nunique(),
-                    "kd": both.kd.mean(),
-                    "own": both[name].mean(),
-                    "difference": difference.mean(),
-                    "low": low,
-                    "high": high,
-                }
-            )
+            bounds = mean_interval(difference, datasets)
+            means = [both.kd.mean(), both[name].mean(), difference.mean()]
+            own = [name, kd.temperature, kd.beta, metric, len(both), datasets.nunique()]
+            rows.append([*own, *means, *bounds])
     return pd.DataFrame(rows, columns=TEMPERATURES)
 
 
@@ -92,19 +82,10 @@ def training_progress(metrics: pd.DataFrame) -> pd.DataFrame:
     for recipe, banks in teacher_means(metrics).groupby("recipe", sort=False):
         for against in ("train_accuracy", "tac"):
             known = rhos(banks, ["dataset"], "ratio12", against).dropna()
-            low, high = mean_interval(known, known.index.get_level_values("dataset"))
-            rows.append(
-                {
-                    "recipe": recipe,
-                    "against": against,
-                    "datasets": len(known),
-                    "teachers": banks.dataset.value_counts().max(),
-                    "rho": known.mean(),
-                    "low": low,
-                    "high": high,
-                    "median": rhos(banks, ["dataset"], "ratio12_median", against).mean(),
-                }
-            )
+            bounds = mean_interval(known, known.index.get_level_values("dataset"))
+            of_median = rhos(banks, ["dataset"], "ratio12_median", against).mean()
+            teachers = banks.dataset.value_counts().max()
+            rows.append([recipe, against, len(known), teachers, known.mean(), *bounds, of_median])
     return pd.DataFrame(rows, columns=PROGRESS)
 
 
@@ -152,40 +133,31 @@ def _group_gains(points: pd.DataFrame, students: pd.DataFrame, test_images: pd.S
     for key, group in points.groupby(GROUP, sort=True):
         if key[:2] not in alone.index:
             continue
-        baseline, baseline_var, baseline_seeds = alone.loc[key[:2]]
+        baseline, variance, seeds = alone.loc[key[:2]]
         of_baseline = baseline * (1 - baseline) / test_images[key[0]]
-        of_baseline += np.nan_to_num(baseline_var / baseline_seeds)
+        of_baseline += np.nan_to_num(variance / seeds)
         errors = np.sqrt(group.error**2 + of_baseline)
         row = dict(zip(GROUP, key, strict=True)) | {"alone": baseline}
         scores = {"gain": 0 * group.accuracy, "r12": -group.ratio12, "best": group.accuracy}
         for kind, score in scores.items():
             share = shares(score.to_numpy())
-            row[kind] = share @ group.accuracy - baseline
-            row[f"{kind}_error"] = share @ errors
+            row |= {kind: share @ group.accuracy - baseline, f"{kind}_error": share @ errors}
         rows.append(row)
-    columns = [*GROUP, "alone", *GAINS, *(f"{kind}_error" for kind in GAINS)]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*GROUP, "alone", *GAINS, *(f"{kind}_error" for kind in GAINS)])
 
 
 def _summarize_gains(by: str, value: str, gains: pd.DataFrame) -> dict:
     """A row of `distillation_gains`, of the rows of some groups."""
     datasets = gains.dataset.nunique()
-    row = {
-        "by": by,
-        "value": value,
-        "groups": len(gains),
-        "datasets": datasets,
-        "alone": gains.alone.mean(),
-        "over": "data sets" if datasets >= MIN_DATASETS else "test images",
-    }
+    row = {"by": by, "value": value, "groups": len(gains), "datasets": datasets, "alone": gains.alone.mean()}
+    row["over"] = "data sets" if datasets >= MIN_DATASETS else "test images"
     for kind in GAINS:
         defined = gains[gains[kind].notna()]
         mean = defined[kind].mean()
         low, high = mean_interval(defined[kind], defined.dataset)
         if datasets < MIN_DATASETS and len(defined):
             reach = shared_error(defined[f"{kind}_error"], defined.dataset)
-            low = mean - reach
-            high = mean + reach
+            low, high = mean - reach, mean + reach
         row |= {kind: mean, f"{kind}_low": low, f"{kind}_high": high}
     return row
 

@@ -135,15 +135,14 @@ def rhos(points: pd.DataFrame, by: list[str], x: str, y: str, within: str | None
 
     within: a column; rho is then `spearman_within` its values
     """
-    found = []
-    keys = []
+    found = {}
     for key, group in points.groupby(by):
-        keys.append(key)
         if within is None:
-            found.append(spearman(group[x], group[y]))
+            found[key] = spearman(group[x], group[y])
         else:
-            found.append(spearman_within(group[x], group[y], group[within]))
-    return pd.Series(found, pd.MultiIndex.from_frame(pd.DataFrame(keys, columns=by)), dtype=float)
+            found[key] = spearman_within(group[x], group[y], group[within])
+    keys = pd.MultiIndex.from_frame(pd.DataFrame(list(found), columns=by))
+    return pd.Series(list(found.values()), keys, dtype=float)
 
 
 def sensitivity(students: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:

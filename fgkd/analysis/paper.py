@@ -1,8 +1,7 @@
-"""Tables of arXiv 2605.15689, what follows from them alone, and what a study says of the paper's claims.
+"""Tables of arXiv 2605.15689, and what a study says of the paper's claims.
 
-The paper counts and averages abs(rho), which a wrong sign raises as well.  Signed are only the one group
-whose points it shows (`cub_group`) and the accuracies of picked teachers' students (`comparisons`), since a
-pick follows the claimed direction.
+The paper counts and averages abs(rho), which a wrong sign raises as well.  Notebook 07 shows what
+follows from its tables alone.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from fgkd.analysis.groups import GROUP, rhos
 from fgkd.study import RECIPES
 
 FOLDER = Path(__file__).with_name("published")
-# 8 datasets x 3 students x 4 strategies x KD, and 8 datasets x 4 further losses for one student
-GROUPS = {"all": 128, "CAL": 24, "TGDA": 24}
 # what was to be tested before any study ran
 REGISTERED = ("R12: mean signed rho", "R12 - SSP: mean signed rho", "R12 - TAC: mean signed rho")
 LEVEL = 0.05 / len(REGISTERED)
+# above 0, and below
+VERDICTS = {"registered": ("holds", "fails"), "exploratory": ("suggests so", "suggests not")}
+UNDECIDED = "cannot tell"
 # datasets below which no p can be small enough, or no interval made
 NEEDED = {"registered": 7, "exploratory": blocks.MIN_DATASETS}
 DESIGNS = (7, 8, 10, 14, 20)  # numbers of datasets that `power` looks at
@@ -42,95 +42,6 @@ def published(name: str) -> pd.DataFrame:
     if name not in known:
         raise ValueError(f"there is no published table {name!r}: expected one of {', '.join(known)}")
     return pd.read_csv(FOLDER / f"{name}.csv")
-
-
-def strength_counts() -> pd.DataFrame:
-    """How many groups the printed shares stand for: one row per scope and strength.
-
-    Columns: its `groups`, the number of them for tac, ssp and ratio12, and `chance`, the number expected of 8
-    unrelated teachers.  Scope 'others' is what CAL and TGDA leave of all.
-    """
-    metrics = ["tac", "ssp", "ratio12"]
-    table = published("strength")
-    table["groups"] = table.scope.map(GROUPS)
-    table[metrics] = table[metrics].mul(table.groups / 100, axis=0).round().astype(int)
-    strong = table[table.strength == "strong"].set_index("scope")[["groups", *metrics]]
-    # all less CAL and TGDA, where the sum holds all three
-    others = 2 * strong.loc["all"] - strong.sum()
-    row = {"scope": "others", "strength": "strong", **others.to_dict()}
-    table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
-    table["chance"] = table.groups * table.strength.map(correlation.null_summary(8))
-    return table[["scope", "strength", "groups", *metrics, "chance"]]
-
-
-def comparisons() -> pd.DataFrame:
-    """R12 against TAC and SSP in print: one row per quantity and rival.
-
-    Columns: on how many datasets R12 is better, equal and worse, and the mean difference with its interval, p
-    of swapping the two on whole datasets, and Holm's p.  Quantities: mean abs(rho) of a dataset's groups, and
-    accuracy in % of the LCNet-035 student (TGDA) whose teacher is picked.
-    """
-    quantities = {
-        "mean abs_rho": "correlation_by_dataset",
-        "accuracy of the pick": "lcnet035_tgda_accuracy",
-    }
-    tables = []
-    for quantity, name in quantities.items():
-        printed = published(name).set_index("dataset").drop("average")
-        rows = []
-        for rival in ("tac", "ssp"):
-            difference = (printed.ratio12 - printed[rival]).round(9)
-            low, high, p = blocks.mean_test(difference, printed.index)
-            rows.append(
-                {
-                    "quantity": quantity,
-                    "rival": rival,
-                    "better": (difference > 0).sum(),
-                    "equal": (difference == 0).sum(),
-                    "worse": (difference < 0).sum(),
-                    "difference": difference.mean(),
-                    "low": low,
-                    "high": high,
-                    "p": p,
-                }
-            )
-        table = pd.DataFrame(rows)
-        table["p_holm"] = blocks.holm(table.p)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
-
-
-def cub_group() -> pd.DataFrame:
-    """Rho, interval, exact p and tau in the group with published points: one row per metric.
-
-    The group is CUB, ResNet-18, TGDA, 8 teachers; tac is the CAL teachers' accuracy.  Two students were read
-    off the figure as equal, which leaves -0.862; the printed -0.905 is that of the ranking in which the claim
-    holds for these two (row 'ratio12, untied').
-    """
-    points = published("cub_resnet18_tgda")
-    points = points.merge(published("cal_teacher_accuracy"), on="teacher", validate="one_to_one")
-    accuracy = points.student_accuracy
-    pairs = {
-        "ratio12": (points.ratio12, accuracy),
-        "ratio12, untied": (points.ratio12, accuracy - 1e-6 * points.ratio12),
-        "tac": (points.cub, accuracy),
-    }
-    rows = []
-    for name, (x, y) in pairs.items():
-        rho = correlation.spearman(x, y)
-        low, high = correlation.interval(rho, len(points))
-        rows.append(
-            {
-                "metric": name,
-                "n": len(points),
-                "rho": rho,
-                "low": low,
-                "high": high,
-                "p": correlation.exact_p(x, y),
-                "tau": correlation.kendall(x, y),
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def claims(
@@ -157,11 +68,8 @@ def claims(
     students: one row per student, with its `model`
     points: as returned by `records.points`, with the `family` of each teacher
     """
-    quantities = {
-        **_rho_claims(correlations),
-        **_pick_claims(choices, students),
-        **_size_claims(correlations, points),
-    }
+    quantities = _rho_claims(correlations) | _pick_claims(choices, students)
+    quantities |= _size_claims(correlations, points)
     rows = [_test_claim(claim, printed, values) for claim, (printed, values) in quantities.items()]
     table = pd.DataFrame(rows)
     registered = table.claim.isin(REGISTERED)
@@ -169,16 +77,18 @@ def claims(
     needed = table.family.map(NEEDED)
     table["needed"] = needed.where(table.datasets < needed)
     table["p_holm"] = blocks.holm(table.p.where(registered))
-    decided = np.where(registered, table.p_holm <= 0.05, (table.low > 0) | (table.high < 0))
-    above = np.where(registered, "holds", "suggests so")
-    below = np.where(registered, "fails", "suggests not")
+    excludes_0 = [blocks.exceeds(row.low, row.high) is not None for row in table.itertuples()]
+    decided = np.where(registered, table.p_holm <= 0.05, excludes_0)
+    words = table.family.map(VERDICTS)
+    verdicts = [words.str[0], words.str[1]]
     table["verdict"] = np.select(
-        [decided & (table.ours > 0), decided & (table.ours < 0)], [above, below], "cannot tell"
+        [decided & (table.ours > 0), decided & (table.ours < 0)], verdicts, UNDECIDED
     )
-    table["detectable"] = np.nan
-    undecided = registered & (table.verdict == "cannot tell") & table.needed.isna()
-    for row in table[undecided].itertuples():
-        table.loc[row.Index, "detectable"] = _detectable(row.claim, row.spread, row.datasets)
+    undecided = registered & (table.verdict == UNDECIDED) & table.needed.isna()
+    table["detectable"] = [
+        _detectable(row.claim, row.spread, row.datasets) if undecided[row.Index] else np.nan
+        for row in table.itertuples()
+    ]
     return table[CLAIMS]
 
 
@@ -205,31 +115,15 @@ def power(correlations: pd.DataFrame) -> pd.DataFrame:
     teachers = correlations.n.max()
     if not teachers >= 3:
         return pd.DataFrame(columns=POWER)
-    single, *differences = REGISTERED
-    quantities = {single: agrees.ratio12}
-    for claim, rival in zip(differences, ("ssp", "tac"), strict=True):
-        quantities[claim] = agrees.ratio12 - agrees[rival]
     rows = []
-    for claim, values in quantities.items():
+    for claim, rival in zip(REGISTERED, (None, "ssp", "tac"), strict=True):
+        values = agrees.ratio12 - agrees[rival] if rival else agrees.ratio12
         own = values.groupby("dataset").mean().dropna()
-        if len(own) >= 3:
-            source = "this study"
-            spread = own.std()
-        else:
-            source = "chance"
-            spread = np.sqrt((1 if claim == single else 2) / (teachers - 1))
+        source = "this study" if len(own) >= 3 else "chance"
+        spread = own.std() if len(own) >= 3 else np.sqrt((2 if rival else 1) / (teachers - 1))
         for n, datasets in itertools.product((teachers, 2 * teachers), DESIGNS):
             shrunk = spread * np.sqrt((teachers - 1) / (n - 1))
-            rows.append(
-                {
-                    "claim": claim,
-                    "datasets": datasets,
-                    "teachers": n,
-                    "spread": shrunk,
-                    "source": source,
-                    "detectable": _detectable(claim, shrunk, datasets),
-                }
-            )
+            rows.append([claim, datasets, n, shrunk, source, _detectable(claim, shrunk, datasets)])
     return pd.DataFrame(rows, columns=POWER)
 
 
@@ -302,18 +196,15 @@ def _size_claims(correlations: pd.DataFrame, points: pd.DataFrame) -> Quantities
     teachers = points.assign(recipe=points.strategy.map(RECIPES)).drop_duplicates([*keys, "teacher"])
     related = teachers[teachers.family != ""]
     taught = points[points.family != ""]
-    return {
-        "smaller teachers: rho with student accuracy": (np.nan, -by_size),
-        "smaller teachers: rho of size and R12": (np.nan, rhos(teachers, keys, "parameters", "ratio12")),
-        "smaller of a family: rho with student accuracy": (
-            np.nan,
-            -rhos(taught, GROUP, "parameters", "accuracy", within="family"),
-        ),
-        "smaller of a family: rho of size and R12": (
-            np.nan,
-            rhos(related, keys, "parameters", "ratio12", within="family"),
-        ),
+    inside = rhos(taught, GROUP, "parameters", "accuracy", within="family")
+    inside_r12 = rhos(related, keys, "parameters", "ratio12", within="family")
+    quantities = {
+        "smaller teachers: rho with student accuracy": -by_size,
+        "smaller teachers: rho of size and R12": rhos(teachers, keys, "parameters", "ratio12"),
+        "smaller of a family: rho with student accuracy": -inside,
+        "smaller of a family: rho of size and R12": inside_r12,
     }
+    return {claim: (np.nan, values) for claim, values in quantities.items()}
 
 
 def _mean_by_student(values: pd.Series, strategies: list[str]) -> pd.Series:

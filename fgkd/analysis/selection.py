@@ -21,11 +21,9 @@ OUTCOMES = [*GROUP, "rule", "teacher", "accuracy", "regret", "hit", "top3", "cos
 def selection_outcomes(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     """One row per group and rule: whom the rule picks, and what that student reaches.
 
-    A metric picks its best teacher in the claimed direction; ties are shared.  Columns: teacher, whom it
-    picks, 'a = b' of equal ones, empty where it picks nobody in particular; accuracy of the picked teacher's
-    student; regret, accuracy below the best teacher's student; hit and top3, whether the pick is the best or
-    among the best three; cost, the share of the training of every teacher's student that the rule has to see:
-    0 where the choice is free of students, 1 for 'best'.
+    A metric picks its best teacher in the claimed direction; ties are shared: 'a = b', and '' where a rule
+    picks nobody in particular.  Columns as those of picks.csv; cost is the share of the training of every
+    teacher's student that the rule has to see: 0 where the choice is free of students, 1 for 'best'.
 
     points: as returned by `groups.join_students_with_metrics`
     students: one row per student, those without a teacher among them
@@ -38,9 +36,7 @@ def selection_outcomes(points: pd.DataFrame, students: pd.DataFrame) -> pd.DataF
         accuracy = group.accuracy.to_numpy()
         best = accuracy.max()
         third = np.sort(accuracy)[-3:].min()
-        scores = {}
-        for name, claim in rules.items():
-            scores[claim.label] = group[name].to_numpy() * claim.direction
+        scores = {claim.label: claim.direction * group[name].to_numpy() for name, claim in rules.items()}
         scores["best"] = accuracy
         scores["random"] = np.zeros_like(accuracy)  # all tie: each teacher is picked
         costs = {METRICS["pilot"].label: group.pilot_cost.mean(), "best": 1.0}

@@ -1,6 +1,6 @@
 """What a reader sees: figures in one style, and the offline pages of a study's report.
 
-`plots` draws, `pages` builds a study's report, `site` writes its files, `notebook` renders an executed
-notebook, `markup` makes HTML safe.  Imports `records`, `analysis` and below, and no PyTorch at import; may be
-imported by `cli`, and `plots` by notebooks.
+`plots` draws; `results` gives the tables and figures of a study, `verdicts` its sentences; `pages` builds its
+report, `site` writes the files, `notebook` renders an executed notebook, `markup` makes HTML safe.  Imports
+`records`, `analysis` and below, and no PyTorch at import; may be imported by `engine`, `choose` and notebooks.
 """

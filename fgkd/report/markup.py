@@ -14,13 +14,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from bleach.sanitizer import Cleaner
 from bs4 import BeautifulSoup, NavigableString
 from latex2mathml.converter import convert
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fgkd.study import PROJECT
 
@@ -38,7 +37,6 @@ largeop linethickness lspace mathvariant maxsize minsize movablelimits notation 
 stretchy symmetric voffset width"""
 # Elements of an output that go with their content, which is no text for a reader
 DROPPED = ["script", "style", "noscript", "template", "iframe", "object", "svg", "title"]
-BINARY = ("image/png", "image/jpeg")  # base64, in which a path may stand by chance
 AMOUNT = r"[<≤≥>~]?\s?[-+\u2212±]?[\d.,]+(e[-+]?\d+)?\s?(%|s|ms|MB|GB|†)?( ± [\d.]+%)?"
 NUMBER = re.compile(rf"{AMOUNT}|nan|NaN|-?inf|\u2013|")
 
@@ -101,31 +99,31 @@ def text(plain: object) -> Markup:
     return Markup("".join(pieces))
 
 
-def shorten_paths(value: Any, folders: Sequence[Path]) -> Any:
-    """Take folders of this machine off the paths in a text, or in the texts of a notebook.
+def shorten_paths(page: str, folders: Sequence[Path]) -> str:
+    """Take folders of this machine off the paths in a page, but not out of the images that it embeds.
 
     A page is read by others, whom it need not tell where its files lie, and whose home that is.  A file in
     one of the folders, or in the project, is left with its path in there; the home folder becomes `~`.
     """
-    if isinstance(value, dict):
-        return {key: part if key in BINARY else shorten_paths(part, folders) for key, part in value.items()}
-    if isinstance(value, list):
-        return [shorten_paths(part, folders) for part in value]
-    return _paths(*folders)(value) if isinstance(value, str) else value
+    return _paths(*folders)(page)
 
 
 @functools.cache
 def _paths(*folders: Path) -> Callable[[str], str]:
-    """The function that shortens a text for `shorten_paths`."""
+    """The function that shortens a page for `shorten_paths`."""
     homes = {os.path.abspath(Path.home()), os.path.realpath(Path.home())}
     places = {path(folder) for folder in (PROJECT, *folders) for path in (os.path.abspath, os.path.realpath)}
     names = sorted({*homes, *places} - {"/"}, key=len, reverse=True)
-    written = "|".join(re.escape(form(name)) for name in names for form in (str, html.escape))
-    pattern = re.compile(rf"(?<![\w.~-])({written})(?:(/)|(?![\w.-]))")
+    forms = (str, html.escape, escape, functools.partial(html.escape, quote=False))  # as a page may write it
+    written = "|".join(dict.fromkeys(re.escape(str(form(name))) for name in names for form in forms))
+    # base64 may hold a path by chance
+    pattern = re.compile(rf"data:image/[\w+;,/=]*|(?<![\w.~-])({written})(?:(/)|(?![\w.-]))")
 
     def shorten(match: re.Match) -> str:
         folder, slash = match.groups(default="")
-        if folder in homes:
+        if not folder:
+            return match[0]
+        if html.unescape(folder) in homes:
             return f"~{slash}"
         return "" if slash else Path(folder).name
 

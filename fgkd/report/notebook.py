@@ -4,8 +4,8 @@ nbconvert reads the notebook, drops papermill's own error markers and empty cell
 output's richest form, highlights code, colours terminal text and renders Markdown with embedded images. Ours
 are `templates/cells.html.j2`, which lays a cell out, and its filters: the stricter allow list of
 `fgkd.report.markup`, MathML for formulas, and no progress bars.  nbconvert's pages (`HTMLExporter` with its
-templates `lab` and `classic`) are not used: they load MathJax and require.js from elsewhere, and give images
-no text of their own.
+templates `lab` and `classic`) are not used: they load MathJax and require.js from elsewhere, give images no
+text of their own, and raise where a widget's data are not those of a widget.
 """
 
 import functools
@@ -61,7 +61,7 @@ def write_page(
     if file.exists() and digest.encode() in file.read_bytes()[:1000]:
         return
     try:
-        cells = nbformat.from_dict(markup.shorten_paths(nbformat.reads(content.decode(), 4), folders))
+        cells = nbformat.reads(content.decode(), 4)
         body, _ = _exporter().from_notebook_node(cells, {"metadata": {"path": str(notebook.parent)}})
         soup = BeautifulSoup(body, "html.parser")
         _make_accessible(soup)
@@ -78,7 +78,7 @@ def write_page(
         home=quote(home),
         digest=digest,
     )
-    records.write_bytes(file, page.encode())
+    records.write_bytes(file, markup.shorten_paths(page, folders).encode())
 
 
 @functools.cache
