@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from fgkd.analysis.blocks import mean_interval, shared_error
+from fgkd.analysis.blocks import exceeds, mean_interval, shared_error
 from fgkd.analysis.groups import GROUP
 from fgkd.metrics.claims import METRICS, claims_in
 
@@ -142,4 +142,4 @@ def _is_tied(differences: pd.Series, errors: pd.Series) -> bool:
     low, high = mean_interval(differences, differences.index.get_level_values("dataset"))
     if math.isnan(low):
         return abs(differences.mean()) <= math.sqrt((errors**2).sum())
-    return low <= 0 <= high
+    return exceeds(low, high) is None

@@ -132,11 +132,10 @@ def logit_bars(logits, titles: Sequence[str]) -> Figure:
     logits = np.asarray(logits, float)
     figure, axes = _panels(len(logits), 3.1 * len(logits), 2.8, sharey=True)
     for axis, values, title in zip(axes, logits, titles, strict=True):
-        rank = (-values).argsort().argsort()
-        colours = np.select([rank == 0, rank == 1], PALETTE[:2], LIGHT_GREY)
-        axis.bar(range(len(values)), values, color=colours)
+        axis.bar(range(len(values)), values, color=_largest_coloured(values))
         axis.axhline(0, color="black", linewidth=0.8)
-        ratio = values[rank == 0].item() / values[rank == 1].item()
+        second, largest = np.sort(values)[-2:]
+        ratio = largest / second
         axis.set(title=f"{title}\nR12 = {ratio:.2f}", xlabel="class", xticks=range(len(values)))
     axes[0].set_ylabel("raw logit")
     return figure
@@ -241,16 +240,14 @@ def gains(table: pd.DataFrame, teacher: str, teachers: Iterable[str] = ()) -> Fi
     """
     palette, _ = teacher_styles([*teachers, teacher])
     colours = {"alone": "black", "taught": STUDENTS[1], "teacher": palette[teacher]}
-    figure, (axis,) = _panels(1, 7.4, 0.42 * len(table) + 0.9)
+    figure, axis = _rows(table.name, width=7.4)
     for y, row in enumerate(table.itertuples()):
         axis.plot((100 * row.low, 100 * row.high), (y, y), color=colours[row.kind], linewidth=2)
         axis.plot(100 * row.accuracy, y, "o", color=colours[row.kind])
     alone = table[table.kind == "alone"]
     if len(alone):
         axis.axvline(100 * alone.accuracy.mean(), color="black", linestyle="--", linewidth=1, zorder=0)
-    axis.set(yticks=range(len(table)), yticklabels=table.name)
     axis.set_xlabel("accuracy on test images, %, with its 95 % interval")
-    axis.invert_yaxis()
     return figure
 
 
@@ -443,14 +440,12 @@ def confused_pairs(
     table = pd.DataFrame(shares, [f"{a}\n{b}" for a, b in itertools.product(classes, classes)])
     worst = table.iloc[np.argsort(-table.sum(axis=1).to_numpy())[:pairs]]
     palette, markers = _styles(logits, teachers)
-    figure, (axis,) = _panels(1, 8, 0.55 * len(worst) + 0.9)
+    figure, axis = _rows(worst.index, width=8, each=0.55)
     axis.hlines(range(len(worst)), worst.min(axis=1), worst.max(axis=1), color=LIGHT_GREY)
     for name, share in worst.items():
         look = {"label": name, "color": palette[name], "marker": markers[name]}
         axis.scatter(share, range(len(worst)), zorder=2, **look)
-    axis.set(yticks=range(len(worst)), yticklabels=worst.index)
     axis.set_xlabel("images of the pair that are taken for the other, %")
-    axis.invert_yaxis()
     axis.legend(**OUTSIDE)
     return figure
 
@@ -490,7 +485,7 @@ def agreements(correlations: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
     The mean has its 95 % interval over datasets where there are six.
     """
-    figure, (axis,) = _panels(1, 7, 0.36 * len(metrics) + 1.2)
+    figure, axis = _rows([METRICS[metric].label for metric in metrics], each=0.36, more=1.2)
     defined = correlations[correlations.agrees.notna() & correlations.metric.isin(metrics)]
     places = {metric: place for place, metric in enumerate(metrics)}
     means = defined.groupby(["dataset", "metric"], sort=False).agrees.mean().reset_index()
@@ -500,13 +495,9 @@ def agreements(correlations: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         seaborn.scatterplot(marks, x="agrees", y="place", s=45, zorder=3, ax=axis, **look)
         axis.legend(**OUTSIDE)
     for metric, rows in defined.groupby("metric"):
-        y = places[metric]
-        axis.plot([rows.agrees.mean()] * 2, (y - 0.3, y + 0.3), color="black", linewidth=2)
-        axis.plot(mean_interval(rows.agrees, rows.dataset), (y, y), color="black", linewidth=2)
+        _draw_mean(axis, places[metric], rows.agrees, rows.dataset, 0.3)
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(yticks=range(len(metrics)), yticklabels=[METRICS[metric].label for metric in metrics])
     axis.set(xlabel="rho with student accuracy, in the claimed direction", ylabel="", xlim=(-1.03, 1.03))
-    axis.invert_yaxis()
     return figure
 
 
@@ -541,17 +532,15 @@ def selection_chart(rules: pd.DataFrame) -> Figure:
 
     rules: as returned by `selection.selection_summary`.
     """
-    figure, (axis,) = _panels(1, 7, 0.42 * len(rules) + 0.9)
     labels, colours = _rule_styles(rules)
-    accuracy = 100 * rules.accuracy
-    bars = axis.barh(labels, accuracy, color=colours)
+    figure, axis = _rows(labels)
+    bars = axis.barh(range(len(rules)), 100 * rules.accuracy, color=colours)
     axis.bar_label(bars, fmt="%.1f ", fontsize=9, color="white", label_type="center")
     for y, row in enumerate(rules.itertuples()):
         random = row.accuracy - row.gain_random
         ends = [100 * (random + row.gain_random_low), 100 * (random + row.gain_random_high)]
         axis.plot(ends, (y, y), color="black", linewidth=2)
     axis.margins(y=0.01)
-    axis.invert_yaxis()
     axis.set_xlim(left=0)
     axis.set_xlabel(f"student accuracy, %, mean over {rules.groups.max()} groups")
     return figure
@@ -565,18 +554,15 @@ def regret(outcomes: pd.DataFrame, rules: Sequence[str]) -> Figure:
 
     outcomes: as returned by `selection.selection_outcomes`.
     """
-    figure, (axis,) = _panels(1, 7, 0.42 * len(rules) + 0.9)
     labels, colours = _rule_styles(outcomes.groupby("rule").cost.mean().loc[list(rules)].reset_index())
+    figure, axis = _rows(labels)
     for y, (rule, colour) in enumerate(zip(rules, colours, strict=True)):
         rows = outcomes[outcomes.rule == rule].sort_values("regret")
         lost = 100 * rows.regret.to_numpy()
         height = y + 0.3 * (np.arange(len(lost)) % 5 / 4 - 0.5)
         axis.scatter(lost, height, s=18, alpha=0.6, linewidths=0, color=colour)
-        axis.plot([lost.mean()] * 2, (y - 0.35, y + 0.35), color="black", linewidth=2)
-        axis.plot(mean_interval(lost, rows.dataset), (y, y), color="black", linewidth=2)
-    axis.set(yticks=range(len(rules)), yticklabels=labels)
+        _draw_mean(axis, y, lost, rows.dataset, 0.35)
     axis.set_xlabel("points of student accuracy below the best teacher of the group")
-    axis.invert_yaxis()
     return figure
 
 
@@ -585,14 +571,13 @@ def places(shares: pd.DataFrame) -> Figure:
 
     shares: one row per `teacher`, the first at the top, and a column per place with its share.
     """
-    figure, (axis,) = _panels(1, 7, 0.34 * len(shares) + 1.1)
+    figure, axis = _rows(shares.teacher, each=0.34, more=1.1)
     start = np.zeros(len(shares))
     colours = seaborn.color_palette("Blues_r", shares.shape[1])
     for place, colour in zip(shares.columns[1:], colours, strict=False):
         width = 100 * shares[place].to_numpy()
-        axis.barh(shares.teacher, width, left=start, color=colour, label=f"place {place}")
+        axis.barh(range(len(shares)), width, left=start, color=colour, label=f"place {place}")
         start += width
-    axis.invert_yaxis()
     axis.set(xlabel="% of bootstrap samples of the held-out photos", xlim=(0, 100))
     axis.legend(**OUTSIDE)
     return figure
@@ -654,13 +639,10 @@ def distillation(image, teacher, student, classes: Sequence[str], label: int) ->
 def softmax_bars(logits, temperatures: Sequence[float], classes: Sequence[str]) -> Figure:
     """The softmax of one sample's logits (C,) at several temperatures, a panel each."""
     logits = np.asarray(logits, float)
-    figure = Figure(figsize=(2.9 * len(temperatures), 2.8))
-    axes = figure.subplots(1, len(temperatures), squeeze=False, sharey=True)[0]
-    rank = (-logits).argsort().argsort()
-    colours = np.select([rank == 0, rank == 1], PALETTE[:2], LIGHT_GREY)
+    figure, axes = _panels(len(temperatures), 2.9 * len(temperatures), 2.8, sharey=True)
     for axis, temperature in zip(axes, temperatures, strict=True):
         powers = np.exp((logits - logits.max()) / temperature)
-        bars = axis.bar(range(len(logits)), powers / powers.sum(), color=colours)
+        bars = axis.bar(range(len(logits)), powers / powers.sum(), color=_largest_coloured(logits))
         axis.bar_label(bars, fmt="%.2f", fontsize=8)
         axis.set(title=f"T = {temperature:g}", ylim=(0, 1.08), xticks=range(len(logits)))
         axis.set_xticklabels(classes, rotation=30, ha="right", fontsize=8)
@@ -672,6 +654,26 @@ def _panels(columns: int, width: float, height: float, *, rows: int = 1, sharey:
     """A figure in inches, unknown to pyplot so that a notebook shows it once, and its axes row by row."""
     figure = Figure(figsize=(width, height))
     return figure, list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+
+
+def _rows(labels: Sequence[str], *, width: float = 7, each: float = 0.42, more: float = 0.9):
+    """A figure whose axis has a row of `each` inches per label, the first on top."""
+    figure, (axis,) = _panels(1, width, each * len(labels) + more)
+    axis.set(yticks=range(len(labels)), yticklabels=labels)
+    axis.invert_yaxis()
+    return figure, axis
+
+
+def _draw_mean(axis: Axes, y: float, values, datasets, half: float) -> None:
+    """The mean of a row's values as a black line of half its height, with its 95 % interval over datasets."""
+    axis.plot([np.mean(values)] * 2, (y - half, y + half), color="black", linewidth=2)
+    axis.plot(mean_interval(values, datasets), (y, y), color="black", linewidth=2)
+
+
+def _largest_coloured(values: np.ndarray) -> np.ndarray:
+    """A colour for each value: those of the two largest stand out."""
+    rank = (-values).argsort().argsort()
+    return np.select([rank == 0, rank == 1], PALETTE[:2], LIGHT_GREY)
 
 
 def _facets(points: pd.DataFrame, metrics: Sequence[str], height: float):
@@ -768,12 +770,9 @@ def _name_points(axis: Axes, x: pd.Series, y: pd.Series, names: pd.Series) -> No
 
 
 def _box(axis: Axes, corner: tuple[float, float], text: str, colour: str) -> None:
-    style = "round,pad=0.05,rounding_size=0.12"
-    axis.add_patch(
-        FancyBboxPatch(corner, 1.75, 0.8, boxstyle=style, facecolor="white", edgecolor=colour, linewidth=2)
-    )
-    x, y = corner
-    axis.text(x + 0.875, y + 0.4, text, ha="center", va="center", fontsize=10)
+    look = {"boxstyle": "round,pad=0.05,rounding_size=0.12", "facecolor": "white", "linewidth": 2}
+    axis.add_patch(FancyBboxPatch(corner, 1.75, 0.8, edgecolor=colour, **look))
+    axis.text(corner[0] + 0.875, corner[1] + 0.4, text, ha="center", va="center", fontsize=10)
 
 
 def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
