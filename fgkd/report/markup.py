@@ -100,7 +100,7 @@ def text(plain: object) -> Markup:
 
 
 def shorten_paths(page: str, folders: Sequence[Path]) -> str:
-    """Take folders of this machine off the paths in a page, but not out of the images that it embeds.
+    """Take folders of this machine off the paths in a page, not out of embedded images.
 
     A page is read by others, whom it need not tell where its files lie, and whose home that is.  A file in
     one of the folders, or in the project, is left with its path in there; the home folder becomes `~`.
