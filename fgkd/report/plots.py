@@ -770,8 +770,9 @@ def _name_points(axis: Axes, x: pd.Series, y: pd.Series, names: pd.Series) -> No
 
 
 def _box(axis: Axes, corner: tuple[float, float], text: str, colour: str) -> None:
-    look = {"boxstyle": "round,pad=0.05,rounding_size=0.12", "facecolor": "white", "linewidth": 2}
-    axis.add_patch(FancyBboxPatch(corner, 1.75, 0.8, edgecolor=colour, **look))
+    look: dict[str, Any] = {"facecolor": "white", "linewidth": 2}
+    style = "round,pad=0.05,rounding_size=0.12"
+    axis.add_patch(FancyBboxPatch(corner, 1.75, 0.8, boxstyle=style, edgecolor=colour, **look))
     axis.text(corner[0] + 0.875, corner[1] + 0.4, text, ha="center", va="center", fontsize=10)
 
 
