@@ -496,6 +496,7 @@ def agreements(correlations: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         axis.legend(**OUTSIDE)
     for metric, rows in defined.groupby("metric"):
         _draw_mean(axis, places[metric], rows.agrees, rows.dataset, 0.3)
+    axis.set_yticks(range(len(metrics)))  # a metric without a value keeps its row
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set(xlabel="rho with student accuracy, in the claimed direction", ylabel="", xlim=(-1.03, 1.03))
     return figure
@@ -562,6 +563,7 @@ def regret(outcomes: pd.DataFrame, rules: Sequence[str]) -> Figure:
         height = y + 0.3 * (np.arange(len(lost)) % 5 / 4 - 0.5)
         axis.scatter(lost, height, s=18, alpha=0.6, linewidths=0, color=colour)
         _draw_mean(axis, y, lost, rows.dataset, 0.35)
+    axis.set_yticks(range(len(rules)))  # a rule without a value keeps its row
     axis.set_xlabel("points of student accuracy below the best teacher of the group")
     return figure
 

@@ -418,6 +418,12 @@ def test_the_mean_regret_has_an_interval_over_six_data_sets():
     assert axis.lines[1].get_xdata() == pytest.approx(expected)
 
 
+def test_a_rule_without_a_value_keeps_its_row():
+    values = {"rule": ["R12", "no teacher"], "cost": 0.0, "regret": [0.1, np.nan], "dataset": "a"}
+    axis = plots.regret(pd.DataFrame(values), ["R12", "no teacher"]).axes[0]
+    assert max(axis.get_ylim()) >= 1
+
+
 def test_the_student_without_a_teacher_is_a_dashed_line_in_every_panel():
     figure = plots.metric_scatter(points(("FT",)), ["ratio12", "tac"], TEACHERS, alone=0.25)
     for axis in figure.axes:
