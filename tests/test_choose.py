@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -17,7 +18,6 @@ from fgkd import cli
 from fgkd.choose import LOG, NOTEBOOK, candidates, ranking, result, students
 from fgkd.choose import audit as audits
 from fgkd.choose import task as tasks
-from fgkd.choose.task import Task
 from fgkd.data import birds
 
 TEACHERS = ("test_byobnet", "test_efficientnet", "test_resnet")
@@ -29,9 +29,12 @@ def command(root, *more):
     return [sys.executable, "-m", "fgkd.cli", "choose", *words]
 
 
+def environment(root):
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FGKD_RUNS": str(root)}
+
+
 def run(root, *more):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FGKD_RUNS": str(root)}
-    done = subprocess.run(command(root, *more), env=environment, capture_output=True, text=True)
+    done = subprocess.run(command(root, *more), env=environment(root), capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -166,18 +169,16 @@ def steps(root, monkeypatch):
 
 
 @pytest.mark.fault("an interrupted choice")
-def test_an_interrupted_choice_goes_on(root, steps, monkeypatch):
-    say = Task.say
-
-    def interrupt(task, line):
-        say(task, line)
-        if line.startswith("teacher 1"):
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Task, "say", interrupt)
-        steps("interrupted")
-    first = root / "interrupted/selection/teacher/garden/FZ/test_byobnet/record.json"
+def test_an_interrupted_choice_leaves_no_process_and_goes_on(root, steps, wait_for):
+    out = root / "interrupted"
+    words = command(root, "--out", str(out), "--minutes", "0", "--verify", "0")
+    process = subprocess.Popen(words, env=environment(root), stderr=subprocess.PIPE, text=True)
+    assert wait_for(lambda: (out / LOG).exists() and "teacher 1" in (out / LOG).read_text(), 120)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command continues" in error
+    assert wait_for(lambda: not subprocess.run(["pgrep", "-f", str(out)], capture_output=True).stdout)
+    first = out / "selection/teacher/garden/FZ/test_byobnet/record.json"
     stamp = first.stat().st_mtime_ns
     assert steps("interrupted")["answer"][0].startswith("Take ")
     assert first.stat().st_mtime_ns == stamp
