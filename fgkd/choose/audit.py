@@ -1,14 +1,12 @@
 """What a folder of photos holds, before anything is trained on it.
 
-Photos are copies of one another where their files are the same, or nearly so (see `data.copies`).  A test
+Photos are copies of one another where their files are the same, or nearly so (see `data.photos`).  A test
 photo with a copy in train flatters every accuracy: the copy is left out of the training photos.  Where the
 folder has no split of its own, copies stay on one side.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -19,7 +17,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fgkd.data import copies, datasets, folders
+from fgkd.data import folders
+from fgkd.data import photos as files
 from fgkd.data.images import SHOWN, SPLITS, DataError, decode, quote_some
 from fgkd.study import DataSpec, StudyError
 
@@ -113,7 +112,7 @@ def look(root: Path, memory: Path, *, seed: int = 0) -> Audit:
             _, is_there, below = f"/{path}".partition(f"/{label}/")
             rows.append((path, label, split, f"{label}/{below if is_there else path}"))
     photos = pd.DataFrame(sorted(rows), columns=["path", "label", "split", "name"])
-    read = datasets.remember(memory, listing.root, photos.path, _read)
+    read = files.remember(memory, listing.root, photos.path, _read)
     columns = ["side", "digest", "hash", "error"]
     photos = photos.join(pd.DataFrame([read[path] for path in photos.path], columns=columns))
     photos["group"] = _groups(photos)
@@ -151,19 +150,19 @@ def link(audit: Audit, folder: Path) -> None:
 def _read(file: Path) -> list:
     """Shorter side, digest, hash (hexadecimal) and error of a photo."""
     try:
-        hashed = copies.perceptual_hash(decode(file, HASHED))
+        hashed = files.perceptual_hash(decode(file, HASHED))
         with Image.open(file) as image:
             side = min(image.size)
     except (DataError, OSError) as error:
         return [0, "", "", str(error).rpartition(" cannot be decoded: ")[2]]
-    return [side, datasets.digest(file), hashed, ""]
+    return [side, files.digest(file), hashed, ""]
 
 
 def _groups(photos: pd.DataFrame) -> np.ndarray:
     """A number for each photo that copies of one another share; unreadable ones have their own."""
     readable = np.flatnonzero(photos.error == "")
     hashes = list(photos.hash.iloc[readable])
-    pairs = np.array(list(copies.near_pairs(hashes, hashes)), int).reshape(-1, 2)
+    pairs = np.array(list(files.near_pairs(hashes, hashes)), int).reshape(-1, 2)
     first, second = readable[pairs.T]
     graph = coo_array((np.ones(len(first)), (first, second)), shape=(len(photos), len(photos)))
     return connected_components(graph, directed=False)[1]
@@ -180,24 +179,10 @@ def _uses(photos: pd.DataFrame, is_split: bool, seed: int) -> pd.Series:
     return uses
 
 
-def _pick(photos: pd.DataFrame, share: float, seed: str) -> list[int]:
-    """Rows of a share of each class, copies together; one photo at least, and never all of them.
-
-    The hash of a photo's name decides: a new photo changes the place of few others.
-    """
-    order = [hashlib.sha256(os.fsencode(f"{seed}/{name}")).hexdigest() for name in photos.name]
-    photos = photos.assign(order=pd.Series(order, photos.index))
-    photos["order"] = photos.groupby("group").order.transform("min")
-    picked: list[int] = []
-    taken: set[int] = set()
-    for _, members in photos.groupby("label"):
-        wanted = min(max(round(len(members) * share), 1), len(members) - 1)
-        for group, alike in members.sort_values(["order", "name"]).groupby("group", sort=False):
-            if wanted > 0 and (group in taken or len(alike) < len(members)):
-                picked += list(alike.index)
-                taken.add(int(group))
-                wanted -= len(alike)
-    return picked
+def _pick(photos: pd.DataFrame, share: float, seed: str) -> pd.Index:
+    """Rows of a share of each class: see `data.photos.pick`."""
+    rows = files.pick(list(photos.name), list(photos.label), share, seed, list(photos.group))
+    return photos.index[rows]
 
 
 def _check_counts(photos: pd.DataFrame, is_split: bool) -> None:

@@ -7,14 +7,13 @@ dataset has.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import inspect
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from fgkd.data import birds, copies, folders, official
-from fgkd.data.images import SHOWN, SPLITS, DataError, Listing, UnreadableImages, decode
-from fgkd.records import locked, read_json, write_json
+from fgkd.data import birds, folders, official, photos
+from fgkd.data.images import SHOWN, SPLITS, DataError, Listing, decode
+from fgkd.records import locked, read_json
 from fgkd.study import PRETEXT, DataSpec, Job, Study, contents
 
 FORMAT = 1  # raise it when decode() or the cache files change, so that old caches are rebuilt
@@ -87,6 +86,29 @@ class Dataset:
     content: Content | None = None
 
 
+class UnreadableImages(DataError):
+    """Images that are not there or cannot be decoded.
+
+    failures: one reason per image that cannot be decoded.
+    absent: how many are not there; where: the first of them, and what was found elsewhere.
+    """
+
+    def __init__(self, key: str, listing: Listing, errors: list[DataError]):
+        gone = [e.__cause__ for e in errors if isinstance(e.__cause__, FileNotFoundError)]
+        self.failures = [str(e) for e in errors if not isinstance(e.__cause__, FileNotFoundError)]
+        self.absent = len(gone)
+        self.where = _find_absent(listing.root, [os.path.relpath(e.filename, listing.root) for e in gone])
+        total = sum(map(len, listing.files.values()))
+        sentences = []
+        if gone:
+            sentences.append(f"{self.absent} of {total} listed images are not there, {self.where}")
+        if number := len(self.failures):
+            more = [f"and {number - SHOWN} more"] if number > SHOWN else []
+            count = f"{number} of {total} images cannot be decoded; replace or remove them:"
+            sentences.append("\n  ".join([count, *self.failures[:SHOWN], *more]))
+        super().__init__(f"{key}: {'; '.join(sentences)}")
+
+
 def content(spec: DataSpec, cache: Path) -> Content | None:
     """Digest the photos of a dataset; each is read once, digests are kept next to the cache.
 
@@ -122,18 +144,17 @@ def load(spec: DataSpec, cache: Path, *, progress: bool = True) -> Dataset:
     Raises DataError for folders, classes or images that cannot be used, and for a full disk.
     """
     source = _source(spec, cache)
-    if dataset := _read_either(source, cache):
+    if dataset := _read_any(source, cache):
         return dataset
-    if source.listing:
-        cache = _cache_folder(source.listing, cache)
-    with locked(cache):
-        dataset = _read(source, cache)
+    own, *_ = _places(source.listing, cache)
+    with locked(own):
+        dataset = _read(source, own)
         if dataset is None:
-            _build(source, cache, progress)
-            dataset = _read(source, cache)
+            _build(source, own, progress)
+            dataset = _read(source, own)
     if dataset is None:
         raise DataError(
-            f"{str(cache)!r}: the cache just written does not read back; check its disk, then run again"
+            f"{str(own)!r}: the cache just written does not read back; check its disk, then run again"
         )
     return dataset
 
@@ -145,7 +166,7 @@ def faults(spec: DataSpec, cache: Path) -> tuple[Dataset | None, str]:
     Raises DataError as `load` does.
     """
     source = _source(spec, cache)
-    dataset = _read_either(source, cache)
+    dataset = _read_any(source, cache)
     if dataset is None:
         lies = (cache / "index.json").exists()
         return None, f"its cache '{cache}' is damaged, or of other photos" if lies else ""
@@ -163,21 +184,13 @@ def check(dataset: Dataset) -> pd.DataFrame:
 
     unreadable is 0, since `load` refuses unreadable images; smallest_class is 0 where a class is absent.
     """
-    columns = (
-        "split",
-        "images",
-        "classes",
-        "smallest_class",
-        "largest_class",
-        "unreadable",
-        "in_both_splits",
-    )
     rows = []
     for name, split, other in (("train", dataset.train, dataset.test), ("test", dataset.test, dataset.train)):
         counts = np.bincount(split.labels, minlength=len(dataset.classes))
-        copied = np.isin(split.digests, other.digests).sum()
-        rows.append((name, len(split), (counts > 0).sum(), counts.min(), counts.max(), 0, copied))
-    return pd.DataFrame(rows, columns=columns)
+        row = {"split": name, "images": len(split), "classes": (counts > 0).sum()}
+        row |= {"smallest_class": counts.min(), "largest_class": counts.max(), "unreadable": 0}
+        rows.append(row | {"in_both_splits": np.isin(split.digests, other.digests).sum()})
+    return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
@@ -197,40 +210,41 @@ class _Source:
         return (len(self.labels[split]), self.spec.resize, self.spec.resize, 3)
 
 
-def _cache_folder(listing: Listing, cache: Path) -> Path:
-    """Return the cache's folder: next to an official set's images, if that can be written."""
-    shared = listing.shared_cache
-    return shared if shared and os.access(listing.root, os.W_OK) else cache
+def _places(listing: Listing | None, cache: Path) -> tuple[Path, ...]:
+    """The folders that may hold a cache, first the one to write to.
+
+    An official set's lies next to its images, if that can be written.
+    """
+    if listing is None or listing.shared_cache is None:
+        return (cache,)
+    if os.access(listing.root, os.W_OK):
+        return listing.shared_cache, cache
+    return cache, listing.shared_cache
 
 
 def _source(spec: DataSpec, cache: Path) -> _Source:
     return _draw_source(spec) if spec.kind == "birds" else _photo_source(spec, cache)
 
 
-def _read_either(source: _Source, cache: Path) -> Dataset | None:
-    """Read the cache next to an official set's images, or else the study's own."""
-    shared = source.listing.shared_cache if source.listing else None
-    return (_read(source, shared) if shared else None) or _read(source, cache)
-
-
 def _photo_source(spec: DataSpec, cache: Path) -> _Source:
     """List and digest the photos; 'photos.json' next to the cache keeps their digests."""
     listing = folders.list_images(spec) if spec.kind == "folder" else official.list_images(spec)
     paths = {path for split in SPLITS for path, _ in listing.files[split]}
-    digests = remember(_cache_folder(listing, cache).parent / "photos.json", listing.root, paths, digest)
+    memory = _places(listing, cache)[0].parent / "photos.json"
+    digests = photos.remember(memory, listing.root, paths, photos.digest)
     listed = {split: [(*entry, digests[entry[0]]) for entry in listing.files[split]] for split in SPLITS}
     marks = []
     for split in SPLITS:
         marks += [contents.of_text(json.dumps([split, *entry]))[:10] for entry in listed[split]]
-    photos = Content(
+    found = Content(
         digest=contents.of_text(json.dumps([listing.classes, listed])),
         photos=tuple(marks),
         classes=listing.classes,
         counts={split: len(listing.files[split]) for split in SPLITS},
     )
     labels = {split: np.array([label for _, label in listing.files[split]], np.int64) for split in SPLITS}
-    fingerprint = _fingerprint(spec.resize, photos.digest)
-    return _Source(spec, listing.classes, labels, fingerprint, listing=listing, content=photos)
+    fingerprint = _fingerprint(spec.resize, found.digest)
+    return _Source(spec, listing.classes, labels, fingerprint, listing=listing, content=found)
 
 
 def _draw_source(spec: DataSpec) -> _Source:
@@ -246,44 +260,8 @@ def _fingerprint(*inputs: object) -> str:
     return hashlib.sha256(json.dumps([FORMAT, *inputs]).encode()).hexdigest()
 
 
-def remember(file: Path, root: Path, paths: Iterable[str], read: Callable[[Path], Any]) -> dict[str, Any]:
-    """What `read` returns of each photo, read again only where its size or a time has changed.
-
-    file: keeps what is returned, as JSON.  The last time is the system's own: no copying restores it.
-    """
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        known = {}
-    entries: dict[str, list] = {}
-    for path in sorted(paths):
-        try:
-            status = os.stat(root / path)
-            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        except OSError:  # a broken link: decoding reports it together with all other bad files
-            stamp = [-1, -1, -1]
-        entry = known.get(path) if isinstance(known, dict) else None
-        is_known = isinstance(entry, list) and len(entry) == 4 and entry[:3] == stamp
-        entries[path] = (is_known and entry) or stamp
-    new = [path for path, entry in entries.items() if len(entry) == 3]
-    bar = tqdm(total=len(new), desc="reading photos", unit="image", delay=2, disable=None)
-    with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool, bar:
-        for path, value in zip(new, pool.map(lambda path: read(root / path), new), strict=True):
-            entries[path].append(value)
-            bar.update()
-    if entries != known:
-        with contextlib.suppress(OSError):  # another's folder, a full disk: they are read again
-            write_json(file, entries)
-    return {path: entry[-1] for path, entry in entries.items()}
-
-
-def digest(path: Path) -> str:
-    """The digest of a photo's bytes."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[: contents.LENGTH]
-    except OSError:  # decoding reports it together with all other bad files
-        return "unreadable"
+def _read_any(source: _Source, cache: Path) -> Dataset | None:
+    return next(filter(None, (_read(source, place) for place in _places(source.listing, cache))), None)
 
 
 def _read(source: _Source, cache: Path) -> Dataset | None:
@@ -293,7 +271,7 @@ def _read(source: _Source, cache: Path) -> Dataset | None:
         if index.get("fingerprint") != source.fingerprint:
             return None
         train, test = (_read_split(source, cache, split, index[split]) for split in SPLITS)
-        copies = _note_copies(train, test)
+        copies = _note_same(train, test)
     except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError):
         return None
     said = index.get("notes", [])
@@ -301,8 +279,6 @@ def _read(source: _Source, cache: Path) -> Dataset | None:
         return None
     if read_json(cache / "index.json") != index:  # it was built anew meanwhile
         return None
-    notes = source.listing.notes if source.listing else ()
-    notes += tuple(said)
     return Dataset(
         key=source.spec.key,
         classes=source.classes,
@@ -310,7 +286,7 @@ def _read(source: _Source, cache: Path) -> Dataset | None:
         test=test,
         families=source.families,
         fingerprint=source.fingerprint,
-        notes=notes + copies,
+        notes=(*(source.listing.notes if source.listing else ()), *said, *copies),
         content=source.content,
     )
 
@@ -327,82 +303,57 @@ def _read_split(source: _Source, cache: Path, split: str, entry: dict) -> Split:
     return Split(images, labels, tuple(entry["names"]), boxes, tuple(entry["digests"]))
 
 
-def _note_copies(train: Split, test: Split) -> tuple[str, ...]:
-    """Note the test images that are also in train, with the first three pairs."""
+def _note_same(train: Split, test: Split) -> list[str]:
     known = dict(zip(train.digests, train.names, strict=True))
     pairs = []
     for digest, name in zip(test.digests, test.names, strict=True):
         if digest in known:
             pairs.append(f"{known[digest]!r} = {name!r}")
-    if not pairs:
-        return ()
-    count = f"{len(pairs)} of {len(test)} test images are also in train"
-    return (f"{count}, which flatters accuracy: {'; '.join(pairs[:3])}",)
+    return _note_pairs(pairs, len(test), "also in train")
+
+
+def _note_near(index: dict[str, Any], hashes: dict[str, str]) -> list[str]:
+    """Note the test images that are near copies of training images, but not the very same."""
+    train, test = index["train"], index["test"]
+    same = set(train["digests"])
+    names = [name for name, digest in zip(test["names"], test["digests"], strict=True) if digest not in same]
+    pairs: dict[str, str] = {}
+    for i, j in photos.near_pairs([hashes[name] for name in names], [hashes[n] for n in train["names"]]):
+        pairs.setdefault(names[i], f"{train['names'][j]!r} ~ {names[i]!r}")
+    return _note_pairs([*pairs.values()], len(test["names"]), "near copies of images in train")
+
+
+def _note_aside(aside: list[str]) -> list[str]:
+    more = [f"and {len(aside) - 3} more"] if len(aside) > 3 else []
+    some = "; ".join([*sorted(aside)[:3], *more])
+    return [f"metadata that cannot be read are left aside: {some}"] if aside else []
+
+
+def _note_pairs(pairs: list[str], total: int, are: str) -> list[str]:
+    count = f"{len(pairs)} of {total} test images are {are}"
+    return [f"{count}, which flatters accuracy: {'; '.join(pairs[:3])}"] if pairs else []
 
 
 def _build(source: _Source, cache: Path, progress: bool) -> None:
     """Write the cache under temporary names, then move it into place, index.json last."""
-    key = source.spec.key
-    total = sum(map(len, source.labels.values()))
     files = [f"{split}.npy" for split in SPLITS] + ["index.json"]
     try:
-        failures = _write_parts(source, cache, progress)
-        if failures:
-            raise _sort_failures(source, failures)
+        index = _write_parts(source, cache, progress)
+        (cache / "index.json.part").write_text(json.dumps(index))
         (cache / "index.json").unlink(missing_ok=True)
         for name in files:
             os.replace(cache / f"{name}.part", cache / name)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        needed = total * source.spec.resize**2 * 3
         raise DataError(
-            f"{key}: no space left for the cache {str(cache)!r}, which takes {needed:,} bytes; "
+            f"{source.spec.key}: no space left for the cache {str(cache)!r}, which takes "
+            f"{sum(np.prod(source.shape(split)) for split in SPLITS):,} bytes; "
             "free some, choose another folder or a smaller resize"
         ) from error
     finally:
         for name in files:
             (cache / f"{name}.part").unlink(missing_ok=True)
-
-
-def _sort_failures(source: _Source, failures: list[DataError]) -> UnreadableImages:
-    """Tell images that are not there from those that cannot be decoded."""
-    assert source.listing
-    total = sum(map(len, source.labels.values()))
-    root = source.listing.root
-    absent = []
-    bad = []
-    for error in failures:
-        if isinstance(error.__cause__, FileNotFoundError):
-            absent.append(os.path.relpath(error.__cause__.filename, str(root)))
-        else:
-            bad.append(str(error))
-    sentences = []
-    where = ""
-    if absent:
-        where = _find_absent(root, absent)
-        sentences.append(f"{len(absent)} of {total} listed images are not there, {where}")
-    if bad:
-        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        found = "\n  ".join(bad[:SHOWN]) + more
-        sentences.append(
-            f"{len(bad)} of {total} images cannot be decoded; replace or remove them:\n  {found}"
-        )
-    return UnreadableImages(f"{source.spec.key}: {'; '.join(sentences)}", bad, len(absent), where)
-
-
-def _find_absent(root: Path, paths: list[str]) -> str:
-    """Name the first of these images, and those that are a folder too deep, as in images/images."""
-    deeper: Counter[str] = Counter()
-    for path in paths:
-        parts = path.split("/")
-        for depth in range(1, len(parts)):
-            if root.joinpath(*parts[:depth], *parts[depth - 1 :]).exists():
-                deeper["/".join([*parts[:depth], parts[depth - 1]])] += 1
-                break
-    found = " and ".join(f"{count} below {folder!r}" for folder, count in deeper.items())
-    advice = f"found {found}: move them up" if found else "put them back"
-    return f"the first is {paths[0]!r}; {advice}"
 
 
 @dataclass
@@ -414,8 +365,8 @@ class _Findings:
     hashes: dict[str, str] = field(default_factory=dict)
 
 
-def _write_parts(source: _Source, cache: Path, progress: bool) -> list[DataError]:
-    """Write both splits and the index; returns why images cannot be decoded."""
+def _write_parts(source: _Source, cache: Path, progress: bool) -> dict[str, Any]:
+    """Write the images of both splits; returns the index.  Raises UnreadableImages."""
     found = _Findings()
     index: dict[str, Any] = {"fingerprint": source.fingerprint}
     for split in SPLITS:
@@ -423,37 +374,16 @@ def _write_parts(source: _Source, cache: Path, progress: bool) -> list[DataError
         boxes = None
         if source.listing:
             names = [path for path, _ in source.listing.files[split]]
-            images = _decode_all(source, names, found, progress)
+            images = _decode_all(source.listing.root, names, source.spec, found, progress)
         else:
             images, names, boxes = _draw_birds(source.spec, split)
         index[split] = {"labels": source.labels[split].tolist(), "names": names, "boxes": boxes}
         index[split]["digests"] = _write_array(cache / f"{split}.npy.part", images, source.shape(split))
-    if source.listing and not found.failures:
-        index["notes"] = [*_note_aside(found.aside), *_note_near_copies(index, found.hashes)]
-    (cache / "index.json.part").write_text(json.dumps(index))
-    return found.failures
-
-
-def _note_aside(aside: list[str]) -> tuple[str, ...]:
-    """Note the images of which metadata were left aside."""
-    more = f"; and {len(aside) - 3} more" if len(aside) > 3 else ""
-    some = "; ".join(sorted(aside)[:3])
-    return (f"metadata that cannot be read are left aside: {some}{more}",) if aside else ()
-
-
-def _note_near_copies(index: dict[str, Any], hashes: dict[str, str]) -> tuple[str, ...]:
-    """Note the test images that are near copies of training images, but not the very same."""
-    train, test = index["train"], index["test"]
-    same = set(train["digests"])
-    names = [name for name, digest in zip(test["names"], test["digests"], strict=True) if digest not in same]
-    pairs: dict[str, str] = {}
-    for i, j in copies.near_pairs([hashes[name] for name in names], [hashes[n] for n in train["names"]]):
-        pairs.setdefault(names[i], train["names"][j])
-    if not pairs:
-        return ()
-    some = "; ".join(f"{other!r} ~ {name!r}" for name, other in list(pairs.items())[:3])
-    count = f"{len(pairs)} of {len(test['names'])} test images are near copies of images in train"
-    return (f"{count}, which flatters accuracy: {some}",)
+    if source.listing and found.failures:
+        raise UnreadableImages(source.spec.key, source.listing, found.failures)
+    if source.listing:
+        index["notes"] = [*_note_aside(found.aside), *_note_near(index, found.hashes)]
+    return index
 
 
 def _write_array(path: Path, images: Iterable[np.ndarray], shape: tuple[int, ...]) -> list[str]:
@@ -474,7 +404,6 @@ def _write_array(path: Path, images: Iterable[np.ndarray], shape: tuple[int, ...
 
 
 def _draw_birds(spec: DataSpec, split: str) -> tuple[np.ndarray, list[str], list]:
-    """Draw the birds of a split: images (N, R, R, 3), names, boxes."""
     number = getattr(spec, split)
     options: Any = {"seed": spec.seed, "split": split, "family_size": spec.family_size, "size": spec.size}
     flock = birds.draw(spec.species, number, pixels=spec.resize, **options)
@@ -482,24 +411,24 @@ def _draw_birds(spec: DataSpec, split: str) -> tuple[np.ndarray, list[str], list
     return flock.images, names, flock.boxes.tolist()
 
 
-def _decode_all(source: _Source, paths: list[str], found: _Findings, progress: bool) -> Iterator[np.ndarray]:
+def _decode_all(
+    root: Path, paths: list[str], spec: DataSpec, found: _Findings, progress: bool
+) -> Iterator[np.ndarray]:
     """Decode images in order; those that fail are left out."""
-    assert source.listing
-    root = source.listing.root
 
     def attempt(path: str) -> np.ndarray | DataError:
         reasons: list[str] = []
         try:
-            image = decode(root / path, source.spec.resize, reasons)
+            image = decode(root / path, spec.resize, reasons)
         except DataError as error:
             return error
         found.aside.extend(f"{path!r} ({reason})" for reason in reasons)
-        found.hashes[path] = copies.perceptual_hash(image)
+        found.hashes[path] = photos.perceptual_hash(image)
         return image
 
     cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     silent = None if progress else True
-    bar = tqdm(total=len(paths), desc=f"decoding {source.spec.key}", unit="image", delay=2, disable=silent)
+    bar = tqdm(total=len(paths), desc=f"decoding {spec.key}", unit="image", delay=2, disable=silent)
     with ThreadPoolExecutor(cores) as pool, bar:
         for start in range(0, len(paths), 256):  # in batches, so that a slow disk does not fill the memory
             for image in pool.map(attempt, paths[start : start + 256]):
@@ -508,3 +437,19 @@ def _decode_all(source: _Source, paths: list[str], found: _Findings, progress: b
                     found.failures.append(image)
                 else:
                     yield image
+
+
+def _find_absent(root: Path, paths: list[str]) -> str:
+    """Name the first of these images, and those that are a folder too deep, as in images/images."""
+    if not paths:
+        return ""
+    deeper: Counter[str] = Counter()
+    for path in paths:
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            if root.joinpath(*parts[:depth], *parts[depth - 1 :]).exists():
+                deeper["/".join([*parts[:depth], parts[depth - 1]])] += 1
+                break
+    found = " and ".join(f"{count} below {folder!r}" for folder, count in deeper.items())
+    advice = f"found {found}: move them up" if found else "put them back"
+    return f"the first is {paths[0]!r}; {advice}"

@@ -13,12 +13,13 @@ import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
 from fgkd.data import datasets, official
-from fgkd.data.images import SHOWN, DataError, UnreadableImages
+from fgkd.data.images import SHOWN, DataError
 from fgkd.data.official import File, check_row
 from fgkd.records import locked
 from fgkd.study import DataSpec, OfficialName
@@ -39,7 +40,7 @@ def prepare(kind: OfficialName, root: Path, *, resize: int, progress: bool = Tru
     spec = DataSpec(key=kind, kind=kind, root=str(root), resize=resize, check_counts=False)
     try:
         dataset = datasets.load(spec, official.shared_cache(root, resize), progress=progress)
-    except UnreadableImages as error:
+    except datasets.UnreadableImages as error:
         rows = [check_row("unreadable images", 0, len(error.failures))]
         if error.absent:
             rows.append(check_row("listed images that are not there", 0, error.absent, error.where))
@@ -87,9 +88,7 @@ def fetch(url: str, file: Path, checksum: str = "", *, progress: bool = True) ->
 def _download(url: str, part: Path, progress: bool) -> None:
     """Append to `part` what follows it; a server that knows no ranges sends the whole file."""
     start = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "fgkd"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
+    headers = {"User-Agent": "fgkd"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     except urllib.error.HTTPError as error:
@@ -101,18 +100,16 @@ def _download(url: str, part: Path, progress: bool) -> None:
             start = 0
         length = response.headers["Content-Length"]
         total = start + int(length) if length else None
-        options: dict = {"unit": "B", "unit_scale": True, "disable": None if progress else True}
-        bar = tqdm(initial=start, total=total, desc=f"fetching {part.stem}", **options)
-        with open(part, "ab" if start else "wb") as out, bar:
-            while chunk := response.read(1 << 20):
-                out.write(chunk)
-                bar.update(len(chunk))
+        options: Any = {"desc": f"fetching {part.stem}", "disable": None if progress else True}
+        watched = tqdm.wrapattr(response, "read", total, initial=start, **options)
+        with open(part, "ab" if start else "wb") as out, watched as body:
+            shutil.copyfileobj(body, out, 1 << 20)
     if total is not None and part.stat().st_size < total:
         raise ConnectionError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
 
 
 def _mismatch(file: Path, checksum: str) -> str:
-    """Say what is wrong with a file's checksum; '' where nothing is."""
+    """What is wrong with a file's checksum; '' where nothing is."""
     if not checksum:
         return ""
     kind, _, expected = checksum.partition(":")
@@ -168,7 +165,6 @@ def _unpack(archive: Path, base: Path, last: str) -> None:
 
 
 def _instructions(kind: str, root: Path, absent: list[File]) -> str:
-    """Say what has to be fetched by hand, from where, and where to put it."""
     facts = official.SETS[kind]
     lines = [
         f"{kind}: {facts.name} is not complete in {str(root)!r}, and has to be fetched by hand "

@@ -16,17 +16,18 @@ from __future__ import annotations
 import csv
 import difflib
 import functools
-import hashlib
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, product
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
+from fgkd.data import photos
 from fgkd.data.images import FORMATS, SPLITS, DataError, Files, Listing, quote_some
 from fgkd.study import DataSpec
 
@@ -48,6 +49,15 @@ SYSTEM = {  # of disks, network storage, clouds, archives, photo programs and no
 Parts = dict[str, dict[str, list[str]]]  # by split, '' where there is none: paths of each class
 
 
+class _Folder(NamedTuple):
+    """What is in a folder: paths below the root, and the endings of files that are no photos."""
+
+    path: str
+    folders: list[str]
+    photos: list[str]
+    endings: list[str]
+
+
 class _Tree:
     """The folders below a root, by paths below it ('' is the root), each read once.
 
@@ -61,46 +71,39 @@ class _Tree:
         self.links: list[str] = []
         self.read = functools.cache(self._read)
 
-    def _read(self, path: str) -> tuple[list[str], list[str], list[str]]:
-        """Paths of the folders and photos in a folder, and the endings of its other files."""
-        folders: list[str] = []
-        photos: list[str] = []
-        endings: list[str] = []
+    def _read(self, path: str) -> _Folder:
+        found = _Folder(path, [], [], [])
         for entry in sorted(os.scandir(self.root / path), key=lambda entry: entry.name):
+            below = _join(path, entry.name)
             ending = os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                (self.aside if entry.name.casefold() in SYSTEM else folders).append(_join(path, entry.name))
+                (self.aside if entry.name.casefold() in SYSTEM else found.folders).append(below)
             elif ending in _endings():
-                photos.append(_join(path, entry.name))
+                found.photos.append(below)
             else:
-                endings.append(ending)
-        return folders, photos, endings
+                found.endings.append(ending)
+        return found
 
     def names(self, path: str) -> list[str]:
         """Names of the folders in a folder."""
-        return [os.path.basename(folder) for folder in self.read(path)[0]]
+        return [os.path.basename(folder) for folder in self.read(path).folders]
+
+    def below(self, path: str) -> Iterator[_Folder]:
+        """A folder and all in it, but those behind links, which could lead round in circles."""
+        yield self.read(path)
+        for folder in self.read(path).folders:
+            if not os.path.islink(self.root / folder):
+                yield from self.below(folder)
 
     def holds(self, path: str) -> bool:
         """Whether there is a photo in a folder, or in a folder in it."""
-        folders, photos, _ = self.read(path)
-        return bool(photos) or any(self.holds(folder) for folder in folders if not self._is_link(folder))
+        return any(folder.photos for folder in self.below(path))
 
-    def collect(self, path: str, others: Counter[str]) -> list[str]:
-        """The photos in a folder and all folders in it; counts other files by ending, in place."""
-        folders, photos, endings = self.read(path)
-        found = [*photos]
-        others.update(endings)
-        for folder in folders:
-            if self._is_link(folder):
-                self.links.append(folder)
-            else:
-                found += self.collect(folder, others)
-        return found
-
-    def _is_link(self, path: str) -> bool:
-        return os.path.islink(self.root / path)  # it could lead round in circles
+    def loose(self, paths: Iterable[str]) -> dict[str, int]:
+        """How many photos lie in these folders themselves, where there are any."""
+        return {path: len(self.read(path).photos) for path in paths if self.read(path).photos}
 
 
 def list_images(spec: DataSpec) -> Listing:
@@ -127,38 +130,263 @@ def list_images(spec: DataSpec) -> Listing:
 
 def _list_folders(spec: DataSpec, tree: _Tree) -> Listing:
     parts = _unite(tree, _find_parts(tree))
-    photos = _collect(tree, parts, _choose_classes(spec, parts))
-    _refuse_splits_inside(tree, parts, photos)
+    found = _collect(tree, parts, _choose_classes(spec, parts))
+    for part, classes in parts.items():
+        _refuse(tree, _splits_around(part, classes, found[part]))
     if tree.aside:
         tree.notes.append(f"left out, as folders of a system or program: {quote_some(tree.aside)}")
     if tree.links:
         tree.notes.append(f"left out, since they are links to folders: {quote_some(tree.links)}")
     is_split = "" not in parts
-    return _to_listing(tree.root, photos if is_split else _split(spec, photos[""]), tree.notes, is_split)
+    return _to_listing(tree.root, found if is_split else _split(spec, found[""]), tree.notes, is_split)
 
 
-def _refuse_splits_inside(tree: _Tree, parts: Parts, photos: Parts) -> None:
-    """Raise DataError for what looks like a split among the classes, above or inside of them."""
+def _find_parts(tree: _Tree) -> Parts:
+    """Find the folders of the splits, and of the classes in them."""
+    base = _look_through(tree, "")
+    if base:
+        tree.notes.append(f"read from {base!r}")
+    splits = _find_splits(tree, base, lambda path: bool(tree.names(_look_through(tree, path))))
+    kinds = {*_kinds(tree.names(base)).values()}
+    if not splits and (not tree.names(base) or ("train" in kinds and {"test", "val"} & kinds)):
+        number = sum(tree.loose([base, *tree.read(base).folders]).values())
+        but = f", but {number} photos" if number else ""
+        where = str(tree.root / base)
+        raise DataError(f"no class folders in {where!r}{but}; put the images of each class in a folder")
+    tops = {split: _look_through(tree, path) for split, path in splits.items()} or {"": base}
+    parts = {
+        split: {os.path.basename(path): [path] for path in tree.read(top).folders}
+        for split, top in tops.items()
+    }
+    for classes in parts.values():
+        _refuse(tree, _like_splits(classes))
+    passed = ["", base, *splits.values(), *tops.values()]
+    if not splits and (inside := _find_splits_inside(tree, parts[""])):
+        passed += tree.read(base).folders
+        parts = inside
+    for path, count in tree.loose(dict.fromkeys(passed)).items():
+        where = str(tree.root / path)
+        tree.notes.append(f"left out, since they are in no class folder: {count} photos in {where!r}")
+    return parts
 
-    def looks_like(name: str, *kinds: str) -> bool:
-        return bool({*kinds} & {*map(_kind, _words(name))})
 
-    for part, folders in parts.items():
-        found = [name for name in folders if looks_like(name, *WORDS)]
-        kinds = {_kind(word) for name in found for word in _words(name)} & WORDS.keys()
-        if len(kinds) < 2 or not _kinds(found):  # classes may well be called Test tube, or dev1 and dev2
-            found = []
-        apart: set[str] = set()
-        for name, paths in photos[part].items():
-            above = "" if part else os.path.dirname(folders[name][0])
-            depth = folders[name][0].count("/") + 1
-            apart.update(above.split("/"), *(path.split("/")[depth:-1] for path in paths))
-        found += [name for name in sorted(apart) if looks_like(name, "test", "val")]
-        if found:
+def _find_splits_inside(tree: _Tree, classes: dict[str, list[str]]) -> Parts:
+    """Find the folders of the splits in the folder of each class: all have both, or none has any."""
+    inside = {name: _find_splits(tree, path, tree.holds) for name, [path] in classes.items()}
+    if not any(inside.values()):
+        return {}
+    if lacking := [name for name, found in inside.items() if found.keys() != set(SPLITS)]:
+        raise DataError(
+            f"{quote_some(lacking)} of {str(tree.root)!r} do not hold folders for training "
+            "and for test, as other classes do; expected both in each class"
+        )
+    if several := [name for name, found in inside.items() if not tree.loose([found["train"]])]:
+        raise DataError(
+            f"{quote_some(several)} of {str(tree.root)!r} each have a split and classes of "
+            "their own: name one of them as the root"
+        )
+    return {split: {name: [found[split]] for name, found in inside.items()} for split in SPLITS}
+
+
+def _find_splits(tree: _Tree, base: str, is_filled: Callable[[str], bool]) -> dict[str, str]:
+    """Find the folders of the splits in a folder: none, both, or '' alone for one to be split."""
+    names = tree.names(base)
+    kinds = _kinds(names)
+    if "train" not in kinds.values() or not {"test", "val"} & {*kinds.values()}:
+        return {}
+    found = {}
+    for kind in ("train", "val", "test"):
+        filled = [name for name in names if kinds.get(name) == kind and is_filled(_join(base, name))]
+        if len(filled) > 1 and kind not in filled:
             raise DataError(
-                f"{quote_some(found)} among the classes of {str(tree.root)!r}, above or inside of them, look "
-                "like splits; expected both 'train' and 'test' with a folder per class in each: rename these"
+                f"{quote_some(filled)} of {str(tree.root / base)!r} are all for {kind}; name the "
+                f"one to use {kind!r}, or put their photos together"
             )
+        found[kind] = kind if kind in filled else "".join(filled[:1])
+    if not found["train"]:
+        return {}
+    test = found["test"] or found["val"]
+    used = [name for name in (found["train"], test) if name]
+    if used != list(SPLITS):
+        tree.notes.append(f"read for training: {found['train']!r}, for test: {test or 'a part of it'!r}")
+    if others := [name for name in names if name not in used]:
+        only = " and ".join(f"{name}/" for name in used)
+        tree.notes.append(f"left out, since only {only} are used: {quote_some(others)}")
+    return {split: _join(base, name) for split, name in zip(SPLITS if test else ("",), used, strict=True)}
+
+
+def _look_through(tree: _Tree, path: str) -> str:
+    """Go down from a folder that only wraps another to the one that is wrapped."""
+    while True:
+        inner = tree.names(path)
+        plain = [name for name in inner if {*map(_kind, _words(name))} == {"filler"}]
+        if len(inner) > 1 and len(plain) == 1:  # images/ beside labels/
+            others = [name for name in inner if name not in plain]
+            inner = inner if any(tree.holds(_join(path, name)) for name in others) else plain
+        if len(inner) != 1 or (_kinds(inner) and inner[0].casefold() != os.path.basename(path).casefold()):
+            return path
+        below = tree.read(_join(path, inner[0]))
+        if below.photos or not below.folders:
+            return path
+        path = below.path
+
+
+def _like_splits(classes: Iterable[str]) -> list[str]:
+    """The names of classes that look like splits."""
+    odd = {name: words for name in classes if (words := _split_words(name))}
+    certain = _kinds(classes)
+    # Classes may well be called Test tube, or dev1 and dev2.
+    is_clear = len(set().union(*odd.values())) > 1 or any(len(_words(name)) > 1 for name in certain)
+    if len(certain) == len([*classes]):
+        is_clear |= "train" in certain.values() or all(_words(name) == [name.casefold()] for name in certain)
+    return [*odd] if certain and is_clear else []
+
+
+def _splits_around(part: str, classes: dict[str, list[str]], found: dict[str, list[str]]) -> list[str]:
+    """The names of folders above the classes, and inside of them, that are those of test images."""
+    around: set[str] = set()
+    for name, paths in found.items():
+        *above, _ = classes[name][0].split("/")
+        around.update([] if part else above, *(path.split("/")[len(above) + 1 : -1] for path in paths))
+    return sorted(name for name in around if _split_words(name) & {"test", "val"})
+
+
+def _refuse(tree: _Tree, names: list[str]) -> None:
+    if names:
+        raise DataError(
+            f"{quote_some(names)} among the classes of {str(tree.root)!r}, above or inside of them, look "
+            "like splits; expected both 'train' and 'test' with a folder per class in each: rename these"
+        )
+
+
+def _kinds(names: Iterable[str]) -> dict[str, str]:
+    """Which of these names are those of splits, and of which: a key of WORDS.
+
+    What all of them have in common says nothing, as in seg_train and seg_test.
+    """
+    words = {name: set(_words(name)) for name in names if _split_words(name)}
+    shared = set.intersection(*words.values()) if len(words) > 1 else set()
+    splits = {}
+    for name, own in words.items():
+        kinds = {*map(_kind, own - shared)} - {"filler"}
+        if kinds <= WORDS.keys():
+            splits[name] = "train" if kinds == {"train", "val"} else min(kinds, default="")
+    return splits
+
+
+def _split_words(name: str) -> set[str]:
+    """The splits that words of a name mean: keys of WORDS."""
+    return {*map(_kind, _words(name))} & WORDS.keys()
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name, in small letters without accents and numbers: Training_Set-2 -> training, set."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain).casefold())
+
+
+@functools.cache
+def _kind(word: str) -> str:
+    """The key of WORDS to which a word belongs, alone or with a filler; 'filler', or ''."""
+    for kind, pattern in (*WORDS.items(), ("filler", FILLER)):
+        if re.fullmatch(f"({FILLER})?({pattern})({FILLER})?", word):
+            return kind
+    return ""
+
+
+def _unite(tree: _Tree, parts: Parts) -> Parts:
+    """Join folders whose names differ in Unicode's form, or between the splits in case, alone."""
+
+    def fold(name: str) -> str:
+        return _form(name).casefold()
+
+    folded = [sorted(map(fold, part)) for part in parts.values()]
+    is_clear = len(parts) > 1 and folded[0] == folded[1] and len(folded[0]) == len(set(folded[0]))
+    key = fold if is_clear else _form
+    spelt: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(chain.from_iterable(parts.values())):
+        spelt[key(name)].append(name)
+    for names in spelt.values():
+        if len(names) > 1:
+            tree.notes.append(f"one class, of names in two Unicode forms or cases: {quote_some(names)}")
+    united: Parts = {part: defaultdict(list) for part in parts}
+    for part, classes in parts.items():
+        for name, paths in classes.items():
+            first, *others = spelt[key(name)]
+            united[part][_form(first) if others else first] += paths
+    return united
+
+
+def _choose_classes(spec: DataSpec, parts: Parts) -> tuple[str, ...]:
+    available = sorted(set().union(*parts.values()))
+    forms = {_form(name): name for name in available}
+    wanted = {forms.get(_form(name), name) for name in spec.classes}
+    if absent := sorted(wanted - set(available)):
+        hints = ""
+        for name in absent:
+            for close in difflib.get_close_matches(name, available, n=1):
+                hints += f"; did you mean {close!r} for {name!r}?"
+        raise DataError(
+            f"classes {quote_some(absent)} not found in {spec.root!r}, which has "
+            f"{quote_some(available)}{hints}"
+        )
+    classes = tuple(sorted(wanted or available))
+    if len(classes) < 2:
+        raise DataError(f"{classes[0]!r} is the only class in {spec.root!r}; at least two are needed")
+    if odd := [name for name in classes if name != os.fsencode(name).decode(errors="replace")]:
+        raise DataError(
+            f"the names of {quote_some(odd)} in {spec.root!r} are not UTF-8: rename these folders"
+        )
+    shared = set.intersection(*map(set, parts.values()))
+    lone = [f"{part}/{name}" for part, name in product(parts, classes) if name in parts[part].keys() - shared]
+    if lone:
+        raise DataError(f"{quote_some(lone)} without counterpart; a class needs images in train/ and test/")
+    return classes
+
+
+def _collect(tree: _Tree, parts: Parts, classes: tuple[str, ...]) -> Parts:
+    found: Parts = {part: {} for part in parts}
+    skipped: Counter[str] = Counter()
+    odd: Counter[str] = Counter()
+    empty: list[str] = []
+    nested: set[str] = set()
+    for part, name in product(parts, classes):
+        tops = parts[part][name]
+        inside = [*chain.from_iterable(map(tree.below, tops))]
+        others = Counter(chain.from_iterable(folder.endings for folder in inside))
+        found[part][name] = [*chain.from_iterable(folder.photos for folder in inside)]
+        skipped += others
+        if not found[part][name]:
+            empty += tops
+            odd += others
+        if any(folder.photos for folder in inside if folder.path not in tops):
+            nested.add(name)
+        below = chain.from_iterable(folder.folders for folder in inside)
+        tree.links += [path for path in below if os.path.islink(tree.root / path)]
+    if empty:
+        advice = "add images or remove the folders"
+        if odd:
+            advice = f"what is there, {_count_endings(odd)}, Pillow does not open: convert it to JPEG or PNG"
+        raise DataError(f"no image in {quote_some(empty)} of {str(tree.root)!r}; {advice}")
+    if skipped:
+        tree.notes.append(f"left out, since Pillow opens no such images: {_count_endings(skipped)}")
+    if nested:
+        tree.notes.append(f"the photos in folders inside {quote_some(sorted(nested))} count as that class")
+    return found
+
+
+def _split(spec: DataSpec, classes: dict[str, list[str]]) -> Parts:
+    """Split each class by its paths' hashes: a new image moves at most one other to the other split."""
+    if single := [name for name, paths in classes.items() if len(paths) < 2]:
+        raise DataError(
+            f"only one image of {quote_some(single)}; a class needs one for train and one for test"
+        )
+    splits: Parts = {split: {} for split in SPLITS}
+    for name, paths in classes.items():
+        chosen = set(photos.pick(paths, [name] * len(paths), spec.test_fraction, str(spec.seed)))
+        for i, path in enumerate(paths):
+            splits["test" if i in chosen else "train"].setdefault(name, []).append(path)
+    return splits
 
 
 def _list_file(spec: DataSpec, root: Path, file: Path) -> Listing:
@@ -175,13 +403,11 @@ def _list_file(spec: DataSpec, root: Path, file: Path) -> Listing:
     parts = {"train": paths["train"], "test": paths["test"] or paths["val"]}
     notes = [f"split by {file.name!r}"]
     if paths["test"] and paths["val"]:
-        notes.append(
-            f"left out, as there is a test split: {sum(map(len, paths['val'].values()))} for validation"
-        )
+        count = sum(map(len, paths["val"].values()))
+        notes.append(f"left out, as there is a test split: {count} for validation")
     classes = _choose_classes(spec, parts)
-    return _to_listing(
-        root, {split: {name: part[name] for name in classes} for split, part in parts.items()}, notes
-    )
+    splits = {split: {name: part[name] for name in classes} for split, part in parts.items()}
+    return _to_listing(root, splits, notes)
 
 
 def _read_lines(where: str, root: Path, reader: csv.DictReader) -> Parts:
@@ -216,237 +442,8 @@ def _to_listing(root: Path, splits: Parts, notes: list[str], is_split: bool = Tr
     return Listing(tuple(splits["train"]), root, files, tuple(dict.fromkeys(notes)), is_split=is_split)
 
 
-def _collect(tree: _Tree, parts: Parts, classes: tuple[str, ...]) -> Parts:
-    """List the photos of each class."""
-    photos: Parts = {part: {} for part in parts}
-    skipped: Counter[str] = Counter()
-    odd: Counter[str] = Counter()
-    empty: list[str] = []
-    nested: set[str] = set()
-    for part, name in product(parts, classes):
-        others: Counter[str] = Counter()
-        folders = parts[part][name]
-        photos[part][name] = list(chain.from_iterable(tree.collect(folder, others) for folder in folders))
-        skipped += others
-        if not photos[part][name]:
-            empty += folders
-            odd += others
-        if any(os.path.dirname(photo) not in folders for photo in photos[part][name]):
-            nested.add(name)
-    if empty:
-        advice = "add images or remove the folders"
-        if odd:
-            advice = f"what is there, {_count_endings(odd)}, Pillow does not open: convert it to JPEG or PNG"
-        raise DataError(f"no image in {quote_some(empty)} of {str(tree.root)!r}; {advice}")
-    if skipped:
-        tree.notes.append(f"left out, since Pillow opens no such images: {_count_endings(skipped)}")
-    if nested:
-        tree.notes.append(f"the photos in folders inside {quote_some(sorted(nested))} count as that class")
-    return photos
-
-
-def _find_parts(tree: _Tree) -> Parts:
-    """Find the folders of the splits, and of the classes in them."""
-    base = _look_through(tree, "")
-    if base:
-        tree.notes.append(f"read from {base!r}")
-    splits = _find_splits(tree, base, lambda path: bool(tree.names(_look_through(tree, path))))
-    tops = {split: _look_through(tree, path) for split, path in splits.items()} or {"": base}
-    parts = {
-        split: {os.path.basename(path): [path] for path in tree.read(top)[0]} for split, top in tops.items()
-    }
-    passed = ["", base, *splits.values(), *tops.values()]
-    if not splits:
-        _refuse_half_a_split(tree, base)
-        inside = {name: _find_splits(tree, path, tree.holds) for name, [path] in parts[""].items()}
-        lacking = [name for name, found in inside.items() if found.keys() != set(SPLITS)]
-        if not lacking:
-            if several := [name for name, found in inside.items() if not tree.read(found["train"])[1]]:
-                raise DataError(
-                    f"{quote_some(several)} of {str(tree.root)!r} each have a split and classes of "
-                    "their own: name one of them as the root"
-                )
-            passed += tree.read(base)[0]
-            parts = {split: {name: [found[split]] for name, found in inside.items()} for split in SPLITS}
-        elif any(inside.values()):
-            raise DataError(
-                f"{quote_some(lacking)} of {str(tree.root)!r} do not hold folders for training "
-                "and for test, as other classes do; expected both in each class"
-            )
-    for path in dict.fromkeys(passed):
-        if loose := len(tree.read(path)[1]):
-            where = str(tree.root / path)
-            tree.notes.append(f"left out, since they are in no class folder: {loose} photos in {where!r}")
-    return parts
-
-
-def _refuse_half_a_split(tree: _Tree, base: str) -> None:
-    """Raise DataError for folders named as splits, of which one is missing, or has no classes."""
-    names = tree.names(base)
-    kinds = _kinds(names)
-    found = set(kinds.values())
-    where = repr(str(tree.root / base))
-    if not names or {"train", "test"} <= found or {"train", "val"} <= found:
-        photos = sum(len(tree.read(path)[1]) for path in (base, *tree.read(base)[0]))
-        count = f", but {photos} photos" if photos else ""
-        raise DataError(f"no class folders in {where}{count}; put the images of each class in a folder")
-    is_clear = "train" in found or len(found) > 1 or all(_words(name) == [name.casefold()] for name in names)
-    if (len(kinds) == len(names) and is_clear) or any(len(_words(name)) > 1 for name in kinds):
-        raise DataError(
-            f"{where} holds {quote_some(names)}; expected both 'train' and 'test', or a folder "
-            "per class: rename these"
-        )
-
-
-def _find_splits(tree: _Tree, base: str, is_filled: Callable[[str], bool]) -> dict[str, str]:
-    """Find the folders of the splits in a folder: none, both, or '' alone for one to be split."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for name, kind in _kinds(tree.names(base)).items():
-        names[kind].append(name)
-    if not names["train"] or not names["test"] + names["val"]:
-        return {}
-    found = {}
-    for kind in ("train", "val", "test"):
-        filled = [name for name in names[kind] if is_filled(_join(base, name))]
-        if len(filled) > 1 and kind not in filled:
-            raise DataError(
-                f"{quote_some(filled)} of {str(tree.root / base)!r} are all for {kind}; name the "
-                f"one to use {kind!r}, or put their photos together"
-            )
-        if filled:
-            found[kind] = kind if kind in filled else filled[0]
-    if "train" not in found:
-        return {}
-    test = found.get("test") or found.get("val")
-    used = [found["train"], test] if test else [found["train"]]
-    if used != list(SPLITS):
-        tree.notes.append(f"read for training: {found['train']!r}, for test: {test or 'a part of it'!r}")
-    if others := [name for name in tree.names(base) if name not in used]:
-        only = " and ".join(f"{name}/" for name in used)
-        tree.notes.append(f"left out, since only {only} are used: {quote_some(others)}")
-    return {split: _join(base, name) for split, name in zip(SPLITS if test else ("",), used, strict=True)}
-
-
-def _kinds(names: list[str]) -> dict[str, str]:
-    """Which of these names are those of splits, and of which: a key of WORDS.
-
-    What all of them have in common says nothing, as in seg_train and seg_test.
-    """
-    words = {name: {word: _kind(word) for word in _words(name)} for name in names}
-    words = {name: kinds for name, kinds in words.items() if {*kinds.values()} & WORDS.keys()}
-    shared = set.intersection(*map(set, words.values())) if len(words) > 1 else set()
-    splits = {}
-    for name, kinds in words.items():
-        own = {kind for word, kind in kinds.items() if word not in shared} - {"filler"}
-        if own <= WORDS.keys():
-            splits[name] = "train" if own == {"train", "val"} else min(own, default="")
-    return splits
-
-
-def _words(name: str) -> list[str]:
-    """The words of a name, in small letters without accents and numbers: Training_Set-2 -> training, set."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
-    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain).casefold())
-
-
-@functools.cache
-def _kind(word: str) -> str:
-    """The key of WORDS to which a word belongs, alone or with a filler; 'filler', or ''."""
-    for kind, pattern in (*WORDS.items(), ("filler", FILLER)):
-        if re.fullmatch(f"({FILLER})?({pattern})({FILLER})?", word):
-            return kind
-    return ""
-
-
-def _look_through(tree: _Tree, path: str) -> str:
-    """Go down from a folder that only wraps another to the one that is wrapped."""
-    while True:
-        inner = tree.names(path)
-        plain = [name for name in inner if {*map(_kind, _words(name))} == {"filler"}]
-        if len(inner) > 1 and len(plain) == 1:  # images/ beside labels/
-            others = [name for name in inner if name not in plain]
-            inner = inner if any(tree.holds(_join(path, name)) for name in others) else plain
-        if len(inner) != 1 or (_kinds(inner) and inner[0].casefold() != os.path.basename(path).casefold()):
-            return path
-        folders, photos, _ = tree.read(_join(path, inner[0]))
-        if photos or not folders:
-            return path
-        path = _join(path, inner[0])
-
-
-def _unite(tree: _Tree, parts: Parts) -> Parts:
-    """Join folders whose names differ in Unicode's form, or between the splits in case, alone."""
-
-    def form(name: str) -> str:
-        return unicodedata.normalize("NFC", name)
-
-    def fold(name: str) -> str:
-        return form(name).casefold()
-
-    folded = [sorted(map(fold, part)) for part in parts.values()]
-    is_clear = len(parts) > 1 and folded[0] == folded[1] and len(folded[0]) == len(set(folded[0]))
-    key = fold if is_clear else form
-    spelt: dict[str, list[str]] = defaultdict(list)
-    for name in dict.fromkeys(chain.from_iterable(parts.values())):
-        spelt[key(name)].append(name)
-    own = {}
-    for key_, names in spelt.items():
-        own[key_] = names[0] if len(names) == 1 else form(names[0])
-        if len(names) > 1:
-            tree.notes.append(f"one class, of names in two Unicode forms or cases: {quote_some(names)}")
-    united: Parts = {part: defaultdict(list) for part in parts}
-    for part, classes in parts.items():
-        for name, paths in classes.items():
-            united[part][own[key(name)]] += paths
-    return united
-
-
-def _choose_classes(spec: DataSpec, parts: Parts) -> tuple[str, ...]:
-    """Return the classes to use, sorted."""
-    available = sorted(set().union(*parts.values()))
-    forms = {unicodedata.normalize("NFC", name): name for name in available}
-    wanted = {forms.get(unicodedata.normalize("NFC", name), name) for name in spec.classes}
-    if absent := sorted(wanted - set(available)):
-        hints = ""
-        for name in absent:
-            for close in difflib.get_close_matches(name, available, n=1):
-                hints += f"; did you mean {close!r} for {name!r}?"
-        raise DataError(
-            f"classes {quote_some(absent)} not found in {spec.root!r}, which has "
-            f"{quote_some(available)}{hints}"
-        )
-    classes = tuple(sorted(wanted or available))
-    if len(classes) < 2:
-        raise DataError(f"{classes[0]!r} is the only class in {spec.root!r}; at least two are needed")
-    if odd := [name for name in classes if name != os.fsencode(name).decode(errors="replace")]:
-        raise DataError(
-            f"the names of {quote_some(odd)} in {spec.root!r} are not UTF-8: rename these folders"
-        )
-    alone = []
-    for part, name in product(parts, classes):
-        if name in parts[part] and not all(name in others for others in parts.values()):
-            alone.append(f"{part}/{name}")
-    if alone:
-        raise DataError(f"{quote_some(alone)} without counterpart; a class needs images in train/ and test/")
-    return classes
-
-
-def _split(spec: DataSpec, paths: dict[str, list[str]]) -> Parts:
-    """Order each class by its paths' hashes and take the first part for test.
-
-    A new image thus moves at most one other to the other split.
-    """
-    single = [name for name, images in paths.items() if len(images) < 2]
-    if single:
-        raise DataError(
-            f"only one image of {quote_some(single)}; a class needs one for train and one for test"
-        )
-    splits: Parts = {split: {} for split in SPLITS}
-    for name, images in paths.items():
-        order = sorted(images, key=lambda path: hashlib.sha256(os.fsencode(f"{spec.seed}/{path}")).digest())
-        count = min(max(round(len(images) * spec.test_fraction), 1), len(images) - 1)
-        splits["test"][name], splits["train"][name] = order[:count], order[count:]
-    return splits
+def _form(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _count_endings(endings: Counter[str]) -> str:
@@ -459,5 +456,4 @@ def _join(path: str, name: str) -> str:
 
 @functools.cache
 def _endings() -> frozenset[str]:
-    """The endings of photos."""
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)

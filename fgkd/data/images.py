@@ -30,20 +30,6 @@ class DataError(ValueError):
     """A dataset that cannot be used, with the value, what was expected and what to do."""
 
 
-class UnreadableImages(DataError):
-    """Images that are not there or cannot be decoded.
-
-    failures: one reason per image that cannot be decoded.
-    absent: how many are not there; where: the first of them, and what was found elsewhere.
-    """
-
-    def __init__(self, message: str, failures: list[str], absent: int = 0, where: str = ""):
-        super().__init__(message)
-        self.failures = failures
-        self.absent = absent
-        self.where = where
-
-
 @dataclass(frozen=True)
 class Listing:
     """The images of a dataset before any is opened.
