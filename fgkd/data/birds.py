@@ -10,100 +10,32 @@ facing right, y up, unit half a body length.
 import math
 import zlib
 from collections import namedtuple
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw, ImageFilter
 
-PARTS = {
-    "beak": ("short beak", "long beak", "stout beak", "curved beak"),
-    "tail": ("square tail", "forked tail", "rounded tail", "pointed tail"),
-    "wing": ("plain wings", "one wing bar", "two wing bars", "wing patch"),
-    "crest": ("no crest", "swept crest", "upright crest", "double crest"),
-    "crown": ("plain crown", "black cap", "chestnut cap", "white crown"),
-    "eye": ("plain eye", "eye ring", "eye stripe", "pale brow"),
-    "throat": ("plain throat", "black bib", "white throat", "rufous throat"),
-    "breast": ("plain breast", "spotted breast", "streaked breast", "banded breast"),
-    "legs": ("black legs", "yellow legs", "red legs", "blue legs"),
-}
-# Proportions in half body lengths; pitch of the body and cock of the tail in degrees.
+
+def _read(value: Any) -> Any:
+    """The value of a file, its lists as tuples, which Pillow takes for colours."""
+    if isinstance(value, dict):
+        return {name: _read(part) for name, part in value.items()}
+    return tuple(map(_read, value)) if isinstance(value, list) else value
+
+
+TEXT = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+TABLES = _read(yaml.safe_load(TEXT))
+PARTS: dict[str, tuple[str, ...]] = TABLES["parts"]
+PLANS, BACKS, BELLIES, BEAKS = (TABLES[name] for name in ("plans", "backs", "bellies", "beaks"))
+COLOURS, BODY, HEAD, WING = (TABLES[name] for name in ("colours", "body", "head", "wing"))
+BLACK, WHITE, BARK = (COLOURS[name] for name in ("black", "white", "bark"))
+RANGES, SCENES = TABLES["ranges"], TABLES["scenes"]
 Plan = namedtuple("Plan", "depth head neck tail wing leg pitch cock")
-PLANS = {
-    "tern": (0.50, 0.36, 0.02, 0.95, 0.45, 0.35, 6, 0),
-    "wren": (0.70, 0.43, 0.03, 0.60, -0.15, 0.50, 8, 45),
-    "warbler": (0.60, 0.41, 0.05, 0.75, 0.00, 0.50, 16, 0),
-    "finch": (0.64, 0.45, 0.05, 0.70, 0.05, 0.40, 24, -4),
-    "sparrow": (0.66, 0.43, 0.02, 0.75, 0.00, 0.45, 14, 4),
-    "thrush": (0.64, 0.40, 0.12, 0.75, 0.08, 0.65, 30, -8),
-    "pipit": (0.53, 0.36, 0.10, 0.85, 0.00, 0.60, 20, -6),
-    "wagtail": (0.54, 0.37, 0.06, 1.15, 0.00, 0.60, 8, 8),
-    "tit": (0.72, 0.50, 0.02, 0.70, -0.05, 0.40, 20, -4),
-    "swallow": (0.48, 0.39, 0.00, 0.95, 0.50, 0.25, 22, -6),
-    "starling": (0.62, 0.38, 0.10, 0.55, 0.12, 0.60, 26, -6),
-    "plover": (0.64, 0.46, 0.10, 0.50, 0.10, 0.85, 12, -8),
-    "robin": (0.74, 0.46, 0.05, 0.65, 0.00, 0.60, 28, 4),
-    "flycatcher": (0.57, 0.43, 0.06, 0.80, 0.12, 0.30, 40, -8),
-    "jay": (0.62, 0.44, 0.10, 1.00, 0.00, 0.55, 20, -4),
-    "chat": (0.65, 0.44, 0.10, 0.60, 0.02, 0.70, 32, 0),
-}
-# 15 colours and 16 plans have no common factor, so counting round both at once meets every pair.
-BACKS = {
-    "azure": (74, 138, 200),
-    "slate": (104, 118, 136),
-    "olive": (124, 128, 66),
-    "jade": (82, 158, 112),
-    "golden": (214, 166, 58),
-    "ashy": (146, 146, 142),
-    "teal": (48, 134, 136),
-    "rosy": (200, 118, 122),
-    "umber": (112, 88, 66),
-    "amber": (208, 134, 56),
-    "moss": (92, 126, 74),
-    "lilac": (142, 120, 174),
-    "sandy": (190, 158, 112),
-    "cobalt": (62, 88, 166),
-    "plum": (124, 74, 110),
-}
-BELLIES = (
-    (244, 240, 228),
-    (236, 218, 178),
-    (240, 206, 190),
-    (240, 226, 140),
-    (214, 220, 224),
-    (226, 208, 226),
-)
-BEAK_SHAPES = {  # lower and upper half, in units of the head
-    "short beak": ([(0.9, 0.0), (1.5, -0.02), (0.85, -0.22)], [(0.8, 0.3), (1.55, -0.02), (0.9, -0.02)]),
-    "long beak": ([(0.9, 0.0), (2.5, -0.09), (0.85, -0.24)], [(0.8, 0.28), (2.65, -0.08), (0.9, -0.02)]),
-    "stout beak": (
-        [(0.9, 0.0), (1.55, -0.15), (0.75, -0.6)],
-        [(0.65, 0.6), (1.3, 0.48), (1.75, -0.2), (0.9, -0.05)],
-    ),
-    "curved beak": (
-        [(0.9, 0.0), (1.7, -0.25), (0.85, -0.26)],
-        [(0.8, 0.32), (1.6, 0.2), (2.3, -0.9), (1.6, -0.2)],
-    ),
-}
-BEAKS = ((58, 54, 54), (112, 96, 78), (226, 142, 48), (206, 178, 112))
-# fmt: off
-RANGES = (
-    "", "northern ", "southern ", "eastern ", "western ", "mountain ", "lowland ", "island ",
-    "forest ", "desert ", "marsh ", "river ", "coastal ", "meadow ", "polar ", "tropical ",
-)
-# fmt: on
-# Top and bottom of the gradient, then what floats on it: sky, foliage, water, dry grass.
-SCENES = (
-    ((150, 190, 226), (216, 226, 230), (236, 240, 242), (190, 206, 220), (120, 150, 110)),
-    ((96, 134, 80), (60, 96, 58), (130, 160, 84), (74, 110, 66), (168, 172, 96)),
-    ((150, 176, 182), (82, 124, 142), (178, 198, 200), (98, 138, 150), (140, 130, 104)),
-    ((206, 190, 152), (140, 122, 92), (168, 150, 108), (190, 178, 140), (118, 124, 78)),
-)
-BLACK = (40, 38, 42)
-WHITE = (248, 246, 240)
-RUFOUS = (166, 84, 48)
-BARK = (104, 82, 64)
-Points = list[tuple[float, float]] | np.ndarray
+Points = Sequence[tuple[float, float]] | np.ndarray
 Colour = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 Polygon = tuple[Points, Colour]
@@ -216,7 +148,8 @@ def _create_family(index: int, seed: int, size: int) -> list[Species]:
     rng = np.random.default_rng([seed, 1, index])
     back = world.permutation(list(BACKS))[index % len(BACKS)]
     noun = world.permutation(list(PLANS))[index % len(PLANS)]
-    family = f"{RANGES[(seed + index // (len(BACKS) * len(PLANS))) % len(RANGES)]}{back} {noun}"
+    region = RANGES[(seed + index // (len(BACKS) * len(PLANS))) % len(RANGES)]
+    family = f"{region} {back} {noun}".strip()
     plan = Plan(*(np.array(PLANS[noun]) * rng.uniform(0.93, 1.07, 8)).tolist())
     base = _shade((np.array(BACKS[back]) + rng.integers(-12, 13, 3)).tolist())
     colours = (
@@ -267,13 +200,7 @@ def _assemble(bird: Species) -> tuple[dict[str, np.ndarray], list[tuple[int, int
 
 
 def _legs(bird: Species) -> list[Polygon]:
-    colours = {
-        "black legs": BLACK,
-        "yellow legs": (236, 196, 48),
-        "red legs": (206, 62, 48),
-        "blue legs": (86, 130, 186),
-    }
-    colour = colours[bird.traits[8]]
+    colour = TABLES["legs"][bird.traits[8]]
     hip = -0.8 * bird.plan.depth
     foot = -bird.plan.depth - bird.plan.leg
     shapes: list[Polygon] = []
@@ -286,12 +213,7 @@ def _legs(bird: Species) -> list[Polygon]:
 def _tail(bird: Species) -> list[Polygon]:
     tip = -0.8 - bird.plan.tail
     colour = bird.colours[2]
-    ends = {
-        "square tail": [(tip, 0.24), (tip - 0.02, -0.16)],
-        "forked tail": [(tip - 0.3, 0.36), (tip + 0.36, 0.04), (tip - 0.3, -0.28)],
-        "rounded tail": [(tip + 0.25, 0.4), (tip - 0.08, 0.22), (tip - 0.08, -0.14), (tip + 0.25, -0.32)],
-        "pointed tail": [(tip + 0.3, 0.18), (tip - 0.4, 0.04), (tip + 0.3, -0.1)],
-    }[bird.traits[1]]
+    ends = [(tip + x, y) for x, y in TABLES["tails"][bird.traits[1]]]
     feathers = [(_line((-0.8, y), (tip + 0.3, 1.4 * y), 0.02), _shade(colour, 0.78)) for y in (0.1, -0.04)]
     return [([(-0.6, 0.2), *ends, (-0.6, -0.16)], colour), *feathers]
 
@@ -303,28 +225,15 @@ def _body(bird: Species) -> list[Polygon]:
     r = bird.plan.head
     x, y = _skull(bird.plan)
     tall = np.array([1, d])
-    top = [(-1.15, 0.1), (-0.6, 0.6), (0.1, 1.02), (0.7, 1.0)]
-    edge = [(-1.0, -0.15), (-0.2, -0.1), (0.5, 0.3), (0.86, 0.95)]
-    outline = [*top, (1.08, 0.3), (0.8, -0.75), (0.2, -1.1), (-0.5, -0.8)]
-    front = [*edge, (1.07, 0.3), (0.8, -0.75), (0.2, -1.1), (-0.5, -0.8)]
-    under = [(-0.8, -0.45), (0.1, -0.85), (0.9, -0.3), (0.8, -0.72), (0.2, -1.1), (-0.5, -0.8)]
     neck = [(-0.1, 0.85 * d), (x - 1.05 * r, y + 0.2 * r), (x + 0.9 * r, y), (1.0, 0.3 * d), (0.5, 0.2 * d)]
-    shapes = [(_smooth(outline) * tall, back), (_smooth(neck), back), (_smooth(front) * tall, belly)]
-    shapes.append((_smooth(under) * tall, _shade(belly, 0.87)))
-    spots = [
-        (0.62, 0.3),
-        (0.86, 0.25),
-        (0.5, -0.1),
-        (0.76, -0.12),
-        (0.38, -0.48),
-        (0.64, -0.5),
-        (0.14, -0.72),
-    ]
-    band = [(0.3, 0.12), (0.6, 0.2), (1.02, 0.42), (1.02, 0.12), (0.62, -0.1), (0.36, -0.12)]
+    shapes = [(_smooth(BODY["back"]) * tall, back), (_smooth(neck), back)]
+    shapes.append((_smooth(BODY["front"]) * tall, belly))
+    shapes.append((_smooth(BODY["under"]) * tall, _shade(belly, 0.87)))
+    spots = BODY["spots"]
     marks = {
         "spotted breast": [_disc(a, b * d, 0.065) for a, b in spots],
         "streaked breast": [_line((a, b * d + 0.12), (a - 0.1, b * d - 0.12), 0.035) for a, b in spots],
-        "banded breast": [_smooth(band) * tall],
+        "banded breast": [_smooth(BODY["band"]) * tall],
     }
     return shapes + [(mark, BLACK) for mark in marks.get(bird.traits[7], [])]
 
@@ -332,22 +241,18 @@ def _body(bird: Species) -> list[Polygon]:
 def _head(bird: Species) -> list[Polygon]:
     back, _, _, horn = bird.colours
     beak, _, _, crest, crown, eye, throat, _, _ = bird.traits
-    cap = {"plain crown": back, "black cap": BLACK, "chestnut cap": RUFOUS, "white crown": WHITE}[crown]
-    bib = {"plain throat": back, "black bib": BLACK, "white throat": WHITE, "rufous throat": RUFOUS}[throat]
-    lower, upper = BEAK_SHAPES[beak]
-    plumes: dict[str, list[Polygon]] = {
-        "swept crest": [([(0.35, 0.8), (-0.5, 1.2), (-1.45, 1.15), (-0.85, 0.5)], cap)],
-        "upright crest": [([(0.45, 0.85), (-0.1, 1.75), (-0.6, 0.7)], cap)],
-        "double crest": [([(0.5, 0.8), (0.35, 1.55), (-0.1, 1.0), (-0.75, 1.65), (-0.8, 0.6)], cap)],
-    }
+    cap = COLOURS.get(crown.split()[0], back)  # black cap, white crown; plain ones are of the back's colour
+    bib = COLOURS.get(throat.split()[0], back)
+    lower, upper = TABLES["beak_shapes"][beak]
+    plumes: list[Polygon] = [(HEAD[crest], cap)] if crest in HEAD else []
     marks: dict[str, list[Polygon]] = {
-        "eye stripe": [([(0.98, 0.1), (0.35, 0.38), (-0.95, 0.12), (-0.95, -0.12), (0.35, 0.02)], BLACK)],
-        "pale brow": [([(0.92, 0.38), (0.3, 0.66), (-0.9, 0.4), (-0.9, 0.24), (0.3, 0.42)], WHITE)],
+        "eye stripe": [(HEAD["eye stripe"], BLACK)],
+        "pale brow": [(HEAD["pale brow"], WHITE)],
         "eye ring": [(_disc(0.38, 0.18, 0.38), WHITE)],
     }
-    chin = _smooth([(1.0, -0.2), (0.4, -0.22), (-0.1, -0.6), (-0.1, -1.15), (0.65, -1.1), (0.95, -0.6)])
-    top = _smooth([(1.05, 0.3), (0.75, 0.95), (0.0, 1.15), (-0.8, 0.85), (-1.1, 0.15), (-0.3, 0.42)])
-    shapes: list[Polygon] = [*plumes.get(crest, []), (lower, _shade(horn, 0.75)), (upper, horn)]
+    chin = _smooth(HEAD["chin"])
+    top = _smooth(HEAD["top"])
+    shapes: list[Polygon] = [*plumes, (lower, _shade(horn, 0.75)), (upper, horn)]
     shapes += [(_disc(0, 0, 1), back), (chin, bib), (top, cap), *marks.get(eye, [])]
     shapes += [(_disc(0.38, 0.18, 0.2), BLACK), (_disc(0.44, 0.25, 0.07), WHITE)]
     centre = np.array(_skull(bird.plan))
@@ -359,16 +264,15 @@ def _wing(bird: Species) -> list[Polygon]:
     mark = bird.traits[2]
     tip = -1.0 - bird.plan.wing
     outline = [(0.55, 0.5), (0.2, 0.75), (-0.5, 0.6), (tip, 0.1), (-0.5, -0.25), (0.25, -0.4), (0.6, 0.0)]
-    coverts = [(0.55, 0.5), (0.2, 0.75), (-0.3, 0.6), (-0.25, 0.1), (0.0, -0.2), (0.25, -0.38), (0.6, 0.0)]
-    shapes = [(_smooth(outline), colour), (_smooth(coverts), _shade((np.array(colour) + back) / 2))]
+    between = _shade((np.array(colour) + back) / 2)
+    shapes = [(_smooth(outline), colour), (_smooth(WING["coverts"]), between)]
     for k, y in enumerate((0.3, 0.1, -0.1)):
         feather = _line((-0.25, y), (tip + 0.25 + 0.2 * k, 0.14 - 0.03 * k), 0.03)
         shapes.append((feather, _shade(colour, 0.72)))
     for x in {"one wing bar": [-0.14], "two wing bars": [-0.14, 0.16]}.get(mark, []):
-        bar = [(-0.1, 0.58), (0.0, 0.58), (0.02, 0.2), (0.16, -0.2), (0.05, -0.24), (-0.1, 0.15)]
-        shapes.append((np.array(bar) + (x, 0), WHITE))
+        shapes.append((np.array(WING["bar"]) + (x, 0), WHITE))
     if mark == "wing patch":
-        shapes.append((_smooth([(-0.35, 0.4), (0.0, 0.42), (0.02, 0.0), (-0.3, 0.0)]), WHITE))
+        shapes.append((_smooth(WING["patch"]), WHITE))
     return [(np.asarray(points) * (1, bird.plan.depth), tone) for points, tone in shapes]
 
 

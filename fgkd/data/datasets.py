@@ -251,7 +251,7 @@ def _draw_source(spec: DataSpec) -> _Source:
     species = birds.species(spec.species, seed=spec.seed, family_size=spec.family_size)
     options = [spec.species, spec.family_size, spec.train, spec.test, spec.seed, spec.resize, spec.size]
     labels = {split: np.arange(spec.species).repeat(getattr(spec, split)) for split in SPLITS}
-    fingerprint = _fingerprint("birds", options, inspect.getsource(birds))
+    fingerprint = _fingerprint("birds", options, inspect.getsource(birds), birds.TEXT)
     families = tuple(bird.family for bird in species)
     return _Source(spec, tuple(bird.name for bird in species), labels, fingerprint, families)
 
