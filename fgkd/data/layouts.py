@@ -1,83 +1,63 @@
-"""The official layouts of the paper's eight datasets: what must be there, and how the lists are read."""
+"""Readers of the lists in the paper's eight datasets; official.yaml says which layout each of them reads.
+
+A reader takes the folder of a set, and returns the names of the official class ids and the images, each a
+split, a path and such an id.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from fgkd.data.images import SPLITS, DataError, Files
+from fgkd.data.images import SPLITS, DataError
 
-Read = tuple[dict[int, str], Files]  # the name of each official class id; the images with these ids as labels
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A way in which a dataset lies on disk.
-
-    folders: the folders below its root that may hold it; the root itself always may.
-    needs: what must be in the folder, as glob patterns.
-    read: the folder -> class names and images.
-    """
-
-    folders: tuple[str, ...]
-    needs: tuple[str, ...]
-    read: Callable[[Path], Read]
+Read = tuple[dict[int, str], list[tuple[str, str, int]]]
 
 
-def read_aircraft(base: Path) -> Read:
-    """Read FGVC-Aircraft's variants; train and validation are joined."""
+def aircraft(base: Path) -> Read:
+    """FGVC-Aircraft's variants; train and validation are joined."""
     names = (base / "data/variants.txt").read_text().splitlines()
-    files: Files = {}
-    for split, file in (("train", "trainval"), ("test", "test")):
-        lines = (base / f"data/images_variant_{file}.txt").read_text().splitlines()
-        rows = [line.split(" ", 1) for line in lines]
-        files[split] = [(f"data/images/{image}.jpg", names.index(name)) for image, name in rows]
-    return dict(enumerate(names)), files
+    images = []
+    for split, line in _split_lines(base, "data/images_variant_{}.txt"):
+        image, name = line.split(" ", 1)
+        images.append((split, f"data/images/{image}.jpg", names.index(name)))
+    return dict(enumerate(names)), images
 
 
-def read_cars(base: Path) -> Read:
-    """Read Stanford Cars as two folders and a development kit; classes are counted from 1."""
+def cars(base: Path) -> Read:
+    """Stanford Cars as two folders and a development kit; classes are counted from 1."""
     names = _load_mat(base / "devkit/cars_meta.mat")["class_names"]
-    files: Files = {}
-    for split, file in (
-        ("train", "devkit/cars_train_annos.mat"),
-        ("test", "cars_test_annos_withlabels.mat"),
-    ):
-        rows = _load_mat(base / file)["annotations"]
-        files[split] = [(f"cars_{split}/{row['fname']}", int(row["class"])) for row in rows]
-    return dict(enumerate(names.tolist(), 1)), files
+    images = []
+    for split, file in zip(SPLITS, ("devkit/cars_train_annos", "cars_test_annos_withlabels"), strict=True):
+        for row in _load_mat(base / f"{file}.mat")["annotations"]:
+            images.append((split, f"cars_{split}/{row['fname']}", int(row["class"])))
+    return dict(enumerate(names.tolist(), 1)), images
 
 
-def read_cars_annos(base: Path) -> Read:
-    """Read Stanford Cars from one folder.
-
-    cars_annos.mat holds each image's class, counted from 1, and its split.
-    """
-    annos = _load_mat(base / "cars_annos.mat")
-    files: Files = {split: [] for split in SPLITS}
-    for annotation in annos["annotations"]:
-        split = SPLITS[int(annotation["test"])]
-        files[split].append((annotation["relative_im_path"], int(annotation["class"])))
-    return dict(enumerate(annos["class_names"].tolist(), 1)), files
+def cars_annos(base: Path) -> Read:
+    """Stanford Cars in one folder; cars_annos.mat has each image's class and split."""
+    lists = _load_mat(base / "cars_annos.mat")
+    images = []
+    for row in lists["annotations"]:
+        images.append((SPLITS[int(row["test"])], row["relative_im_path"], int(row["class"])))
+    return dict(enumerate(lists["class_names"].tolist(), 1)), images
 
 
-def read_cars_folders(base: Path) -> Read:
-    """Read Stanford Cars from a folder per class in train/ and test/, sorted by name."""
-    names = sorted({path.name for split in SPLITS for path in (base / split).iterdir() if path.is_dir()})
-    files: Files = {split: [] for split in SPLITS}
-    for split in SPLITS:
-        for number, name in enumerate(names):
-            paths = sorted((base / split / name).glob("*.jpg"))
-            files[split] += [(f"{split}/{name}/{path.name}", number) for path in paths]
-    return dict(enumerate(names)), files
+def cars_folders(base: Path) -> Read:
+    """Stanford Cars as a folder per class in train/ and test/, sorted by name."""
+    paths = chain.from_iterable((base / split).glob("*/*.jpg") for split in SPLITS)
+    parts = sorted(path.relative_to(base).parts for path in paths)
+    names = sorted({name for _, name, _ in parts})
+    images = [(split, f"{split}/{name}/{file}", names.index(name)) for split, name, file in parts]
+    return dict(enumerate(names)), images
 
 
-def read_bird_lists(base: Path) -> Read:
-    """Read CUB or NABirds: files of an id and a value per line.
+def bird_lists(base: Path) -> Read:
+    """CUB or NABirds: files of an id and a value per line.
 
     NABirds' classes.txt also holds the inner classes of its tree, which have no images.
     """
@@ -90,28 +70,26 @@ def read_bird_lists(base: Path) -> Read:
                 f"{len(differ)} images are in only one of images.txt and {name} of {str(base)!r}, "
                 f"the first is {differ[0]!r}; fetch the set anew"
             )
-    files: Files = {split: [] for split in SPLITS}
-    for split, flag in (("train", "1"), ("test", "0")):
-        images = [image for image in paths if flags[image] == flag]
-        files[split] = [(f"images/{paths[image]}", int(labels[image])) for image in images]
-    names = _read_pairs(base / "classes.txt")
-    return {int(number): name for number, name in names.items()}, files
+    splits = {"1": "train", "0": "test"}
+    images = []
+    for image, path in paths.items():
+        if flags[image] in splits:
+            images.append((splits[flags[image]], f"images/{path}", int(labels[image])))
+    return {int(number): name for number, name in _read_pairs(base / "classes.txt").items()}, images
 
 
-def read_dogs(base: Path) -> Read:
-    """Read Stanford Dogs, whose class names are its folders."""
-    names = {}
-    files: Files = {split: [] for split in SPLITS}
+def dogs(base: Path) -> Read:
+    """Stanford Dogs, whose class names are its folders."""
+    images = []
     for split in SPLITS:
         lists = _load_mat(base / f"{split}_list.mat")
         for path, number in zip(lists["file_list"], lists["labels"], strict=True):
-            files[split].append((f"Images/{path}", int(number)))
-            names[int(number)] = path.partition("/")[0]
-    return names, files
+            images.append((split, f"Images/{path}", int(number)))
+    return {number: path.split("/")[1] for _, path, number in images}, images
 
 
-def read_flowers(base: Path) -> Read:
-    """Read Oxford Flowers-102; train and validation are joined."""
+def flowers(base: Path) -> Read:
+    """Oxford Flowers-102; train and validation are joined."""
     from torchvision.datasets import Flowers102
     from torchvision.datasets.utils import check_integrity
 
@@ -120,39 +98,43 @@ def read_flowers(base: Path) -> Read:
             raise ValueError(f"{name} is corrupted, or not the official one")
     labels = _load_mat(base / "imagelabels.mat")["labels"]
     ids = _load_mat(base / "setid.mat")
-    files: Files = {}
-    for split, parts in (("train", ("trnid", "valid")), ("test", ("tstid",))):
-        images = [int(image) for part in parts for image in ids[part]]
-        files[split] = [(f"jpg/image_{image:05}.jpg", int(labels[image - 1])) for image in images]
-    return dict(enumerate(Flowers102.classes, 1)), files
+    images = []
+    for split, part in (("train", "trnid"), ("train", "valid"), ("test", "tstid")):
+        for image in ids[part].tolist():
+            images.append((split, f"jpg/image_{image:05}.jpg", int(labels[image - 1])))
+    return dict(enumerate(Flowers102.classes, 1)), images
 
 
-def read_moe(base: Path) -> Read:
-    """Read Moe, a folder per character; the first 80 % of its RGB images are for training."""
+def moe(base: Path) -> Read:
+    """Moe, a folder per character; the first 80 % of its RGB images are for training."""
     names: dict[int, str] = {}
-    files: Files = {split: [] for split in SPLITS}
+    images = []
     for folder in sorted(path for path in base.iterdir() if path.is_dir()):
-        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-        paths = [f"{folder.name}/{path.name}" for path in images if _is_rgb(path)]
-        if not paths:
-            continue
-        number = len(names)
-        names[number] = folder.name
-        count = len(paths) * 4 // 5
-        files["train"] += [(path, number) for path in paths[:count]]
-        files["test"] += [(path, number) for path in paths[count:]]
-    return names, files
+        pictures = [path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
+        paths = [f"{folder.name}/{path.name}" for path in sorted(pictures) if _is_rgb(path)]
+        for i, path in enumerate(paths):
+            images.append((SPLITS[i >= len(paths) * 4 // 5], path, len(names)))
+        if paths:
+            names[len(names)] = folder.name
+    return names, images
 
 
-def read_pets(base: Path) -> Read:
-    """Read Oxford-IIIT Pet; class names are the beginnings of file names."""
+def pets(base: Path) -> Read:
+    """Oxford-IIIT Pet; class names are the beginnings of file names."""
     names: dict[int, str] = {}
-    files: Files = {}
-    for split, file in (("train", "trainval"), ("test", "test")):
-        rows = [line.split() for line in (base / f"annotations/{file}.txt").read_text().splitlines()]
-        files[split] = [(f"images/{image}.jpg", int(number)) for image, number, _, _ in rows]
-        names |= {int(number): image.rpartition("_")[0] for image, number, _, _ in rows}
-    return names, files
+    images = []
+    for split, line in _split_lines(base, "annotations/{}.txt"):
+        image, number, _, _ = line.split()
+        images.append((split, f"images/{image}.jpg", int(number)))
+        names[int(number)] = image.rpartition("_")[0]
+    return names, images
+
+
+def _split_lines(base: Path, pattern: str) -> Iterator[tuple[str, str]]:
+    """The lines of a file for train and validation, and of one for test, each with its split."""
+    for split, name in (("train", "trainval"), ("test", "test")):
+        for line in (base / pattern.format(name)).read_text().splitlines():
+            yield split, line
 
 
 def _load_mat(file: Path) -> dict[str, Any]:
@@ -182,25 +164,3 @@ def _read_pairs(file: Path) -> dict[str, str]:
             )
         pairs[key] = value
     return pairs
-
-
-BIRD_LISTS = ("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
-AIRCRAFT_LISTS = ("data/variants.txt", "data/images_variant_trainval.txt", "data/images_variant_test.txt")
-CARS_LISTS = ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat")
-PETS_LISTS = ("annotations/trainval.txt", "annotations/test.txt")
-MOE_FOLDERS = ("moeimouto-faces", "animeface-character-dataset/thumb", "thumb")
-
-LAYOUTS = {
-    "aircraft": (Layout(("fgvc-aircraft-2013b",), ("data/images", *AIRCRAFT_LISTS), read_aircraft),),
-    "cars": (
-        Layout(("stanford_cars",), ("cars_train", "cars_test", *CARS_LISTS), read_cars),
-        Layout(("stanford_cars",), ("car_ims", "cars_annos.mat"), read_cars_annos),
-        Layout(("car_data/car_data", "car_data"), ("train/*/*.jpg", "test/*/*.jpg"), read_cars_folders),
-    ),
-    "cub": (Layout(("CUB_200_2011",), BIRD_LISTS, read_bird_lists),),
-    "dogs": (Layout((), ("Images", "train_list.mat", "test_list.mat"), read_dogs),),
-    "flowers": (Layout(("flowers-102",), ("jpg", "imagelabels.mat", "setid.mat"), read_flowers),),
-    "moe": (Layout(MOE_FOLDERS, ("*/*.png",), read_moe),),
-    "nabirds": (Layout(("nabirds",), BIRD_LISTS, read_bird_lists),),
-    "pets": (Layout(("oxford-iiit-pet",), ("images", *PETS_LISTS), read_pets),),
-}

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import yaml
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
-from fgkd.data import folders
-from fgkd.data.images import SPLITS, DataError, Listing
-from fgkd.data.layouts import LAYOUTS, Layout
+from fgkd.data import folders, layouts
+from fgkd.data.images import SPLITS, DataError, Files, Listing
 from fgkd.study import DataSpec, contents
 
 SPLIT_FILE = "split.csv"  # in Moe's folder: the split of its images, as of the paper's authors
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way in which a set lies on disk.
+
+    reader: the function of `layouts` that reads its lists.
+    needs: what must be in the set's folder, as glob patterns.
+    folders: those below its root that may hold it; the root itself always may.
+    """
+
+    reader: str
+    needs: tuple[str, ...]
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,10 +49,7 @@ class File:
 
 @dataclass(frozen=True)
 class Official:
-    """A set's facts, from official.yaml, and its layouts.
-
-    note: what a reader of its results should know.
-    """
+    """A set's facts, from official.yaml; note: what a reader of its results should know."""
 
     name: str
     classes: int
@@ -112,7 +124,7 @@ def listing(kind: str, root: Path) -> Listing:
             f"{', '.join(layout.needs)}; put it back, or remove the folder, and run 'fgkd data {kind}'"
         )
     try:
-        names, images = layout.read(base)
+        names, images = getattr(layouts, layout.reader)(base)
     except DataError as error:
         raise DataError(f"{kind}: {error}") from None
     except Exception as error:  # torchvision and scipy raise whatever their parsers stumble on
@@ -121,17 +133,18 @@ def listing(kind: str, root: Path) -> Listing:
             "fetch them anew"
         ) from error
     for split in SPLITS:
-        if not images[split]:
+        if split not in {place for place, _, _ in images}:
             raise DataError(f"{kind}: no {split} image is listed in {str(base)!r}; fetch the set anew")
-    ids = sorted({number for split in SPLITS for _, number in images[split]})
+    ids = sorted({number for _, _, number in images})
     if nameless := [number for number in ids if number not in names]:
         raise DataError(
             f"{kind}: class {nameless[0]} has images in {str(base)!r}, but no name; fetch the set anew"
         )
     below = "" if base == root else f"{base.relative_to(root).as_posix()}/"
-    files = {}
-    for split in SPLITS:
-        files[split] = [(below + path, ids.index(number)) for path, number in images[split]]
+    labels = {number: label for label, number in enumerate(ids)}
+    files: Files = {split: [] for split in SPLITS}
+    for split, path, number in images:
+        files[split].append((below + path, labels[number]))
     return Listing(tuple(names[number] for number in ids), root, files)
 
 
@@ -185,7 +198,6 @@ def describe_layouts(kind: str) -> str:
 
 
 def _state(kind: str) -> str:
-    """Say how much of a set is in FGKD_DATA."""
     if not os.environ.get("FGKD_DATA"):
         return "FGKD_DATA is not set"
     root = root_of(kind, None)
@@ -203,13 +215,6 @@ def _state(kind: str) -> str:
     return f"ready at {', '.join(sizes)} pixels" if sizes else "complete, not cached"
 
 
-def _load_sets() -> dict[str, Official]:
-    facts = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
-    sets = {}
-    for kind, values in facts.items():
-        files = tuple(File(**file) for file in values.pop("files", ()))
-        sets[kind] = Official(**values, layouts=LAYOUTS[kind], files=files)
-    return sets
-
-
-SETS = _load_sets()
+SETS = TypeAdapter(dict[str, Official]).validate_python(
+    yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+)

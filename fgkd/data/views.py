@@ -138,12 +138,8 @@ def overlap(boxes: Tensor, truth: Tensor) -> Tensor:
     low = torch.maximum(boxes[:, :2], truth[:, :2])
     high = torch.minimum(boxes[:, 2:], truth[:, 2:])
     intersection = (high - low).clamp(min=0).prod(1)
-    union = _area(boxes) + _area(truth) - intersection
-    return intersection / union
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    one, other = ((part[:, 2:] - part[:, :2]).prod(1) for part in (boxes, truth))
+    return intersection / (one + other - intersection)
 
 
 @functools.cache
@@ -157,7 +153,6 @@ def _upsample(attention: Tensor, size: int) -> Tensor:
 
 
 def _gather_crops(images: Tensor, views: Views, crop: int) -> Tensor:
-    """Do what `crop_batch` does with one indexing operation."""
     steps = torch.arange(crop, device=images.device)
     rows = views.top[:, None] + steps
     columns = views.left[:, None] + torch.where(views.flip[:, None], crop - 1 - steps, steps)
