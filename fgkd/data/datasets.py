@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -195,27 +196,21 @@ def check(dataset: Dataset) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a cache is built from; labels: by split; listing, content: None for birds."""
+    """What a cache is built from; families: of birds; content: of photos."""
 
     spec: DataSpec
-    classes: tuple[str, ...]
-    labels: dict[str, np.ndarray]
+    listing: Listing
     fingerprint: str
     families: tuple[str, ...] | None = None
-    listing: Listing | None = None
     content: Content | None = None
 
-    def shape(self, split: str) -> tuple[int, ...]:
-        """The shape of a split's images."""
-        return (len(self.labels[split]), self.spec.resize, self.spec.resize, 3)
 
-
-def _places(listing: Listing | None, cache: Path) -> tuple[Path, ...]:
+def _places(listing: Listing, cache: Path) -> tuple[Path, ...]:
     """The folders that may hold a cache, first the one to write to.
 
     An official set's lies next to its images, if that can be written.
     """
-    if listing is None or listing.shared_cache is None:
+    if listing.shared_cache is None:
         return (cache,)
     if os.access(listing.root, os.W_OK):
         return listing.shared_cache, cache
@@ -242,18 +237,19 @@ def _photo_source(spec: DataSpec, cache: Path) -> _Source:
         classes=listing.classes,
         counts={split: len(listing.files[split]) for split in SPLITS},
     )
-    labels = {split: np.array([label for _, label in listing.files[split]], np.int64) for split in SPLITS}
-    fingerprint = _fingerprint(spec.resize, found.digest)
-    return _Source(spec, listing.classes, labels, fingerprint, listing=listing, content=found)
+    return _Source(spec, listing, _fingerprint(spec.resize, found.digest), content=found)
 
 
 def _draw_source(spec: DataSpec) -> _Source:
     species = birds.species(spec.species, seed=spec.seed, family_size=spec.family_size)
+    files = {}
+    for split in SPLITS:
+        pictures = product(range(spec.species), range(getattr(spec, split)))
+        files[split] = [(f"species {label}, picture {i}", label) for label, i in pictures]
+    listing = Listing(tuple(bird.name for bird in species), Path(), files)
     options = [spec.species, spec.family_size, spec.train, spec.test, spec.seed, spec.resize, spec.size]
-    labels = {split: np.arange(spec.species).repeat(getattr(spec, split)) for split in SPLITS}
     fingerprint = _fingerprint("birds", options, inspect.getsource(birds), birds.TEXT)
-    families = tuple(bird.family for bird in species)
-    return _Source(spec, tuple(bird.name for bird in species), labels, fingerprint, families)
+    return _Source(spec, listing, fingerprint, families=tuple(bird.family for bird in species))
 
 
 def _fingerprint(*inputs: object) -> str:
@@ -281,26 +277,26 @@ def _read(source: _Source, cache: Path) -> Dataset | None:
         return None
     return Dataset(
         key=source.spec.key,
-        classes=source.classes,
+        classes=source.listing.classes,
         train=train,
         test=test,
         families=source.families,
         fingerprint=source.fingerprint,
-        notes=(*(source.listing.notes if source.listing else ()), *said, *copies),
+        notes=(*source.listing.notes, *said, *copies),
         content=source.content,
     )
 
 
 def _read_split(source: _Source, cache: Path, split: str, entry: dict) -> Split:
-    """Read a split; raises ValueError where its arrays or labels are not the source's."""
+    """Read a split; raises ValueError where its array is not the source's."""
     images = np.load(cache / f"{split}.npy", mmap_mode="r")
-    labels = source.labels[split]
-    counts = {len(images), len(entry["names"]), len(entry["digests"])}
-    fits = images.shape == source.shape(split) and images.dtype == np.uint8 and len(counts) == 1
-    if not fits or not np.array_equal(entry["labels"], labels):
+    names, labels = zip(*source.listing.files[split], strict=True)
+    digests = tuple(entry["digests"])
+    shape = (len(names), source.spec.resize, source.spec.resize, 3)
+    if images.shape != shape or images.dtype != np.uint8 or len(digests) != len(names):
         raise ValueError(f"{split}.npy is not what the index says")
     boxes = None if entry["boxes"] is None else np.array(entry["boxes"], dtype=np.int64).reshape(-1, 4)
-    return Split(images, labels, tuple(entry["names"]), boxes, tuple(entry["digests"]))
+    return Split(images, np.array(labels, np.int64), names, boxes, digests)
 
 
 def _note_same(train: Split, test: Split) -> list[str]:
@@ -312,15 +308,15 @@ def _note_same(train: Split, test: Split) -> list[str]:
     return _note_pairs(pairs, len(test), "also in train")
 
 
-def _note_near(index: dict[str, Any], hashes: dict[str, str]) -> list[str]:
+def _note_near(listing: Listing, index: dict[str, Any], hashes: dict[str, str]) -> list[str]:
     """Note the test images that are near copies of training images, but not the very same."""
-    train, test = index["train"], index["test"]
-    same = set(train["digests"])
-    names = [name for name, digest in zip(test["names"], test["digests"], strict=True) if digest not in same]
+    train, test = ([name for name, _ in listing.files[split]] for split in SPLITS)
+    same = set(index["train"]["digests"])
+    names = [name for name, own in zip(test, index["test"]["digests"], strict=True) if own not in same]
     pairs: dict[str, str] = {}
-    for i, j in photos.near_pairs([hashes[name] for name in names], [hashes[n] for n in train["names"]]):
-        pairs.setdefault(names[i], f"{train['names'][j]!r} ~ {names[i]!r}")
-    return _note_pairs([*pairs.values()], len(test["names"]), "near copies of images in train")
+    for i, j in photos.near_pairs([hashes[name] for name in names], [hashes[name] for name in train]):
+        pairs.setdefault(names[i], f"{train[j]!r} ~ {names[i]!r}")
+    return _note_pairs([*pairs.values()], len(test), "near copies of images in train")
 
 
 def _note_aside(aside: list[str]) -> list[str]:
@@ -348,7 +344,7 @@ def _build(source: _Source, cache: Path, progress: bool) -> None:
             raise
         raise DataError(
             f"{source.spec.key}: no space left for the cache {str(cache)!r}, which takes "
-            f"{sum(np.prod(source.shape(split)) for split in SPLITS):,} bytes; "
+            f"{sum(map(len, source.listing.files.values())) * source.spec.resize**2 * 3:,} bytes; "
             "free some, choose another folder or a smaller resize"
         ) from error
     finally:
@@ -367,22 +363,27 @@ class _Findings:
 
 def _write_parts(source: _Source, cache: Path, progress: bool) -> dict[str, Any]:
     """Write the images of both splits; returns the index.  Raises UnreadableImages."""
+    spec = source.spec
     found = _Findings()
     index: dict[str, Any] = {"fingerprint": source.fingerprint}
     for split in SPLITS:
+        names = [name for name, _ in source.listing.files[split]]
         images: Iterable[np.ndarray]
         boxes = None
-        if source.listing:
-            names = [path for path, _ in source.listing.files[split]]
-            images = _decode_all(source.listing.root, names, source.spec, found, progress)
+        if spec.kind == "birds":
+            options: Any = {"seed": spec.seed, "family_size": spec.family_size, "size": spec.size}
+            number = getattr(spec, split)
+            flock = birds.draw(spec.species, number, pixels=spec.resize, split=split, **options)
+            images, boxes = flock.images, flock.boxes.tolist()
         else:
-            images, names, boxes = _draw_birds(source.spec, split)
-        index[split] = {"labels": source.labels[split].tolist(), "names": names, "boxes": boxes}
-        index[split]["digests"] = _write_array(cache / f"{split}.npy.part", images, source.shape(split))
-    if source.listing and found.failures:
-        raise UnreadableImages(source.spec.key, source.listing, found.failures)
-    if source.listing:
-        index["notes"] = [*_note_aside(found.aside), *_note_near(index, found.hashes)]
+            images = _decode_all(source.listing.root, names, spec, found, progress)
+        shape = (len(names), spec.resize, spec.resize, 3)
+        digests = _write_array(cache / f"{split}.npy.part", images, shape)
+        index[split] = {"boxes": boxes, "digests": digests}
+    if found.failures:
+        raise UnreadableImages(spec.key, source.listing, found.failures)
+    if found.hashes:
+        index["notes"] = [*_note_aside(found.aside), *_note_near(source.listing, index, found.hashes)]
     return index
 
 
@@ -401,14 +402,6 @@ def _write_array(path: Path, images: Iterable[np.ndarray], shape: tuple[int, ...
         file.flush()
         os.fsync(file.fileno())
     return digests
-
-
-def _draw_birds(spec: DataSpec, split: str) -> tuple[np.ndarray, list[str], list]:
-    number = getattr(spec, split)
-    options: Any = {"seed": spec.seed, "split": split, "family_size": spec.family_size, "size": spec.size}
-    flock = birds.draw(spec.species, number, pixels=spec.resize, **options)
-    names = [f"species {label}, picture {i % number}" for i, label in enumerate(flock.labels.tolist())]
-    return flock.images, names, flock.boxes.tolist()
 
 
 def _decode_all(

@@ -332,7 +332,8 @@ def _choose_classes(spec: DataSpec, parts: Parts) -> tuple[str, ...]:
         )
     classes = tuple(sorted(wanted or available))
     if len(classes) < 2:
-        raise DataError(f"{classes[0]!r} is the only class in {spec.root!r}; at least two are needed")
+        only = f"{classes[0]!r} is the only" if classes else "there is no"
+        raise DataError(f"{only} class in {spec.root!r}; at least two are needed")
     if odd := [name for name in classes if name != os.fsencode(name).decode(errors="replace")]:
         raise DataError(
             f"the names of {quote_some(odd)} in {spec.root!r} are not UTF-8: rename these folders"

@@ -627,6 +627,8 @@ def test_a_wrong_line_of_a_split_file_is_named(line, message, tmp_path):
 def test_a_split_file_that_is_none_is_refused(tmp_path):
     with pytest.raises(DataError, match="the first line of .*class_id.*: expected class,path,split"):
         folders.list_images(split_file(tmp_path, header="class_id,dir,split"))
+    with pytest.raises(DataError, match="there is no class in .*; at least two are needed"):
+        folders.list_images(split_file(tmp_path))
     with pytest.raises(DataError, match="nowhere.csv' cannot be read .No such file"):
         folders.list_images(spec(tmp_path / "root", split=str(tmp_path / "nowhere.csv")))
     (tmp_path / "split.csv").write_bytes(b"class,path,split\n\xff,x/0.png,train\n")
@@ -784,7 +786,7 @@ def test_changed_inputs_rebuild_the_cache(change, tmp_path):
         assert (pixels == decode(root / name, second.train.images.shape[1])).all()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "shape", "type", "index", "no index", "labels"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "shape", "type", "index", "no index", "digests"])
 @pytest.mark.fault("a damaged image cache")
 def test_a_damaged_cache_is_built_anew(damage, tmp_path):
     root, cache = split_folder(tmp_path / "root"), tmp_path / "cache"
@@ -803,8 +805,8 @@ def test_a_damaged_cache_is_built_anew(damage, tmp_path):
             index.write_text(index.read_text()[:-5])
         case "no index":
             index.unlink()
-        case "labels":
-            index.write_text(index.read_text().replace("[0, 0, 0, 1, 1]", "[0, 0]"))
+        case "digests":
+            index.write_text(index.read_text().replace('"digests": ["', '"digests": ["", "'))
     assert (load(spec(root), cache, progress=False).train.images == expected).all()
 
 
