@@ -102,7 +102,7 @@ def _download(url: str, part: Path, progress: bool) -> None:
         total = start + int(length) if length else None
         options: Any = {"desc": f"fetching {part.stem}", "disable": None if progress else True}
         watched = tqdm.wrapattr(response, "read", total, initial=start, **options)
-        with open(part, "ab" if start else "wb") as out, watched as body:
+        with watched as body, open(part, "ab" if start else "wb") as out:
             shutil.copyfileobj(body, out, 1 << 20)
     if total is not None and part.stat().st_size < total:
         raise ConnectionError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
