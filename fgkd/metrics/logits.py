@@ -12,8 +12,12 @@ how the network was trained, not of its probabilities.  It is infinite at P_2 = 
 `summarize` says for how many samples.
 
 All functions take (N, C) tensors or arrays, compute in fp64 and return fp64 tensors (N,) on the same device.
-They go through the samples some hundreds at a time, so that intermediate results stay in a core's cache and
-take little memory next to the input.
+R12 written out is
+
+    top = logits.double().topk(2, dim=1).values
+    ratio12 = top[:, 0] / top[:, 1]
+
+and `chunks` computes it and all the others in one pass.
 
 METRICS also lists rivals that need more than logits: labels (the bank has them), the pretrained network (see
 `transfer`) and the student.  Metrics of plugins (see `claims.metric`) are computed with ours in
@@ -22,17 +26,29 @@ METRICS also lists rivals that need more than logits: labels (the bank has them)
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fgkd.metrics.chunks import Chunk, map_chunks
 from fgkd.metrics.claims import PLUGIN_METRICS
 
-LABELLED = ("nll", "confidence", "correct")
+PLAIN: dict[str, Callable[[Chunk], Tensor]] = {
+    "ratio12": lambda chunk: chunk.ratio(1, 2),
+    "ratio12_centred": Chunk.centred,
+    "ratio13": lambda chunk: chunk.ratio(1, 3),
+    "ratio23": lambda chunk: chunk.ratio(2, 3),
+    "ratio12_softmax": lambda chunk: chunk.margin().exp(),
+    "margin": Chunk.margin,
+    "entropy": Chunk.entropy,
+    "ssp": lambda chunk: chunk.secondary_std(3),
+}
+COUNTED = PLAIN | {"nonpositive": lambda chunk: chunk.p(2) <= 0}
+LABELLED = {"nll": Chunk.nll, "confidence": Chunk.confidence, "correct": Chunk.correct}
 
 
 def ratio12(logits) -> Tensor:
@@ -43,7 +59,7 @@ def ratio12(logits) -> Tensor:
     >>> ratio12([[6.0, 4.0, 1.0], [3.0, 3.0, 0.0]]).tolist()
     [1.5, 1.0]
     """
-    return _map(logits, lambda chunk: chunk.ratio(1, 2), top=2)
+    return _map(logits, PLAIN["ratio12"])
 
 
 def ratio12_centred(logits) -> Tensor:
@@ -54,7 +70,7 @@ def ratio12_centred(logits) -> Tensor:
     >>> ratio12_centred([[6.0, 4.0, 1.0, 1.0], [106.0, 104.0, 101.0, 101.0]]).tolist()
     [3.0, 3.0]
     """
-    return _map(logits, _Chunk.centred, top=2)
+    return _map(logits, Chunk.centred)
 
 
 def margin(logits) -> Tensor:
@@ -63,7 +79,7 @@ def margin(logits) -> Tensor:
     >>> margin([[6.0, 4.0, 1.0]]).tolist()
     [2.0]
     """
-    return _map(logits, _Chunk.margin, top=2)
+    return _map(logits, Chunk.margin)
 
 
 def entropy(logits) -> Tensor:
@@ -72,7 +88,7 @@ def entropy(logits) -> Tensor:
     >>> round(entropy([[0.0, 0.0, 0.0, 0.0]]).item(), 4)
     1.3863
     """
-    return _map(logits, _Chunk.entropy, top=2)
+    return _map(logits, Chunk.entropy)
 
 
 def secondary_std(logits, k: int = 3) -> Tensor:
@@ -92,7 +108,7 @@ def accuracy(logits, labels) -> float:
     logits: (N, C)
     labels: (N,)
     """
-    return _map(logits, _Chunk.correct, labels, top=2).mean().item()
+    return _map(logits, Chunk.correct, labels).mean().item()
 
 
 def calibration_error(confidence, correct, *, bins: int = 15) -> float:
@@ -117,17 +133,18 @@ def calibration_error(confidence, correct, *, bins: int = 15) -> float:
 
 def samples(logits) -> dict[str, Tensor]:
     """Every built-in metric of logits (N, C): name -> (N,)."""
-    return _map_all(logits, _Chunk.plain)
+    return map_chunks(logits, PLAIN)
 
 
 def labelled_samples(logits, labels) -> dict[str, Tensor]:
     """NLL, confidence and correctness: logits (N, C), labels (N,) -> name -> (N,)."""
-    return _map_all(logits, _Chunk.labelled, labels, top=2)
+    return map_chunks(logits, LABELLED, labels, top=2)
 
 
 def all_samples(logits, labels) -> dict[str, Tensor]:
     """All built-in and plugins' metrics, `labelled_samples` and `nonpositive`: name -> (N,)."""
-    return _map_all(logits, lambda chunk: chunk.counted() | chunk.labelled() | chunk.of_plugins(), labels)
+    of_plugins = {name: functools.partial(_of_plugin, name) for name in PLUGIN_METRICS}
+    return map_chunks(logits, COUNTED | LABELLED | of_plugins, labels)
 
 
 def summarize(logits, labels=None) -> dict[str, float]:
@@ -142,7 +159,7 @@ def summarize(logits, labels=None) -> dict[str, float]:
     >>> summary["ratio12"], summary["ratio12_median"], summary["ratio12_nonpositive"]
     (-0.25, -0.25, 0.5)
     """
-    summary = _summarize_samples(_map_all(logits, _Chunk.counted))
+    summary = _summarize_samples(map_chunks(logits, COUNTED))
     return summary if labels is None else summary | {"accuracy": accuracy(logits, labels)}
 
 
@@ -178,177 +195,15 @@ def _summarize_samples(values: dict[str, Tensor]) -> dict[str, float]:
     return {"ratio12": means.pop("ratio12"), "ratio12_median": median, "ratio12_nonpositive": share, **means}
 
 
-class _Chunk:
-    """Logits (n, C) and labels (n,) of some samples, and what metrics share, computed when first asked for.
-
-    The `top` largest are searched among the logits as they are given, which is as exact as in fp64 and
-    faster.
-
-    buffer: fp64 (3, n or more, C) to compute in; to allocate it for each chunk takes longer than the work
-    """
-
-    def __init__(self, logits: Tensor, labels: Tensor | None, top: int, buffer: Tensor):
-        self.logits = logits
-        self.labels = labels
-        self.top = min(top, logits.shape[1])
-        self.exact, self._below, self._e = buffer[:, : len(logits)]
-        self.exact.copy_(logits)
-
-    @cached_property
-    def mean(self) -> Tensor:
-        return self.exact.mean(1)
-
-    @cached_property
-    def largest(self) -> tuple[Tensor, Tensor]:
-        """Largest logits in falling order (n, top), and the first one's class, any of equal ones."""
-        values, classes = self.logits.topk(self.top, dim=1)
-        return values.double(), classes[:, 0]
-
-    @cached_property
-    def rest(self) -> tuple[Tensor, Tensor]:
-        """Sums of e and -e log e, e = exp(P_c - P_1), over classes c but the first: (n,) each.
-
-        Apart from the first class's 1 they keep their digits where a teacher is almost certain.
-        """
-        values, first = self.largest
-        below = torch.sub(self.exact, values[:, :1], out=self._below)
-        e = torch.exp(below, out=self._e).scatter_(1, first[:, None], 0)
-        return e.sum(1), -below.mul_(e).sum(1)
-
-    def p(self, rank: int) -> Tensor:
-        return self.largest[0][:, rank - 1]
-
-    def ratio(self, above: int, below: int) -> Tensor:
-        if self.top < below:
-            return torch.full_like(self.mean, torch.nan)
-        return _quotient(self.p(above), self.p(below))
-
-    def centred(self) -> Tensor:
-        return _quotient(self.p(1) - self.mean, self.p(2) - self.mean)
-
-    def margin(self) -> Tensor:
-        return self.p(1) - self.p(2)
-
-    def entropy(self) -> Tensor:
-        total, spread = self.rest
-        return total.log1p() + spread / (1 + total)
-
-    def secondary_std(self, k: int) -> Tensor:
-        if self.top < k + 1:
-            return torch.full_like(self.mean, torch.nan)
-        values = self.largest[0]
-        q = (values[:, 1 : k + 1] - values[:, :1]).exp() * self.confidence()[:, None]
-        return q.std(1, unbiased=True)
-
-    def confidence(self) -> Tensor:
-        return 1 / (1 + self.rest[0])
-
-    def nll(self) -> Tensor:
-        assert self.labels is not None
-        of_label = self.exact.gather(1, self.labels[:, None])[:, 0]
-        return self.rest[0].log1p() + (self.p(1) - of_label)
-
-    def correct(self) -> Tensor:
-        assert self.labels is not None
-        predicted = self.largest[1].clone()
-        tied = self.p(1) == self.p(2)
-        predicted[tied] = self.exact[tied].argmax(1)
-        return (predicted == self.labels).double()
-
-    def plain(self) -> dict[str, Tensor]:
-        return {
-            "ratio12": self.ratio(1, 2),
-            "ratio12_centred": self.centred(),
-            "ratio13": self.ratio(1, 3),
-            "ratio23": self.ratio(2, 3),
-            "ratio12_softmax": self.margin().exp(),
-            "margin": self.margin(),
-            "entropy": self.entropy(),
-            "ssp": self.secondary_std(3),
-        }
-
-    def counted(self) -> dict[str, Tensor]:
-        return self.plain() | {"nonpositive": self.p(2) <= 0}
-
-    def labelled(self) -> dict[str, Tensor]:
-        return {"nll": self.nll(), "confidence": self.confidence(), "correct": self.correct()}
-
-    def of_plugins(self) -> dict[str, Tensor]:
-        """Plugins' metrics.  Raises ValueError for one that does not return a value per sample."""
-        values = {}
-        for name, function in PLUGIN_METRICS.items():
-            value = torch.as_tensor(function(self.exact.clone()), device=self.exact.device)
-            if value.shape != self.mean.shape:
-                expected = f"({len(self.mean)},), one value per sample"
-                raise ValueError(f"metric '{name}' has shape {tuple(value.shape)}: expected {expected}")
-            values[name] = value.double()
-        return values
-
-
-def as_integers(labels, device: torch.device) -> Tensor:
-    """Labels as int64 on a device.  Raises ValueError for one that is no whole number."""
-    labels = torch.as_tensor(labels, device=device)
-    whole = labels.long()
-    if not torch.equal(whole.to(labels.dtype), labels):
-        raise ValueError(f"labels hold {labels[whole != labels][0].item():g}: expected whole numbers")
-    return whole
-
-
-def _map(logits, metric: Callable[[_Chunk], Tensor], labels=None, *, top: int) -> Tensor:
+def _map(logits, metric: Callable[[Chunk], Tensor], labels=None, *, top: int = 2) -> Tensor:
     """One metric of all samples: (N,)."""
-    return _map_all(logits, lambda chunk: {"": metric(chunk)}, labels, top=top)[""]
+    return map_chunks(logits, {"": metric}, labels, top=top)[""]
 
 
-def _map_all(logits, metrics: Callable[[_Chunk], dict], labels=None, *, top: int = 4) -> dict[str, Tensor]:
-    """Apply `metrics` chunk by chunk and concatenate: name -> (N,).
-
-    Raises ValueError for another shape, a single class, logits that are not finite, and labels of no class.
-    """
-    logits = torch.as_tensor(logits).detach()
-    if logits.ndim != 2 or logits.shape[0] == 0:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}: expected (N, C), N samples and C classes")
-    if logits.shape[1] < 2:
-        raise ValueError("logits have 1 class: a metric of the two largest logits needs at least 2 classes")
-    if labels is not None:
-        labels = _as_labels(labels, logits)
-    numbers = 2**21 if logits.is_cuda else 2**17  # a megabyte of fp64 stays in a core's cache; GPUs want more
-    size = min(len(logits), max(1, numbers // logits.shape[1]))
-    buffer = logits.new_empty((3, size, logits.shape[1]), dtype=torch.float64)
-    results: dict[str, Tensor] = {}
-    for first in range(0, len(logits), size):
-        part = slice(first, first + size)
-        chunk = _Chunk(logits[part], None if labels is None else labels[part], top, buffer)
-        if not torch.isfinite(chunk.mean).all():
-            _check_finite(logits)
-        for name, value in metrics(chunk).items():
-            if name not in results:
-                results[name] = value.new_empty(len(logits))
-            results[name][part] = value
-    return results
-
-
-def _quotient(above: Tensor, below: Tensor) -> Tensor:
-    return above / (below + 0.0)  # -0.0 + 0.0 is 0.0
-
-
-def _check_finite(logits: Tensor) -> None:
-    """Raise ValueError for NaN and infinity, not for finite logits whose sum is infinite."""
-    bad = (~torch.isfinite(logits)).any(1).nonzero().flatten()
-    if len(bad):
-        raise ValueError(
-            f"logits of {len(bad)} of {len(logits)} samples are NaN or infinite (first: sample "
-            f"{bad[0].item()}): check that the teacher's training did not diverge"
-        )
-
-
-def _as_labels(labels, logits: Tensor) -> Tensor:
-    """Labels (N,) as integers on the logits' device.  Raises ValueError for other labels."""
-    labels = as_integers(labels, logits.device)
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}: expected ({len(logits)},), one a sample")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"labels run from {labels.min().item()} to {labels.max().item()}: expected 0 to "
-            f"{logits.shape[1] - 1}, the classes of the logits"
-        )
-    return labels
+def _of_plugin(name: str, chunk: Chunk) -> Tensor:
+    """A plugin's metric.  Raises ValueError for one that does not return a value per sample."""
+    value = torch.as_tensor(PLUGIN_METRICS[name](chunk.exact.clone()), device=chunk.exact.device)
+    if value.shape != chunk.mean.shape:
+        expected = f"({len(chunk.mean)},), one value per sample"
+        raise ValueError(f"metric '{name}' has shape {tuple(value.shape)}: expected {expected}")
+    return value.double()

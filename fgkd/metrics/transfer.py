@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from fgkd.metrics.logits import as_integers
+from fgkd.metrics.chunks import as_integers
 
 
 def logme(features, labels) -> float:
