@@ -225,10 +225,9 @@ class Bench:
         views = self.size.epochs
         with contextlib.redirect_stderr(io.StringIO()):
             banks.write(folder, teacher, images, views=views, views_seed=1, key="bench", augmented=augmented)
-        shapes: dict[str, tuple[int, ...]] = {}
-        for array in banks.names(augmented=augmented, features=False):
-            shapes[array] = (views, len(images))
-        bank = banks.read(folder, shapes, self.device, key="bench")
+        bank = banks.read(
+            folder, self.device, views=views, images=len(images), key="bench", augmented=augmented
+        )
         assert bank is not None
         return bank
 
@@ -441,8 +440,7 @@ def _compare_disk(bench: Bench) -> Iterator[Row]:
     logits = torch.randn(bench.size.view).half()
     data = logits.numpy().tobytes()
     buffer = bytearray(len(data))
-    file = bench.folder / "view" / "logits.npy"
-    file.parent.mkdir()
+    file = bench.folder / "view.safetensors"
     plain = bench.folder / "plain"
 
     def write():
@@ -458,11 +456,11 @@ def _compare_disk(bench: Bench) -> Iterator[Row]:
 
     def read_view():
         _forget(file)
-        stored = banks.Bank({"logits": np.load(file, mmap_mode="r")}, bench.device)
+        stored = banks.Bank((file,), bench.device)
         return stored.outputs(0, torch.zeros(1, dtype=torch.long))
 
     works = {
-        "a view written": lambda: banks.append(file, logits, 1, 0),
+        "a view written": lambda: banks.write_view(file, {"logits": logits}, {}),
         "its bytes written": write,
         "a view read": read_view,
         "its bytes read": read,

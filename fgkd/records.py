@@ -432,6 +432,15 @@ def per_strategy(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.merge(strategies, on="recipe").drop(columns="recipe")
 
 
+def duration(hours: float | None) -> str:
+    """Hours in a reader's unit: 12.3 h, 34 min, 5 s; '-' where they are not known."""
+    if hours is None:
+        return "-"
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
+
+
 def missing(study: Study) -> list[str]:
     """Ids of the jobs whose results the tables lack."""
     known: dict[Job, str] = {}

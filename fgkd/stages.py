@@ -23,11 +23,10 @@ from torch import Tensor
 
 from fgkd import metrics, records
 from fgkd.analysis import correlation
-from fgkd.data import datasets, views
+from fgkd.data import datasets
 from fgkd.distillation import bank as banks
-from fgkd.distillation import search, teachers, training
-from fgkd.distillation.students import StudentTraining
-from fgkd.models import cal, classifier
+from fgkd.distillation import jobs, training
+from fgkd.models import classifier
 from fgkd.study import PRETEXT, RECIPES, Job, Recipe, Study, StudyError
 
 PILOT = "pilot.json"  # a student's accuracy after some of its epochs, beside its checkpoint
@@ -131,9 +130,10 @@ def teacher(study: Study, dataset: str, key: str, recipe_name: str) -> StageResu
 
     def compute(folder):
         train, test = _both_splits(study, images)
-        pretext_weights = _pretext_weights(study, job)
-        model_training = teachers.TeacherTraining(study, job, train, len(images.classes), pretext_weights)
-        model, recipe, tables = search.fit(model_training, study.recipe(recipe_name, spec), folder)
+        fit = functools.partial(jobs.train_teacher, study, job, train, len(images.classes))
+        fit = functools.partial(fit, pretext_weights=_pretext_weights(study, job))
+        recipe = study.recipe(recipe_name, spec)
+        model, recipe, tables = jobs.train_at_best_rate(fit, study, job, train, recipe, folder)
         tac, logits = training.accuracy(model, test)
         tac_single = tac
         if recipe_name == "CAL":  # on one view instead of eight
@@ -152,7 +152,7 @@ def teacher(study: Study, dataset: str, key: str, recipe_name: str) -> StageResu
             "norm": classifier.norm(model),
             "epochs": recipe.epochs,
             "lr": recipe.lr,
-        } | teachers.transfer_scores(_pretrained(study, job), train)
+        } | jobs.transfer_scores(_pretrained(study, job), train)
         labelled = metrics.labelled_samples(logits, images.test.labels)
         on_test = metrics.summarize(logits) | metrics.summarize_labelled(labelled)
         return {"rows": [row], "on_test": on_test} | tables
@@ -168,7 +168,7 @@ def load_teacher(study: Study, dataset: str, key: str, recipe_name: str) -> clas
 
 def restore_teacher(study: Study, job: Job, classes: int) -> classifier.Classifier:
     """A teacher from its weights as they lie on disk; nothing is trained."""
-    model = teachers.build(study, job, classes)
+    model = jobs.build_teacher(study, job, classes)
     classifier.restore(model, study.path(job) / "model.safetensors")
     return model.to(_device(study)).eval().requires_grad_(False)
 
@@ -215,58 +215,14 @@ def stored_views(study: Study) -> int:
 
 def read_bank(study: Study, job: Job) -> banks.Bank | None:
     """A bank as it lies on disk; None where it is another's, or not whole."""
-    images = data(study, job.dataset)
-    names = banks.names(**study.bank_contents(job.strategy))
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (stored_views(study), len(images.train)))
-    shapes["logits"] += (len(images.classes),)
-    return banks.read(study.path(job) / "views", shapes, _device(study), key=study.fingerprint(job))
-
-
-def student_views(
-    study: Study, dataset: str, *, image: int, epochs: int, bank: banks.Bank
-) -> dict[str, np.ndarray]:
-    """The views of one training image in the first epochs, (epochs, S, S, 3) uint8.
-
-    `view`, and for TGDA the `crop` and `drop` of each.
-    """
-    images = training.Images(data(study, dataset).train, study.views, torch.device("cpu"))
-    seed = study.seed_for("student views", dataset)
-    index = torch.tensor([image])
-    view = torch.cat([images.batch(index, images.epoch(seed, epoch)) for epoch in range(epochs)])
-    rows = {"view": view}
-    if "boxes" in bank.arrays:
-        boxes = torch.from_numpy(np.array(bank.arrays["boxes"][:epochs, image]))
-        maps = torch.from_numpy(np.array(bank.arrays["maps"][:epochs, image]))
-        rows["crop"] = views.crop(view, boxes)
-        rows["drop"] = views.drop(view, maps)
-    return {name: pixels.round().byte().permute(0, 2, 3, 1).numpy() for name, pixels in rows.items()}
-
-
-def attend_test_images(study: Study, dataset: str, teacher: str) -> tuple[Tensor, cal.Attended]:
-    """The test images' centre crops, uint8 (N, 3, S, S), and a CAL teacher's attention."""
-    images = training.Images(data(study, dataset).test, study.views, _device(study))
-    model = load_teacher(study, dataset, teacher, "CAL")
-    assert isinstance(model, cal.CAL)
-    pixels = []
-    attended = []
-    with torch.inference_mode():
-        for _, x in training.batches(images, images.centre()):
-            pixels.append(x.cpu())
-            attended.append(model.attend(x))
-    return torch.cat(pixels), cal.concatenate(attended)
-
-
-def birds_boxes(study: Study, dataset: str) -> Tensor | None:
-    """The bird's box in each test image's centre crop; None where the dataset has no boxes.
-
-    (N, 4): top, left, bottom, right in pixels.
-    """
-    boxes = data(study, dataset).test.boxes
-    if boxes is None:
-        return None
-    corner = (study.views.resize - study.views.crop) // 2
-    in_crop = boxes[:, [1, 0, 3, 2]] - corner  # stored as left, top, right, bottom
-    return torch.from_numpy(in_crop).clamp(0, study.views.crop).float()
+    return banks.read(
+        study.path(job) / "views",
+        _device(study),
+        views=stored_views(study),
+        images=len(data(study, job.dataset).train),
+        key=study.fingerprint(job),
+        **study.bank_contents(job.strategy),
+    )
 
 
 def distill(study: Study, dataset: str, teacher: str, strategy: str) -> DistillResult:
@@ -283,8 +239,10 @@ def distill(study: Study, dataset: str, teacher: str, strategy: str) -> DistillR
     def compute(student_job, folder):
         spec = study.student(student_job.student)
         train, test, teacher_outputs, teacher_logits = sources()
-        model_training = StudentTraining(study, student_job, train, len(images.classes), teacher_outputs)
-        model, recipe, tables = search.fit(model_training, study.recipe("student", spec), folder)
+        given = study, student_job, train, len(images.classes), teacher_outputs
+        fit = functools.partial(jobs.train_student, *given)
+        recipe = study.recipe("student", spec)
+        model, recipe, tables = jobs.train_at_best_rate(fit, study, student_job, train, recipe, folder)
         accuracy, logits = training.accuracy(model, test)
         _save_model(folder, model, logits)
         agreement = None
@@ -343,7 +301,7 @@ def first_step(study: Study, dataset: str, teacher: str, strategy: str, *, numbe
     batches = training.shuffled_batches(
         torch.arange(len(chosen)), 1, seed=0, epoch=0, devices=(labels.device,)
     )
-    (order,) = next(batches)
+    ((order,),) = batches
     return FirstStep(x[order], labels[order], told[order], before, after, recipe)
 
 
@@ -367,10 +325,10 @@ def pilot(study: Study, job: Job, epochs: int) -> dict:
             start = time.monotonic()
             distill_job = dataclasses.replace(job, stage="distill", student="", loss="")
             train, test, teacher_outputs, _ = _student_sources(study, distill_job)
-            model_training = StudentTraining(study, job, train, len(images.classes), teacher_outputs)
             recipe = study.recipe("student", study.student(job.student))
             checkpoint = folder / f"checkpoint-pilot-{fingerprint}.pt"
-            model, history = model_training.fit(recipe, checkpoint, stop=epochs)
+            given = study, job, train, len(images.classes), teacher_outputs, recipe, checkpoint
+            model, history = jobs.train_student(*given, stop=epochs)
             row = {
                 "epochs": epochs,
                 "accuracy": training.accuracy(model, test)[0],
@@ -544,17 +502,24 @@ def _load_or_compute(
     the second waits.  What is whole is read without one, from a folder that need not be one's own.
     """
     folder = study.path(job)
-    record = records.record(study, job)
-    if record is None or records.lost(folder, record, files) or not valid():
+    record = _look(study, job, files, valid)
+    if record is None:
         with records.locked(folder):
-            record = records.record(study, job)  # another process may have computed it
-            lost = records.lost(folder, record, files) if record else []
-            if lost:
-                words = f"{job.id} has its record, but not {' and '.join(lost)}, needed now"
-                print(f"{words}: it is computed anew")
-            if record is None or lost or not valid():
-                record = _compute(study, job, compute, folder)
+            # Again, because another process may have computed it while this one waited.
+            record = _look(study, job, files, valid, say=True) or _compute(study, job, compute, folder)
     return StageResult(job, folder, pd.DataFrame(record["rows"]), record)
+
+
+def _look(
+    study: Study, job: Job, files: tuple[str, ...], valid: Callable[[], bool], *, say: bool = False
+) -> dict | None:
+    """The job's record; None where it is absent, stale, or without the files that are needed."""
+    record = records.record(study, job)
+    lost = records.lost(study.path(job), record, files) if record else []
+    if lost and say:
+        words = f"{job.id} has its record, but not {' and '.join(lost)}, needed now"
+        print(f"{words}: it is computed anew")
+    return record if record and not lost and valid() else None
 
 
 def _compute(study: Study, job: Job, compute: Callable[[Path], dict], folder: Path) -> dict:
@@ -564,7 +529,7 @@ def _compute(study: Study, job: Job, compute: Callable[[Path], dict], folder: Pa
         "cell": job.id,
         "fingerprint": study.fingerprint(job),
         "contents": study.contents(job),
-        **compute(folder),
+        **compute(folder),  # after the fingerprint, which is of what was there when it began
     }
     if files := records.digests(folder):
         record["files"] = files

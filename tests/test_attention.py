@@ -4,6 +4,7 @@ import torch
 
 from fgkd import stages
 from fgkd.data import views
+from fgkd.distillation import training
 from fgkd.models import cal
 
 SIZES = {
@@ -21,11 +22,13 @@ def test_the_box_around_what_a_trained_teacher_looks_at_covers_the_bird_better_t
     study = make_study(SIZES)
     run = stages.teacher(study, "birds", "resnet", "CAL")
     assert run.rows.tac[0] > 0.5 and run.rows.tac_single[0] > 0.5
-    _, seen = stages.attend_test_images(study, "birds", "resnet")
-    truth, size = stages.birds_boxes(study, "birds"), study.views.crop
-    boxes = views.boxes(
-        seen.maps.mean(1), torch.full((len(truth),), 0.5), padding=cal.PADDING, size=size
-    ).float()
+    test, size = stages.data(study, "birds").test, study.views.crop
+    in_crop = test.boxes[:, [1, 0, 3, 2]] - (study.views.resize - size) // 2
+    truth = torch.from_numpy(in_crop).clamp(0, size).float()
+    model = stages.load_teacher(study, "birds", "resnet", "CAL")
+    images = training.Images(test, study.views, torch.device("cpu"))
+    attention = training.predict(lambda x: model.attend(x).maps.mean(1), images)
+    boxes = views.boxes(attention, torch.full((len(truth),), 0.5), padding=cal.PADDING, size=size).float()
     side = (boxes[:, 2:] - boxes[:, :2]).prod(1).mean().sqrt()
     square = torch.stack([size / 2 - side / 2] * 2 + [size / 2 + side / 2] * 2).expand_as(boxes)
     found = {

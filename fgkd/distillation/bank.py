@@ -5,60 +5,68 @@ teacher, frozen and in eval mode, runs over them once; its metrics come from the
 before any student is trained, and what students need is stored, logits in fp16.  A CAL teacher's bank also
 holds where its attention crops each view, what it drops, and its logits of both.
 
-A bank grows view by view in a folder next to its own.  A manifest there says how many views are complete: a
-writer that was killed, or whose disk was full, continues after these, and ends with the same bytes and
-metrics as one that was not.
+A bank is a folder with a safetensors file a view, each written at once; its metadata say what it was computed
+from.  It grows in a hidden folder beside its own: which files are there says where a writer that was killed,
+or whose disk was full, goes on.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from fgkd import metrics, records
 from fgkd.data.views import crop, draw_attention, drop
+from fgkd.distillation.progress import Progress
 from fgkd.distillation.training import Images, TeacherOutputs, batches, eval_batch
-from fgkd.models import cal
+from fgkd.models import cal, classifier
 from fgkd.models.classifier import Classifier
-from fgkd.progress import Progress
 
-MANIFEST = "manifest.json"
 EXACT = ("boxes", "maps")  # what students need as it is stored
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Stored arrays (V, N, ...) by name, of V views of N images; always `logits` (V, N, C)."""
+    """A teacher's stored outputs, by name (N, ...), in a file for each view of N images."""
 
-    arrays: dict[str, np.ndarray]
+    files: tuple[Path, ...]
     device: torch.device
-    _slab: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _last: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def view(self, number: int) -> dict[str, Tensor]:
+        """The outputs of one view as they are stored, on the bank's device; `logits` fp16 (N, C).
+
+        They are read whole from the disk, and kept until another view is asked for: an epoch's students need
+        all rows of one view, in random order.
+        """
+        if number not in self._last:
+            stored = safetensors.torch.load(self.files[number].read_bytes())
+            self._last.clear()
+            self._last[number] = {name: values.to(self.device) for name, values in stored.items()}
+        return self._last[number]
+
+    def logits(self, view: int) -> Tensor:
+        """The logits fp32 (N, C) of one view, on the CPU."""
+        return self.view(view)["logits"].float().cpu()
 
     def outputs(self, epoch: int, index: Tensor) -> dict[str, Tensor]:
-        """Return the stored teacher outputs for images `index` (B,) in `epoch`.
+        """The teacher's outputs for images `index` (B,) in `epoch`, on the bank's device.
 
-        They lie on the bank's device, index on any.  Epoch e reads view e modulo V.  A view is read whole
-        from the disk, and kept until another one is asked for.
+        index: on any device.  Epoch e reads view e modulo V, the number of views.
         """
-        view = epoch % len(self.arrays["logits"])
-        if view not in self._slab:
-            self._slab.clear()
-            self._slab[view] = {
-                name: torch.from_numpy(np.array(array[view])).to(self.device)
-                for name, array in self.arrays.items()
-            }
         rows = index.to(self.device)
-        outputs = {name: values[rows] for name, values in self._slab[view].items()}
+        outputs = {name: values[rows] for name, values in self.view(epoch % len(self.files)).items()}
         return {name: value if name in EXACT else value.float() for name, value in outputs.items()}
 
 
@@ -118,49 +126,48 @@ def write(
     augmented: bool = False,
     features: bool = False,
 ) -> tuple[dict, list[dict]]:
-    """Write a teacher's outputs for `views` views of all images, as .npy files (V, N, ...).
+    """Write a teacher's outputs for `views` views of all images.
 
-    Returns the metrics over all samples and views, and one row of them per view; augmented adds R12 of the
-    crop and drop views.  The folder appears only when it is complete.
+    `folder` appears when all are there.  Returns the metrics over all samples and views, and one row of them
+    per view; augmented adds R12 of the crop and drop views.
 
-    keep: how many views, the first ones, are stored, V; all unless given.
-    key: names the inputs that the outputs depend on and that are not given here, such as the images.  A bank
-    that was begun with another key, other weights of the teacher or other arguments is not continued.
+    keep: how many views, the first ones, are stored; all unless given.
+    key: names the inputs that the outputs depend on and that are not given here, such as the images.  Views
+    that were computed with another key, other weights of the teacher or other arguments are computed anew.
     Raises ValueError for logits that are NaN, infinite or beyond fp16, OSError for a full disk.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     contents = {"augmented": augmented, "features": features}
-    given = {
-        "key": key,
-        "weights": _digest(teacher),
-        "images": len(images),
-        "views": views,
-        "keep": keep,
-        "views_seed": views_seed,
-    } | contents
-    complete, sizes = _resume(partial, given)
-    stored = views if keep is None else min(keep, views)
-    bar = tqdm(range(complete, views), desc="bank", unit="view", initial=complete, total=views, disable=None)
-    progress = Progress(folder.parent, "views", views)
+    numbers = {"images": len(images), "views": views, "views_seed": views_seed, "keep": keep}
+    computed_from = {"key": key, "weights": _digest(teacher)} | numbers | contents
+    # In one entry, because a file's entries come in any order: the same bank has the same bytes.
+    given = {"given": json.dumps(computed_from)}
+    for path in partial.glob("*"):  # of another teacher or of an earlier version, or half written
+        if classifier.metadata(path) != given:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    sample_files = [_file(partial, view, "samples") for view in range(views)]
     try:
-        for view in bar:
-            inputs = _inputs(images, views_seed, view)
-            outputs = _concatenate([teacher_outputs(teacher, x, draws, **contents) for _, x, draws in inputs])
-            for name, values in _samples(outputs, images.labels).items():
-                sizes[f"samples/{name}"] = append(partial / f"samples/{name}.npy", values, views, view)
-            for name, values in outputs.items() if view < stored else ():
-                sizes[name] = append(partial / f"{name}.npy", _to_16_bits(values), stored, view)
-            records.write_json(partial / MANIFEST, {"given": given, "whole": view + 1, "bytes": sizes})
-            progress.update(view + 1)
+        with Progress(folder.parent, "views", views) as progress:
+            for view, sample_file in enumerate(sample_files):
+                if not sample_file.exists():
+                    inputs = _inputs(images, views_seed, view)
+                    outputs = _concatenate(
+                        [teacher_outputs(teacher, x, draws, **contents) for _, x, draws in inputs]
+                    )
+                    samples = _samples(outputs, images.labels)
+                    if keep is None or view < keep:
+                        halves = {name: _to_16_bits(values) for name, values in outputs.items()}
+                        write_view(_file(partial, view), halves, given)
+                    # Last, because it says that the view is whole.
+                    write_view(sample_file, samples, given)
+                progress.update(view + 1)
     except ValueError:
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
-    progress.close()
-    summaries = _summaries(partial, [name for name in sizes if name.startswith("samples/")])
-    shutil.rmtree(partial / "samples")
-    for file in partial.glob(".*"):  # what a kill left while writing the manifest
+    summaries = _summaries(sample_files)
+    for file in sample_files:
         file.unlink()
-    records.retract(folder.parent)
+    records.retract(folder.parent)  # so that a kill from here on leaves no record beside another's bank
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     return summaries
@@ -176,11 +183,12 @@ def check(
     that wrote it, some thousandths on another; more where teacher, images or views are not the bank's.
     """
     rng = np.random.default_rng(seed)
-    differences = dict.fromkeys(bank.arrays, 0.0)
-    contents = {"augmented": "boxes" in bank.arrays, "features": "features" in bank.arrays}
+    names = bank.view(0).keys()
+    differences = dict.fromkeys(names, 0.0)
+    contents = {"augmented": "boxes" in names, "features": "features" in names}
     parts = torch.arange(len(images)).split(eval_batch(images))
     for _ in range(number):
-        view = int(rng.integers(len(bank.arrays["logits"])))
+        view = int(rng.integers(len(bank.files)))
         part = parts[rng.integers(len(parts))]
         ((index, x, draws),) = _inputs(images, views_seed, view, part)
         outputs = teacher_outputs(teacher, x, draws, **contents)
@@ -191,47 +199,39 @@ def check(
     return differences
 
 
-def read(folder: Path, shapes: dict[str, tuple[int, ...]], device: torch.device, *, key: str) -> Bank | None:
-    """The bank in `folder`, memory mapped; None where it is another's, or not whole.
-
-    shapes: by array, its first dimensions; key: as it was written with.
-    """
-    given = (records.read_json(folder / MANIFEST) or {}).get("given")
-    if not isinstance(given, dict) or given.get("key") != key:
-        return None
-    arrays = {}
-    for name, shape in shapes.items():
-        try:
-            arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
-        except (OSError, ValueError, EOFError):
-            return None
-        dtype = np.int16 if name == "boxes" else np.float16
-        if arrays[name].shape[: len(shape)] != shape or arrays[name].dtype != dtype:
-            return None
-    return Bank(arrays, device)
-
-
-def names(*, augmented: bool, features: bool) -> tuple[str, ...]:
-    """The arrays of a bank."""
-    of_features = ("features",) if features else ()
+def read(
+    folder: Path,
+    device: torch.device,
+    *,
+    views: int,
+    images: int,
+    key: str,
+    augmented: bool = False,
+    features: bool = False,
+) -> Bank | None:
+    """The bank that `write` left in `folder`; None where it is another's, or not whole."""
     of_views = ("boxes", "maps", "crop", "drop") if augmented else ()
-    return ("logits", *of_features, *of_views)
+    names = {"logits", *(("features",) if features else ()), *of_views}
+    files = tuple(_file(folder, view) for view in range(views))
+    wanted = {"key": key, "images": images}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as content:  # which refuses a file that is cut short
+                given = json.loads((content.metadata() or {}).get("given", "{}"))
+                if not (wanted.items() <= given.items() and names <= {*content.keys()}):
+                    return None
+        except (OSError, SafetensorError):
+            return None
+    return Bank(files, device)
 
 
-def append(file: Path, values: Tensor, number: int, view: int) -> int:
-    """Append a view (N, ...) to an .npy file (number, N, ...), synced; return the file's bytes."""
-    array = values.cpu().numpy()
-    try:
-        with open(file, "ab" if view else "wb") as out:
-            if view == 0:
-                header = {"descr": array.dtype.str, "fortran_order": False, "shape": (number, *array.shape)}
-                np.lib.format.write_array_header_1_0(out, header)
-            out.write(array.tobytes())
-            out.flush()
-            os.fsync(out.fileno())
-            return out.tell()
-    except OSError as error:
-        raise records.disk_error(error, file) from error
+def write_view(file: Path, values: dict[str, Tensor], given: dict[str, str]) -> None:
+    """Write a view's values atomically; given: what they were computed from."""
+    records.write_bytes(file, classifier.to_bytes(values, given))
+
+
+def _file(folder: Path, view: int, kind: str = "view") -> Path:
+    return folder / f"{kind}-{view:04}.safetensors"
 
 
 def _inputs(
@@ -257,35 +257,12 @@ def _samples(outputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
     return samples
 
 
-def _summaries(partial: Path, sample_files: list[str]) -> tuple[dict, list[dict]]:
+def _summaries(files: list[Path]) -> tuple[dict, list[dict]]:
     """The metrics over the samples of all views, and of each view, from the files of samples."""
-    arrays = {}
-    for name in sample_files:
-        array = np.load(partial / f"{name}.npy", mmap_mode="c")
-        arrays[Path(name).name] = torch.from_numpy(array)
-    rows = []
-    for view in range(len(arrays["ratio12"])):
-        summary = metrics.summarize_all({name: array[view] for name, array in arrays.items()})
-        rows.append({"epoch": view} | summary)
-    return metrics.summarize_all({name: array.flatten() for name, array in arrays.items()}), rows
-
-
-def _resume(partial: Path, given: dict) -> tuple[int, dict[str, int]]:
-    """Complete views in a folder begun with the same arguments, and its files' bytes by name.
-
-    What was written after them is cut off.  A folder of other arguments, or that lacks a part, is emptied.
-    """
-    manifest = records.read_json(partial / MANIFEST) or {}
-    names, whole = manifest.get("bytes"), manifest.get("whole")
-    if manifest.get("given") == given and isinstance(names, dict) and isinstance(whole, int):
-        sizes = {partial / f"{name}.npy": size for name, size in names.items()}
-        if all(file.exists() and file.stat().st_size >= size for file, size in sizes.items()):
-            for file, size in sizes.items():
-                os.truncate(file, size)
-            return whole, names
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "samples").mkdir(parents=True)
-    return 0, {}
+    samples = [safetensors.torch.load_file(file) for file in files]
+    rows = [{"epoch": view} | metrics.summarize_all(values) for view, values in enumerate(samples)]
+    # Not the mean of the rows: the median and the calibration error need all samples together.
+    return metrics.summarize_all(_concatenate(samples)), rows
 
 
 def _to_16_bits(values: Tensor) -> Tensor:
@@ -304,8 +281,4 @@ def _to_16_bits(values: Tensor) -> Tensor:
 
 def _digest(teacher: Classifier) -> str:
     """A hash of the teacher's weights and buffers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, values in teacher.state_dict().items():
-        digest.update(name.encode())
-        digest.update(values.cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(classifier.to_bytes(teacher.state_dict())).hexdigest()

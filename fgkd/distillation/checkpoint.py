@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fgkd.distillation.progress import Progress
 from fgkd.records import write_bytes
 from fgkd.study import StudyError
 
@@ -23,22 +24,22 @@ CHECKPOINT_SECONDS = 30
 
 
 class Checkpoint:
-    """A training's history and current epoch, in a file that is written every 30 seconds.
+    """Goes through a training's epochs and steps, and writes every 30 seconds where it is.
 
     history: a row for each epoch that ended.
-    begun: the state of the epoch that was going on, where there is a file that says so.
     Model and optimizer are set to the file's state; how the optimizer computes stays as it is on this device.
     """
 
     def __init__(
-        self, file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+        self, file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, title: str = "training"
     ) -> None:
         self.file = file
+        self.title = title
+        self.device = next(model.parameters()).device
         self.parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
         self.history: list[dict] = []
-        self.begun: dict | None = None
-        self.totals: dict[str, Tensor] = {}  # of each term of the loss, over the epoch's images
-        self.hits = torch.zeros((), device=device)  # on the model's device, so that no step waits for it
+        self.begun: dict[str, Any] = {}  # of an epoch that a file ends in: steps, sums and random numbers
+        self.sums: dict[str, Tensor] = {}  # over the epoch's images; on the device, so that no step waits
         self.written = time.monotonic()
         if (state := read(file)) is None:
             return
@@ -51,49 +52,51 @@ class Checkpoint:
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise StudyError(f"checkpoint '{file}' is of another training: delete it") from error
 
-    def steps(self, batches: Iterable) -> Iterator[tuple]:
-        """(step, batch) of what is left of an epoch's batches; between them the file is written."""
-        begun, self.begun = self.begun, None
-        self.totals, self.hits, done = {}, torch.zeros_like(self.hits), 0
-        if begun is not None:
-            set_random_state(begun["random"], self.hits.device)
-            self.totals = {name: total.to(self.hits.device) for name, total in begun["totals"].items()}
-            self.hits, done = begun["hits"].to(self.hits.device), begun["steps"]
+    def epochs(self, epochs: int, stop: int | None = None) -> Iterator[int]:
+        """The epochs that are left, those before `stop` where one is given.
+
+        After that one the file is written in any case: a later training goes on from it.
+        """
+        with Progress(self.file.parent, self.title, epochs) as self.progress:
+            for epoch in range(len(self.history), stop or epochs):
+                yield epoch
+                self._save(due=epoch + 1 == stop)
+
+    def steps(self, batches: list) -> Iterator[tuple[int, Any]]:
+        """(step, batch) of what is left of an epoch."""
+        begun, self.begun = self.begun, {}
+        done = begun.get("steps", 0)
+        self.sums = {name: total.to(self.device) for name, total in begun.get("sums", {}).items()}
+        if done:
+            set_random_state(begun["random"], self.device)
         for step, batch in itertools.islice(enumerate(batches), done, None):
-            if step > done and self._is_due:
-                random = random_state(self.hits.device)
-                sums = {"totals": self.totals, "hits": self.hits}
-                self._save({"steps": step, "random": random} | sums)
+            if step > done:
+                self._save(step)
             yield step, batch
+            self.progress.update(len(self.history) + (step + 1) / len(batches))
 
     def add(self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
         """Count a step: its terms of the loss, means over the batch, logits (B, C) and labels (B,)."""
-        for name, term in terms.items():
-            self.totals[name] = self.totals.get(name, 0) + term.detach() * len(labels)
-        self.hits += (logits.detach().argmax(1) == labels).sum()
+        totals = {name: term.detach() * len(labels) for name, term in terms.items()}
+        totals["train_accuracy"] = (logits.detach().argmax(1) == labels).sum()
+        for name, total in totals.items():
+            self.sums[name] = self.sums.get(name, 0) + total
 
-    def means(self, n: int) -> dict[str, float]:
-        """The terms of the loss and the training accuracy, means over the epoch's n images."""
-        terms = {name: total.item() / n for name, total in self.totals.items()}
-        return terms | {"train_accuracy": self.hits.item() / n}
+    def end_epoch(self, n: int) -> dict[str, float]:
+        """Add to the history, and return, the means of what was counted over the epoch's n images."""
+        means = {name: total.item() / n for name, total in self.sums.items()}
+        self.history.append({"epoch": len(self.history)} | means)
+        loss = sum(means.values()) - means["train_accuracy"]
+        self.progress.update(len(self.history), loss=loss)
+        return self.history[-1]
 
-    def end_epoch(self, row: dict, *, due: bool = False) -> None:
-        """Add an epoch's row to the history.
-
-        due: write the file whenever it was written before.
-        """
-        self.history.append(row)
-        if due or self._is_due:
-            self._save(None)
-
-    @property
-    def _is_due(self) -> bool:
-        return time.monotonic() - self.written > CHECKPOINT_SECONDS
-
-    def _save(self, begun: dict | None) -> None:
-        states = {name: part.state_dict() for name, part in self.parts.items()}
-        write(self.file, states | {"history": self.history, "begun": begun})
-        self.written = time.monotonic()
+    def _save(self, steps: int = 0, *, due: bool = False) -> None:
+        """Write the file where it is due, after so many steps of an epoch."""
+        if due or time.monotonic() - self.written > CHECKPOINT_SECONDS:
+            begun = {"steps": steps, "sums": self.sums, "random": random_state(self.device)} if steps else {}
+            states = {name: part.state_dict() for name, part in self.parts.items()}
+            write(self.file, states | {"history": self.history, "begun": begun})
+            self.written = time.monotonic()
 
 
 def read(file: Path) -> Any:

@@ -18,7 +18,6 @@ import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from fgkd import metrics
 from fgkd.data import views
@@ -26,9 +25,9 @@ from fgkd.data.datasets import Split
 from fgkd.distillation import checkpoint as checkpoints
 from fgkd.distillation import losses
 from fgkd.distillation.checkpoint import Checkpoint
+from fgkd.distillation.progress import Progress
 from fgkd.models import cal
 from fgkd.models.classifier import Classifier, Head
-from fgkd.progress import Progress
 from fgkd.study import Distillation, Recipe, Sizes, StudyError
 
 EVAL_BATCH = 256
@@ -122,17 +121,15 @@ def fit(
     stop: end after so many of the recipe's epochs, in its schedule; a later call goes on from there.
     Raises FloatingPointError where the loss is no longer finite, StudyError where a batch has no spread.
     """
+    # In one module, because gradients are clipped, and states saved, together.
     trained = model if auxiliary_loss is None else nn.ModuleList([model, auxiliary_loss])
     weights = list(trained.parameters())
     optimizer = make_optimizer(trained, recipe)
-    state = Checkpoint(checkpoint, trained, optimizer, labels.device)
     train_index = torch.arange(len(labels)) if subset is None else subset
     steps = _count_batches(trained, len(train_index), recipe)
     devices = (index_device or labels.device, labels.device)
-    progress_file = Progress(checkpoint.parent, title, recipe.epochs)
-    for epoch in tqdm(
-        range(len(state.history), stop or recipe.epochs), desc=title, unit="epoch", disable=None
-    ):
+    state = Checkpoint(checkpoint, trained, optimizer, title)
+    for epoch in state.epochs(recipe.epochs, stop):
         trained.train()
         torch.manual_seed(seed + epoch)  # for dropout and counterfactual attention
         batches = shuffled_batches(train_index, steps, seed=seed, epoch=epoch, devices=devices)
@@ -145,12 +142,7 @@ def fit(
             nn.utils.clip_grad_norm_(weights, recipe.clip)
             optimizer.step()
             state.add(terms, logits, labels[index])
-            progress_file.update(epoch + (step + 1) / steps)
-        row = {"epoch": epoch} | state.means(len(train_index))
-        check_finite(title, row, recipe, progress_file)
-        progress_file.update(epoch + 1, loss=sum(row[name] for name in terms))
-        state.end_epoch(row, due=epoch + 1 == stop)  # after the last too: a job trains several students
-    progress_file.close()
+        check_finite(title, state.end_epoch(len(train_index)), recipe)
     return state.history
 
 
@@ -179,20 +171,20 @@ def _count_batches(model: nn.Module, images: int, recipe: Recipe) -> int:
 
 def shuffled_batches(
     train_index: Tensor, steps: int, *, seed: int, epoch: int, devices: tuple[torch.device, ...]
-) -> Iterator[tuple[Tensor, ...]]:
+) -> list[tuple[Tensor, ...]]:
     """The batches of an epoch, each as its index (B,) on each of `devices`.
 
     Their sizes differ by one at most: no image is left out, and none is alone at the end.
     """
     permutation = np.random.default_rng([seed, epoch]).permutation(len(train_index))
     order = train_index[torch.from_numpy(permutation)]
-    return zip(*(order.to(device).tensor_split(steps) for device in devices), strict=True)
+    # The whole order is sent at once, and cut where it lies: a step that copied its own would wait for it.
+    return list(zip(*(order.to(device).tensor_split(steps) for device in devices), strict=True))
 
 
-def check_finite(title: str, row: dict[str, float], recipe: Recipe, progress: Progress) -> None:
+def check_finite(title: str, row: dict[str, float], recipe: Recipe) -> None:
     """Raise FloatingPointError where an epoch ended with numbers that are not finite."""
     if not all(math.isfinite(value) for value in row.values()):
-        progress.close()
         raise FloatingPointError(
             f"{title} diverged in epoch {row['epoch']}: {row}. "
             f"Lower the learning rate (now {recipe.lr}) or the clip ({recipe.clip})"
@@ -308,14 +300,16 @@ def features(
     """
     model.eval()
     features_of_views = []
-    for view in tqdm(range(recipe.n_views), desc=f"{title}: features", unit="view", disable=None):
-        file = checkpoint.with_name(f"{checkpoint.stem}-{view}{checkpoint.suffix}")
-        pooled = checkpoints.read(file)
-        if pooled is None:
-            crops = images.epoch(views_seed, view)
-            pooled = torch.cat([model.features_and_logits(x)[0] for _, x in batches(images, crops)])
-            checkpoints.write(file, pooled)
-        features_of_views.append(pooled.to(images.device))
+    with Progress(checkpoint.parent, f"{title}: features", recipe.n_views) as progress:
+        for view in range(recipe.n_views):
+            file = checkpoint.with_name(f"{checkpoint.stem}-{view}{checkpoint.suffix}")
+            pooled = checkpoints.read(file)
+            if pooled is None:
+                crops = images.epoch(views_seed, view)
+                pooled = torch.cat([model.features_and_logits(x)[0] for _, x in batches(images, crops)])
+                checkpoints.write(file, pooled)
+            features_of_views.append(pooled.to(images.device))
+            progress.update(view + 1)
     return features_of_views
 
 

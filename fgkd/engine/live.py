@@ -22,7 +22,7 @@ from rich.text import Text
 from fgkd.engine import states
 from fgkd.engine.events import Event
 from fgkd.engine.terminal import COLOURS, console_for, table_of
-from fgkd.progress import duration
+from fgkd.records import duration
 from fgkd.study import Job, Study
 
 REFRESHES = 2  # a second

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from fgkd import progress, records
+from fgkd import records
+from fgkd.distillation import progress
 from fgkd.study import Job, Study
 
 DRIVER = ".driver"  # the file that an `fgkd run` locks
@@ -84,7 +85,7 @@ def left(study: Study, found: dict[Job, dict] | None = None) -> dict[Job, str]:
         if job not in reasons:
             continue
         for bank in study.banks_of(job) if wants_bank(study, job, known) else ():
-            if not (study.path(bank) / "views" / "logits.npy").exists():
+            if not any((study.path(bank) / "views").glob("view-*")):
                 lost = "its views, deleted after their last student, are needed by new students"
                 reasons.setdefault(bank, lost)
         for teacher in _teachers(study, job, known):

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from fgkd import records
 from fgkd.engine import kernels, states
-from fgkd.progress import duration
+from fgkd.records import duration
 from fgkd.study import Job, Study
 from fgkd.study.errors import printable
 

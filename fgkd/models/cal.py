@@ -46,11 +46,6 @@ class Attended(NamedTuple):
     maps: Tensor  # (B, M, h, w)
 
 
-def concatenate(batches: list[Attended]) -> Attended:
-    """The outputs of all batches in one, on the CPU."""
-    return Attended(*(torch.cat([value.cpu() for value in values]) for values in zip(*batches, strict=True)))
-
-
 class Attention(nn.Module):
     """CAL's head, a feature map (B, D, h, w) -> Attended, with a feature centre of each class."""
 
@@ -66,7 +61,9 @@ class Attention(nn.Module):
     def forward(self, features: Tensor) -> Attended:
         maps = F.relu(self.norm(self.conv(features)))
         pooled = pool(features, maps)
+        # Times 100, because the weights act on a vector of length 1: its logits would stay near each other.
         logits = self.fc(100 * pooled)
+        # Of mean 1, as the ones of eval mode are.
         counterfactual_maps = 2 * torch.rand_like(maps) if self.training else torch.ones_like(maps)
         counterfactual_logits = self.fc(100 * pool(features, counterfactual_maps))
         return Attended(logits, logits - counterfactual_logits, pooled, maps)
@@ -126,7 +123,7 @@ class CAL(Classifier):
     def _predict_crops(self, images: Tensor) -> Tensor:
         """Mean logits over the images and three attention crops of each."""
         attended = self.attend(images)
-        attention = attended.maps.mean(1)
+        attention = attended.maps.mean(1)  # not a map drawn at random: a test must give the same twice
         logits = [attended.logits]
         for threshold, padding in TEST_CROPS:
             thresholds = attention.new_full((len(images),), threshold)

@@ -225,8 +225,13 @@ def metadata(file: str | Path) -> dict[str, str]:
 
 def save(model: nn.Module, file: Path) -> None:
     """Write a model's weights as safetensors, atomically."""
-    state = {name: weight.contiguous().cpu() for name, weight in model.state_dict().items()}
-    write_bytes(file, safetensors.torch.save(state))
+    write_bytes(file, to_bytes(model.state_dict()))
+
+
+def to_bytes(values: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Tensors by name, on any device, as a safetensors file's bytes."""
+    on_cpu = {name: value.contiguous().cpu() for name, value in values.items()}
+    return safetensors.torch.save(on_cpu, metadata)
 
 
 def restore(model: nn.Module, file: Path, *, skip: str = "") -> None:
@@ -241,15 +246,15 @@ def restore(model: nn.Module, file: Path, *, skip: str = "") -> None:
         raise StudyError(
             f"weights '{file}' cannot be read: {error}. Delete the file to train it anew"
         ) from error
-    own = model.state_dict()
     if skip:
         state = {name: weight for name, weight in state.items() if not name.startswith(skip)}
-        state |= {name: weight for name, weight in own.items() if name.startswith(skip)}
-    if misfits := _describe_misfits(state, own):
+        state |= {name: weight for name, weight in model.state_dict().items() if name.startswith(skip)}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
         raise StudyError(
-            f"weights '{file}' do not fit the model: {misfits}. Delete the file to train it anew"
-        )
-    model.load_state_dict(state)
+            f"weights '{file}' do not fit the model: {_shorten(error)}. Delete the file to train it anew"
+        ) from None
 
 
 def head_prefix(model: Classifier) -> str:
@@ -350,22 +355,3 @@ def _from_file(spec: Model, options: dict) -> nn.Module:
 def _shorten(error: Exception) -> str:
     """The first 400 characters of an error's message, in one line."""
     return " ".join(str(error).split())[:400]
-
-
-def _describe_misfits(state: dict, own: dict) -> str:
-    """The first entry of each kind in which two state dicts differ, and the number of others."""
-    misfits = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "shape of": [],
-    }
-    for name, weight in own.items():
-        if name in state and state[name].shape != weight.shape:
-            shape, expected = tuple(state[name].shape), tuple(weight.shape)
-            misfits["shape of"].append(f"{name} is {shape}, expected {expected}")
-    parts = []
-    for kind, names in misfits.items():
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            parts.append(f"{kind} {names[0]}{more}")
-    return "; ".join(parts)

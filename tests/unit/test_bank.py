@@ -1,14 +1,16 @@
 """The bank: the metrics of an online pass, complete or absent, and students that learn the same as online."""
 
-import json
 import math
 import os
 import resource
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from fgkd import cli, stages
 from fgkd.data import views
@@ -18,7 +20,7 @@ from fgkd.models import cal, classifier
 from fgkd.study import Job, Model, Sizes
 
 EPOCHS, N, CLASSES = 3, 17, 5
-SHAPE = {"logits": (EPOCHS, N, CLASSES)}
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -56,8 +58,21 @@ def write(folder, teacher, images, **changes):
     return bank.write(folder, teacher, images, **({"views": EPOCHS, "views_seed": 8, "key": "k"} | changes))
 
 
-def read(folder, shapes=SHAPE):
-    return bank.read(folder, shapes, torch.device("cpu"), key="k")
+def read(folder, views=EPOCHS, **options):
+    return bank.read(folder, CPU, **({"views": views, "images": N, "key": "k"} | options))
+
+
+def stored_logits(found):
+    """The logits (V, N, C) of a bank, as they are stored."""
+    return np.stack([found.view(number)["logits"] for number in range(len(found.files))])
+
+
+def change(file, name, by):
+    """Write a view with one of its arrays changed, which nothing but its teacher can tell."""
+    with safe_open(file, "pt") as content:
+        given = content.metadata()
+    values = load_file(file)
+    bank.write_view(file, values | {name: by(values[name])}, given)
 
 
 def online(teacher, images):
@@ -115,13 +130,13 @@ def test_a_banks_metrics_and_logits_equal_an_online_pass_over_the_same_views(tmp
     assert summary == pytest.approx(by_hand(logits.reshape(-1, CLASSES)), rel=1e-9)
     for epoch, row in enumerate(rows):
         assert row == pytest.approx({"epoch": epoch} | by_hand(logits[epoch]), rel=1e-9)
-    stored = read(tmp_path / "views").arrays["logits"]
+    stored = stored_logits(read(tmp_path / "views"))
     assert stored.dtype == np.float16 and np.array_equal(stored, logits.astype(np.float16))
 
 
 def test_metrics_come_from_unrounded_logits(tmp_path, teacher, images):
     summary, _ = write(tmp_path / "views", teacher, images)
-    rounded = by_hand(np.asarray(read(tmp_path / "views").arrays["logits"], np.float64).reshape(-1, CLASSES))
+    rounded = by_hand(stored_logits(read(tmp_path / "views")).astype(np.float64).reshape(-1, CLASSES))
     assert summary["margin"] != pytest.approx(rounded["margin"], rel=1e-9)
     assert summary["margin"] == pytest.approx(rounded["margin"], rel=1e-2)
 
@@ -131,15 +146,15 @@ def test_a_batch_reads_its_own_images_logits(tmp_path, teacher, images):
     found, index = read(tmp_path / "views"), torch.tensor([16, 0, 16])
     logits = found.outputs(2, index)["logits"]
     assert logits.dtype == torch.float32 and np.array_equal(
-        logits, found.arrays["logits"][2][[16, 0, 16]].astype(np.float32)
+        logits, stored_logits(found)[2][[16, 0, 16]].astype(np.float32)
     )
 
 
 def test_two_banks_of_one_teacher_are_the_same_bytes_and_another_seeds_are_not(tmp_path, teacher, images):
     for name, seed in (("a", 8), ("b", 8), ("c", 9)):
         write(tmp_path / name, teacher, images, views_seed=seed)
-    a, b, c = ((tmp_path / name / "logits.npy").read_bytes() for name in "abc")
-    assert a == b != c
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert a == b != c and len(a) == EPOCHS
 
 
 def contents(folder):
@@ -149,8 +164,7 @@ def contents(folder):
 
 def whole_views(folder):
     """How many views of a bank that is being written are whole."""
-    manifest = folder.with_name(f".{folder.name}.partial") / bank.MANIFEST
-    return json.loads(manifest.read_text())["whole"] if manifest.exists() else 0
+    return len([*folder.with_name(f".{folder.name}.partial").glob("samples-*.safetensors")])
 
 
 def count_views(monkeypatch):
@@ -178,12 +192,12 @@ def kill_at(monkeypatch, module, function, call):
     [
         ("batches", 1, 0),
         ("batches", 3, 2),
-        ("append", 1, 0),
-        ("append", 2 * 20 + 7, 2),
-        ("append", 2 * 20 + 19, 2),
+        ("write_view", 1, 0),
+        ("write_view", 2 * 2 + 1, 2),
+        ("write_view", 2 * 2 + 2, 2),
         ("_summaries", 1, 5),
     ],
-    ids=["at once", "in a pass", "first array", "samples", "arrays", "after the last view"],
+    ids=["at once", "in a pass", "first view", "before a view", "before its samples", "after the last view"],
 )
 @pytest.mark.fault("a bank killed half way")
 def test_a_bank_that_is_killed_goes_on_after_its_last_whole_view(
@@ -195,13 +209,13 @@ def test_a_bank_that_is_killed_goes_on_after_its_last_whole_view(
         kill_at(patch, bank, function, call)
         assert in_child(lambda: write(folder, cal_teacher, images, **how)) == -signal.SIGKILL
     assert read(folder) is None and not folder.exists() and whole_views(folder) == whole
-    for file in folder.with_name(".views.partial").rglob("*.npy"):
-        with open(file, "ab") as out:
-            out.write(b"the beginning of a view")
+    partial = folder.with_name(".views.partial")
+    (partial / "samples").mkdir(parents=True, exist_ok=True)  # of an earlier version
+    (partial / ".view-0003.safetensors.1").write_bytes(b"the beginning of a view")
     seen = count_views(monkeypatch)
     assert write(folder, cal_teacher, images, **how) == undisturbed
     assert len(seen) == 5 - whole
-    assert contents(folder) == contents(tmp_path / "other") and len(contents(folder)) == 7
+    assert contents(folder) == contents(tmp_path / "other") and len(contents(folder)) == 5
     assert {f.name for f in tmp_path.iterdir()} - {"record.json"} == {"other", "views"}  # an emptied record
 
 
@@ -241,64 +255,63 @@ def test_a_studys_bank_that_is_killed_goes_on_and_its_record_is_that_of_one_that
     undisturbed, stored = stages.bank(other, "birds", "resnet", "FT")
     stages.teacher(killed, "birds", "resnet", "FT")
     with monkeypatch.context() as patch:
-        kill_at(patch, bank, "_to_16_bits", 4)
+        kill_at(patch, bank, "_to_16_bits", 4)  # in the fourth of five views
         assert in_child(lambda: stages.bank(killed, "birds", "resnet", "FT")) == -signal.SIGKILL
     seen = count_views(monkeypatch)
     run, again = stages.bank(killed, "birds", "resnet", "FT")
-    assert len(seen) == 2 and np.array_equal(again.arrays["logits"], stored.arrays["logits"])
+    assert len(seen) == 2 and np.array_equal(stored_logits(again), stored_logits(stored))
     assert run.rows.equals(undisturbed.rows) and run.table("epochs").equals(undisturbed.table("epochs"))
 
 
 @pytest.mark.parametrize(
-    "change",
+    "changed, kept",
     [
-        {"key": "other"},
-        {"views": 6},
-        {"views_seed": 9},
-        {"keep": 2},
-        {"features": True},
-        "weights",
-        "a file is lost",
-        "a file is cut",
+        ({"key": "other"}, 0),
+        ({"views": 6}, 0),
+        ({"views_seed": 9}, 0),
+        ({"keep": 2}, 0),
+        ({"features": True}, 0),
+        ("weights", 0),
+        ("a file is lost", 2),
+        ("a file is cut", 2),
     ],
     ids=str,
 )
-def test_what_was_begun_with_other_inputs_or_is_not_all_there_is_begun_anew(
-    tmp_path, teacher, images, monkeypatch, in_child, change
+def test_what_was_begun_with_other_inputs_or_is_not_all_there_is_computed_anew(
+    tmp_path, teacher, images, monkeypatch, in_child, changed, kept
 ):
-    folder, options = tmp_path / "views", change if isinstance(change, dict) else {}
+    folder, options = tmp_path / "views", changed if isinstance(changed, dict) else {}
     with monkeypatch.context() as patch:
         kill_at(patch, bank, "batches", 4)
         assert in_child(lambda: write(folder, teacher, images, views=5)) == -signal.SIGKILL
-    lost = folder.with_name(".views.partial") / "samples" / "nll.npy"
-    if change == "weights":
+    lost = folder.with_name(".views.partial") / "samples-0001.safetensors"
+    if changed == "weights":
         with torch.no_grad():
             teacher.head.bias += 0.1
-    elif change == "a file is lost":
+    elif changed == "a file is lost":
         lost.unlink()
-    elif change == "a file is cut":
+    elif changed == "a file is cut":
         os.truncate(lost, lost.stat().st_size - 1)
     undisturbed = write(tmp_path / "other", teacher, images, **({"views": 5} | options))
     seen = count_views(monkeypatch)
     assert write(folder, teacher, images, **({"views": 5} | options)) == undisturbed
-    assert len(seen) == options.get("views", 5) and contents(folder) == contents(tmp_path / "other")
+    assert len(seen) == options.get("views", 5) - kept and contents(folder) == contents(tmp_path / "other")
 
 
 def test_of_a_bank_that_keeps_some_views_the_metrics_cover_all(tmp_path, teacher, images):
     every = write(tmp_path / "all", teacher, images)
     some = write(tmp_path / "some", teacher, images, keep=2)
     assert some == every and len(some[1]) == EPOCHS
-    kept = read(tmp_path / "some", {"logits": (2, N, CLASSES)}).arrays["logits"]
-    assert np.array_equal(kept, read(tmp_path / "all").arrays["logits"][:2])
+    assert read(tmp_path / "some") is None
+    kept = stored_logits(read(tmp_path / "some", 2))
+    assert np.array_equal(kept, stored_logits(read(tmp_path / "all"))[:2])
 
 
 def test_epochs_take_the_views_in_turn(tmp_path, teacher, images):
     write(tmp_path / "views", teacher, images)
     found, index = read(tmp_path / "views"), torch.tensor([3, 1])
     for epoch in (0, 2, 3, 7):
-        assert np.array_equal(
-            found.outputs(epoch, index)["logits"], found.arrays["logits"][epoch % 3][[3, 1]]
-        )
+        assert np.array_equal(found.outputs(epoch, index)["logits"], stored_logits(found)[epoch % 3][[3, 1]])
     assert not torch.equal(found.outputs(0, index)["logits"], found.outputs(1, index)["logits"])
 
 
@@ -306,20 +319,21 @@ def test_a_view_is_read_from_the_disk_once_for_all_batches_of_an_epoch(tmp_path,
     write(tmp_path / "views", teacher, images)
     found, first, rest = read(tmp_path / "views"), torch.arange(4), torch.arange(4, N)
     before = found.outputs(1, first)["logits"], found.outputs(1, rest)["logits"]
-    np.load(tmp_path / "views" / "logits.npy", mmap_mode="r+")[1] = 0
+    change(found.files[1], "logits", torch.zeros_like)
     assert torch.equal(found.outputs(1, first)["logits"], before[0])
     assert torch.equal(found.outputs(4, rest)["logits"], before[1])
     assert found.outputs(0, first)["logits"].any() and not found.outputs(1, first)["logits"].any()
 
 
 def test_a_check_sees_other_views_other_numbers_and_another_teacher(tmp_path, cal_teacher, images):
-    shapes = dict.fromkeys(bank.names(augmented=True, features=True), (EPOCHS, N))
-    write(tmp_path / "views", cal_teacher, images, augmented=True, features=True)
-    found = read(tmp_path / "views", shapes)
-    assert bank.check(found, cal_teacher, images, views_seed=8) == dict.fromkeys(found.arrays, 0)
+    of_all = {"augmented": True, "features": True}
+    write(tmp_path / "views", cal_teacher, images, **of_all)
+    found = read(tmp_path / "views", **of_all)
+    assert bank.check(found, cal_teacher, images, views_seed=8) == dict.fromkeys(found.view(0), 0)
     assert min(bank.check(found, cal_teacher, images, views_seed=9).values()) > 0.01
-    np.load(tmp_path / "views" / "drop.npy", mmap_mode="r+")[:, 16, 4] += 1
-    again = bank.check(read(tmp_path / "views", shapes), cal_teacher, images, views_seed=8, number=1)
+    for file in found.files:
+        change(file, "drop", lambda values: values + 1)
+    again = bank.check(read(tmp_path / "views", **of_all), cal_teacher, images, views_seed=8, number=1)
     assert again.pop("drop") > 0.01 and set(again.values()) == {0}
     with torch.no_grad():
         cal_teacher.attention.fc.weight.mul_(1.5)
@@ -346,23 +360,9 @@ def test_a_studys_banks_are_what_their_teachers_say(make_study):
 @pytest.mark.fault("a bank cut short")
 def test_a_file_that_is_cut_short_is_not_read(tmp_path, teacher, images, kept):
     write(tmp_path / "views", teacher, images)
-    file = tmp_path / "views" / "logits.npy"
+    file = read(tmp_path / "views").files[1]
     file.write_bytes(file.read_bytes()[:kept])
     assert read(tmp_path / "views") is None
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((EPOCHS, N, CLASSES + 1), np.float16),
-        np.zeros((EPOCHS - 1, N, CLASSES), np.float16),
-        np.array({"a": 1}),
-    ],
-    ids=["classes", "epochs", "object"],
-)
-def test_a_file_of_another_shape_is_not_read(tmp_path, array):
-    np.save(tmp_path / "logits.npy", array)
-    assert read(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -387,21 +387,27 @@ def test_logits_that_fp16_cannot_hold_are_refused_and_leave_no_file(
 def test_a_full_disk_names_the_file_and_the_remedy_and_what_is_whole_is_kept(
     tmp_path, teacher, images, monkeypatch, in_child
 ):
-    """Files may have 1,000 bytes: five of eight views of logits, 170 bytes each, fit behind the header."""
+    """From the sixth of eight views on, files may have 100 bytes."""
     folder = tmp_path / "views"
     undisturbed = write(tmp_path / "other", teacher, images, views=8)
+    views, passes = training.batches, []
+
+    def filling(*given):
+        passes.append(1)
+        if len(passes) == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        return views(*given)
 
     def fill():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        with pytest.raises(OSError, match=r"could not write '.*npy'.*full: free some space and start again"):
+        bank.batches = filling
+        with pytest.raises(OSError, match=r"could not write '.*view-0005.*'.*full: free some space"):
             write(folder, teacher, images, views=8)
 
     assert in_child(fill) == 0
-    whole = whole_views(folder)
-    assert whole == 5 and not folder.exists()
+    assert whole_views(folder) == 5 and not folder.exists()
     seen = count_views(monkeypatch)
     assert write(folder, teacher, images, views=8) == undisturbed
-    assert len(seen) == 8 - whole and contents(folder) == contents(tmp_path / "other")
+    assert len(seen) == 3 and contents(folder) == contents(tmp_path / "other")
 
 
 def test_a_student_of_the_bank_has_the_losses_of_one_taught_online(make_study):
@@ -459,9 +465,9 @@ def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_bo
         4,
     ).eval()
     summary, rows = write(tmp_path / "views", teacher, images, augmented=True, features=True)
-    names = bank.names(augmented=True, features=True)
-    found = read(tmp_path / "views", dict.fromkeys(names, (EPOCHS, N)))
-    assert {n: a.shape[2:] for n, a in found.arrays.items()} == {
+    of_all = {"augmented": True, "features": True}
+    found = read(tmp_path / "views", **of_all)
+    assert {name: tuple(values.shape[1:]) for name, values in found.view(0).items()} == {
         "logits": (5,),
         "features": (96,),
         "boxes": (4,),
@@ -475,7 +481,8 @@ def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_bo
         for view, pixels in (("crop", views.crop(x, said["boxes"])), ("drop", views.drop(x, said["maps"]))):
             torch.testing.assert_close(said[view], teacher(pixels), rtol=1e-2, atol=1e-2)
     everything = {
-        view: np.asarray(found.arrays[view], np.float64).reshape(-1, CLASSES) for view in ("crop", "drop")
+        view: torch.cat([found.view(number)[view] for number in range(EPOCHS)]).double().numpy()
+        for view in ("crop", "drop")
     }
     for view, logits in everything.items():
         top = np.sort(logits, axis=1)[:, ::-1]
@@ -484,11 +491,8 @@ def test_a_cal_teachers_bank_holds_where_it_crops_and_drops_and_its_logits_of_bo
             and f"ratio12_{view}" in summary
             and f"ratio12_{view}" in rows[0]
         )
-    (tmp_path / "views" / "maps.npy").unlink()
-    assert (
-        read(tmp_path / "views", dict.fromkeys(names, (EPOCHS, N))) is None
-        and read(tmp_path / "views") is not None
-    )
+    write(tmp_path / "few", teacher, images)
+    assert read(tmp_path / "few", **of_all) is None and read(tmp_path / "views") is not None
 
 
 @pytest.mark.fault("a bank that is not its teacher's")
@@ -498,22 +502,28 @@ def test_the_check_names_a_bank_that_is_not_its_teachers_or_not_whole_and_has_it
         stages.bank(tiny, "birds", teacher, "FT")
     first, second = (tiny.path(Job("bank", "birds", name, "FT")) / "views" for name in ("byobnet", "resnet"))
     assert cli.main(["check", tiny.file]) == 0 and "2 banks" in capsys.readouterr().out
-    before = (second / "logits.npy").read_bytes()
-    for content, words in (
-        ((first / "logits.npy").read_bytes(), "its bank differs from its teacher's outputs by "),
-        (b"", "its bank is of another training, or not whole"),
-    ):
-        (second / "logits.npy").write_bytes(content)
+    place = "view-0001.safetensors"
+    before = (second / place).read_bytes()
+    spoilings = {
+        "its bank differs from its teacher's outputs by ": lambda: [
+            change(file, "logits", lambda values: values + 1) for file in second.iterdir()
+        ],
+        "its bank is of another training, or not whole": lambda: (second / place).write_bytes(b""),
+        "its bank is of another training, or not whole ": lambda: shutil.copytree(
+            first, second, dirs_exist_ok=True
+        ),
+    }
+    for words, spoil in spoilings.items():
+        spoil()
         assert cli.main(["check", tiny.file, "--repair"]) == 1
         fault, *_ = capsys.readouterr().out.splitlines()
-        assert fault.startswith(f"bank/birds/FT/resnet: {words}") and not second.exists()
+        assert fault.startswith(f"bank/birds/FT/resnet: {words.strip()}") and not second.exists()
         stages.bank(tiny, "birds", "resnet", "FT")
-        assert (second / "logits.npy").read_bytes() == before
+        assert (second / place).read_bytes() == before
 
 
-def test_a_bank_of_another_key_or_of_other_numbers_is_not_read(tmp_path, teacher, images):
+def test_a_bank_of_another_key_or_of_other_images_or_of_fewer_views_is_not_read(tmp_path, teacher, images):
     write(tmp_path / "views", teacher, images)
-    assert bank.read(tmp_path / "views", SHAPE, torch.device("cpu"), key="other") is None
-    logits = np.load(tmp_path / "views" / "logits.npy")
-    np.save(tmp_path / "views" / "logits.npy", logits.astype(np.float32))
-    assert read(tmp_path / "views") is None
+    assert read(tmp_path / "views") is not None
+    for other in ({"key": "other"}, {"images": N + 1}, {"views": EPOCHS + 1}, {"features": True}):
+        assert read(tmp_path / "views", **other) is None

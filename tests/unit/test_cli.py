@@ -58,9 +58,9 @@ def test_a_group_is_a_data_set_a_student_and_a_strategy_of_all_seeds(make_study,
 
 
 def test_the_bytes_of_a_bank_are_those_on_disk(finished):
-    sizes = [f.stat().st_size for f in finished.folder.rglob("logits.npy")]
+    sizes = [f.stat().st_size for f in finished.folder.rglob("view-*.safetensors")]
     counts = cost.counts(finished)
-    assert len(sizes) == counts["banks"] and 0 < sum(sizes) - counts["bank_bytes"] <= 128 * len(sizes)
+    assert len(sizes) == 2 * counts["banks"] and 0 < sum(sizes) - counts["bank_bytes"] <= 512 * len(sizes)
 
 
 def test_a_plan_writes_nothing_and_says_what_is_left(tiny, capsys):

@@ -21,7 +21,7 @@ LEVELS = (
     {"export"},
     {"stages"},
     {"distillation", "report"},
-    {"models", "progress"},
+    {"models"},
     {"data"},
     {"records"},
     {"analysis"},

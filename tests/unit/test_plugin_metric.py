@@ -2,7 +2,6 @@
 
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
@@ -44,7 +43,7 @@ def test_it_is_a_column_of_the_banks_a_row_of_the_correlations_and_a_rule(extend
     assert "bank" in incomplete and not incomplete & {"data", "teacher", "distill"}
     tables = stages.study_tables(extended)
     _, bank = stages.bank(extended, "birds", "resnet", "FT")
-    logits = torch.from_numpy(np.array(bank.arrays["logits"])).float().flatten(0, 1)
+    logits = torch.cat([bank.logits(view) for view in range(len(bank.files))])
     banks = tables["metrics"].set_index(["teacher", "strategy"])
     expected = metrics.margin(logits).log1p().mean().item()
     assert banks.log_margin["resnet", "FT"] == pytest.approx(expected, rel=1e-3)

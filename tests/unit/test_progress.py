@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from fgkd import progress, records, stages
-from fgkd.progress import Progress
+from fgkd import records, stages
+from fgkd.distillation import progress
+from fgkd.distillation.progress import Progress
 from fgkd.study import Job
 
 
@@ -18,14 +19,13 @@ def clock(monkeypatch):
 
 
 def test_it_says_which_epoch_of_how_many_the_loss_and_the_seconds_an_epoch(tmp_path, clock):
-    writer = Progress(tmp_path, "resnet FT", 10)
-    writer.update(4.5)
-    clock[0] += 3
-    writer.update(5, loss=1.25)
-    values = json.loads((tmp_path / "progress.json").read_text())
+    with Progress(tmp_path, "resnet FT", 10) as writer:
+        writer.update(4.5)
+        clock[0] += 3
+        writer.update(5, loss=1.25)
+        values = json.loads((tmp_path / "progress.json").read_text())
     assert values.pop("started") <= values.pop("updated")
     assert values == {"what": "resnet FT", "epoch": 5, "epochs": 10, "loss": 1.25, "seconds_per_epoch": 6.0}
-    writer.close()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -240,10 +240,9 @@ def test_an_online_study_has_the_banks_metrics_and_stores_a_few_views(make_study
     monkeypatch.setattr(stages, "SHOWN_VIEWS", 1)
     stored, online = make_study({}, "stored"), make_study({"online": True}, "online")
     (result, bank), (other, few) = (stages.bank(study, "birds", "resnet", "FT") for study in (stored, online))
-    assert result.rows.equals(other.rows) and bank.arrays["logits"].shape[0] == 2
-    assert few.arrays["logits"].shape == (1, 24, 4) and np.array_equal(
-        few.arrays["logits"][0], bank.arrays["logits"][0]
-    )
+    assert result.rows.equals(other.rows) and len(bank.files) == 2
+    assert len(few.files) == 1 and few.logits(0).shape == (24, 4)
+    assert torch.equal(few.logits(0), bank.logits(0))
     frames = stages.study_tables(online)
     assert len(frames["metrics"]) == 6 and not frames["correlations"].empty
     assert Job("bank", "birds", "resnet", "FT") in online.jobs() and online.before(DISTILL) == (

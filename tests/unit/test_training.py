@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from fgkd.data import views
 from fgkd.data.datasets import Split
 from fgkd.distillation import checkpoint as checkpoints
-from fgkd.distillation import search, training
+from fgkd.distillation import jobs, training
 from fgkd.models import cal, classifier
 from fgkd.records import write_bytes
 from fgkd.study import Distillation, Model, Recipe, Sizes, StudyError
@@ -313,7 +313,7 @@ def test_a_gpus_checkpoint_leaves_its_kind_of_optimizer_behind(checkpoint, optim
         group["fused"] = True
     torch.save(state, checkpoint)
     resumed = training.make_optimizer(net, recipe)
-    checkpoints.Checkpoint(checkpoint, net, resumed, CPU)
+    checkpoints.Checkpoint(checkpoint, net, resumed)
     assert {group["fused"] for group in resumed.param_groups} == {None}
 
 
@@ -530,7 +530,7 @@ def test_only_the_samples_that_are_named_are_trained_on(tmp_path):
 @pytest.mark.parametrize("counts", [[10, 5, 30], [1, 2, 3, 7, 8], [3]])
 def test_a_search_holds_out_a_fifth_of_each_class(counts):
     labels = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts)))
-    used, held = search.hold_out(labels, 5)
+    used, held = jobs.hold_out(labels, 5)
     assert (
         sorted([*used.tolist(), *held.tolist()]) == list(range(len(labels)))
         and used.diff().gt(0).all()
@@ -541,14 +541,14 @@ def test_a_search_holds_out_a_fifth_of_each_class(counts):
 
 def test_what_a_search_holds_out_is_a_function_of_labels_and_seed():
     labels = torch.arange(200) % 4
-    held = [search.hold_out(labels, seed)[1].tolist() for seed in (1, 1, 2)]
+    held = [jobs.hold_out(labels, seed)[1].tolist() for seed in (1, 1, 2)]
     assert held[0] == held[1] != held[2]
-    assert search.hold_out(labels, 1)[1].ne(search.hold_out(labels.sort().values, 1)[1]).any()
+    assert jobs.hold_out(labels, 1)[1].ne(jobs.hold_out(labels.sort().values, 1)[1]).any()
 
 
 def test_classes_too_small_to_hold_any_image_out_are_refused():
     with pytest.raises(StudyError, match=r"no class has more than 2 training images.*give a single lr"):
-        search.hold_out(torch.tensor([0, 1, 1]), 0)
+        jobs.hold_out(torch.tensor([0, 1, 1]), 0)
 
 
 def test_the_order_of_samples_changes_from_epoch_to_epoch(tmp_path):

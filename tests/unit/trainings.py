@@ -69,13 +69,16 @@ def train(kind, model, checkpoint, *, device="cpu", source=None, with_recipe=Non
         case "CAL":
             objective = training.attention(source.labels, SEED)
         case _:
-            objective, options["auxiliary_loss"] = _student(kind, source.labels)
+            objective, options["auxiliary_loss"] = _student(kind, source.labels, checkpoint.parent)
     return training.fit_images(model, source, objective, with_recipe, views_seed=VIEWS_SEED, **options)
 
 
-def _student(kind, labels):
+def _student(kind, labels, folder):
     """The objective of a student of the stored bank, and its auxiliary loss, if any."""
-    teacher = bank.Bank(stored(), labels.device)
+    files = tuple(folder / f"{view}.safetensors" for view in range(STORED))
+    for view, file in enumerate(files):
+        bank.write_view(file, {name: torch.from_numpy(array[view]) for name, array in stored().items()}, {})
+    teacher = bank.Bank(files, labels.device)
     auxiliary_loss = None
     if kind in AUXILIARY:
         spec = Loss(

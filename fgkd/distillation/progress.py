@@ -13,7 +13,7 @@ SECONDS = 2.0  # between two writes
 
 
 class Progress:
-    """Writes `progress.json` in a job's folder, every few seconds until it is closed.
+    """Writes `progress.json` in a job's folder, every few seconds until its context ends.
 
     No result depends on the file: where it cannot be written, as on a full disk, the job goes on.
     folder: the job's; what: which training or bank of the job this is; epochs: how many there will be.
@@ -27,6 +27,13 @@ class Progress:
         self.first: tuple[float, float] | None = None  # epochs and clock at the first update
         self.loss: float | None = None
         self.written = -SECONDS
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(OSError):
+            self.file.unlink()
 
     def update(self, epoch: float, loss: float | None = None) -> None:
         """Note how many epochs have ended, with the share of the current one, and the last loss."""
@@ -49,11 +56,6 @@ class Progress:
         with contextlib.suppress(OSError):
             records.write_json(self.file, values)
 
-    def close(self) -> None:
-        """Delete the file: the training has ended."""
-        with contextlib.suppress(OSError):
-            self.file.unlink()
-
 
 def read(folder: Path) -> dict | None:
     """What a running job's `Progress` wrote last; None where there is nothing, or another thing."""
@@ -63,12 +65,3 @@ def read(folder: Path) -> dict | None:
     optional = [number for number in optional if number is not None]
     is_whole = isinstance(values.get("what"), str) and {"loss", "seconds_per_epoch"} <= values.keys()
     return values if is_whole and all(isinstance(n, int | float) for n in numbers + optional) else None
-
-
-def duration(hours: float | None) -> str:
-    """Hours in a reader's unit: 12.3 h, 34 min, 5 s; '-' where they are not known."""
-    if hours is None:
-        return "-"
-    if hours >= 1:
-        return f"{hours:,.1f} h"
-    return f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
