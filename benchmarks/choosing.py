@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgkd import records
 from fgkd import study as studies
+from fgkd.analysis import records
 from fgkd.analysis.blocks import MIN_DATASETS, mean_interval
 from fgkd.analysis.correlation import spearman
 from fgkd.analysis.groups import GROUP, agreement, join_students_with_metrics

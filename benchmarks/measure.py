@@ -45,10 +45,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from tqdm import tqdm
 
-from fgkd import metrics, stages, study
+from fgkd import metrics, study
 from fgkd.data import birds, datasets
 from fgkd.distillation import bank as banks
-from fgkd.distillation import losses, training
+from fgkd.distillation import losses, stages, training
 from fgkd.engine import execute
 from fgkd.models import cal, classifier
 from fgkd.study import LOSSES, PROJECT, DataSpec, Distillation, Loss, Model, Recipe, Sizes, StudyError

@@ -140,7 +140,7 @@ def report(options: argparse.Namespace) -> int:
 
 def pack(options: argparse.Namespace) -> int:
     """Write the records of a study to one file, as it is committed."""
-    from fgkd import records
+    from fgkd.analysis import records
 
     print(f"packed {records.pack(options.study)}: with it alone, all is done in another clone")
     return 0
@@ -148,7 +148,7 @@ def pack(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Hand over a trained student, or a teacher: a folder for timm, with ONNX and a model card."""
-    from fgkd import export
+    from fgkd.distillation import export
 
     study = options.study
     job = export.find_job(study, options.job)
@@ -161,7 +161,8 @@ def export(options: argparse.Namespace) -> int:
 
 def choose(options: argparse.Namespace) -> int:
     """Choose a teacher for a folder of photos; hand over the student that it taught."""
-    from fgkd.engine import choosing, terminal
+    from fgkd.choose import run
+    from fgkd.engine import terminal
 
     photos = _path(options.photos)
     folder = _path(options.out or f"{photos.name}-teacher")
@@ -175,7 +176,7 @@ def choose(options: argparse.Namespace) -> int:
     for name in ("student", "teachers", "recipe", "minutes", "verify", "size", "device"):
         parameters[name] = getattr(options, name)
     try:
-        index = choosing.run(parameters, folder)
+        index = run.run(parameters, folder)
     except RuntimeError as error:
         print(f"fgkd choose: {error}", file=sys.stderr)
         return 1
@@ -204,7 +205,7 @@ def data(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Check that records, weights, test logits, banks and caches on disk belong together."""
-    from fgkd import check
+    from fgkd.distillation import check
 
     study = options.study
     counts, faults = check.check(study)

@@ -16,10 +16,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the p
 import pytest
 import torch
 import yaml
+from jupyter_client.provisioning import KernelProvisionerFactory
 from nbval.plugin import IPyNbCell
 
-from fgkd import stages
 from fgkd import study as studies
+from fgkd.distillation import stages
+from fgkd.engine import kernels
 
 torch.set_num_threads(1)
 # A shell's background jobs ignore the interrupts that tests send, and so would what these start.
@@ -148,6 +150,12 @@ def _write(file, changes):
             target[last] = value
     file.write_text(yaml.safe_dump(raw, sort_keys=False))
     return file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_kernels():
+    """nbval's kernels are forks of a process that has imported torch, as those of `fgkd run` are."""
+    KernelProvisionerFactory.instance().default_provisioner_name = kernels.register()
 
 
 def pytest_collection_modifyitems(items):

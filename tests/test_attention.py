@@ -2,9 +2,8 @@
 
 import torch
 
-from fgkd import stages
 from fgkd.data import views
-from fgkd.distillation import training
+from fgkd.distillation import stages, training
 from fgkd.models import cal
 
 SIZES = {

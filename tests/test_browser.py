@@ -20,8 +20,8 @@ import pytest
 import websocket
 from nbformat.v4 import new_output
 
-from fgkd import records
 from fgkd import study as studies
+from fgkd.analysis import records
 from fgkd.report import pages, plots
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

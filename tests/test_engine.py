@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fgkd import stages
 from fgkd import study as studies
+from fgkd.distillation import stages
 from fgkd.metrics import METRICS
 
 TIMES = ["commit", "seconds", "peak_memory_mb"]

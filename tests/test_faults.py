@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from fgkd import stages
+from fgkd.distillation import stages
 
 SMALL = {"teachers.efficientnet": ..., "strategies": ["FT"], "recipes.FZ": ...}
 

@@ -13,9 +13,9 @@ from conftest import _write
 from PIL import Image
 from scipy.special import softmax
 
-from fgkd import export, stages
 from fgkd import study as studies
 from fgkd.data import datasets
+from fgkd.distillation import export, stages
 from fgkd.models import classifier
 from fgkd.study import DataSpec, StudyError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fgkd import records
+from fgkd.analysis import records
 
 FIGURES = {
     "places": "How often each candidate has which place, over bootstrap samples of the held-out photos.",

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fgkd import metrics, records, stages
+from fgkd import metrics
+from fgkd.analysis import records
 from fgkd.analysis.correlation import spearman
 from fgkd.choose import LOG, candidates
 from fgkd.choose.task import Task
+from fgkd.distillation import stages
 from fgkd.metrics.claims import METRICS
 from fgkd.study import PROJECT, Model, Study, StudyError
 

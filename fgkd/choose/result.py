@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import timm
 
-from fgkd import export, records
+from fgkd.analysis import records
 from fgkd.analysis.blocks import exceeds
 from fgkd.analysis.correlation import MIN_SIGNIFICANT, difference_interval
 from fgkd.choose.audit import Audit
@@ -17,6 +17,7 @@ from fgkd.choose.candidates import Found
 from fgkd.choose.ranking import Ranking
 from fgkd.choose.students import ALONE, TUNED, Pilots, Verification, describe
 from fgkd.choose.task import STUDENT, Task
+from fgkd.distillation import export
 from fgkd.metrics.claims import UNDEFINED
 from fgkd.models import classifier
 from fgkd.study import StudyError

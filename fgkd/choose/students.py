@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from fgkd import stages
 from fgkd.analysis.blocks import exceeds
 from fgkd.analysis.correlation import share_interval
 from fgkd.choose import candidates
@@ -28,6 +27,7 @@ from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Found
 from fgkd.choose.ranking import Ranking
 from fgkd.choose.task import FINETUNED, GENTLE_KD, GENTLE_LOSS, PAPER_KD, STUDENT, Task
+from fgkd.distillation import stages
 from fgkd.report.verdicts import points
 from fgkd.study import Job, Study
 

@@ -20,14 +20,13 @@ import torch
 import yaml
 from PIL import Image
 
-from fgkd import export
+from fgkd.analysis.records import write_bytes
 from fgkd.choose import LOG, candidates
 from fgkd.choose.audit import Audit
 from fgkd.choose.candidates import Candidate, Found
 from fgkd.data import birds
-from fgkd.distillation import training
+from fgkd.distillation import export, training
 from fgkd.models import classifier
-from fgkd.records import write_bytes
 from fgkd.study import PRETEXT, PROJECT, Study, StudyError, contents, load
 from fgkd.study.config import MAX_NAME
 from fgkd.study.errors import expected

@@ -2,5 +2,5 @@
 
 `datasets` loads any of them through a cache of decoded images; `birds`, `folders` and `official` say which
 images there are; `photos` remembers what was read of each; `fetching` downloads; `views` crops and flips.
-Imports `records` and below; may be imported by `models` and all above it.
+Imports `analysis` and below; may be imported by `models` and all above it.
 """

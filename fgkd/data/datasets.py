@@ -24,9 +24,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from fgkd.analysis.records import locked, read_json
 from fgkd.data import birds, folders, official, photos
 from fgkd.data.images import SHOWN, SPLITS, DataError, Listing, decode
-from fgkd.records import locked, read_json
 from fgkd.study import PRETEXT, DataSpec, Job, Study, contents
 
 FORMAT = 1  # raise it when decode() or the cache files change, so that old caches are rebuilt

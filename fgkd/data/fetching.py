@@ -18,10 +18,10 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from fgkd.analysis.records import locked
 from fgkd.data import datasets, official
 from fgkd.data.images import SHOWN, DataError
 from fgkd.data.official import File, check_row
-from fgkd.records import locked
 from fgkd.study import DataSpec, OfficialName
 
 

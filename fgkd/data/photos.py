@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fgkd.records import read_json, write_json
+from fgkd.analysis.records import read_json, write_json
 from fgkd.study import contents
 
 HASH_SIDE = 16  # a perceptual hash has the square of it as bits

@@ -26,7 +26,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fgkd import metrics, records
+from fgkd import metrics
+from fgkd.analysis import records
 from fgkd.data.views import crop, draw_attention, drop
 from fgkd.distillation.progress import Progress
 from fgkd.distillation.training import Images, TeacherOutputs, batches, eval_batch

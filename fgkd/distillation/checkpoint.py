@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fgkd.analysis.records import write_bytes
 from fgkd.distillation.progress import Progress
-from fgkd.records import write_bytes
 from fgkd.study import StudyError
 
 CHECKPOINT_SECONDS = 30

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgkd import records
+from fgkd.analysis import records
 from fgkd.distillation import training
 from fgkd.distillation.losses import AuxiliaryLoss
 from fgkd.metrics import transfer

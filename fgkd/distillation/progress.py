@@ -6,7 +6,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from fgkd import records
+from fgkd.analysis import records
 
 FILE = "progress.json"
 SECONDS = 2.0  # between two writes

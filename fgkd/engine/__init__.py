@@ -1,4 +1,4 @@
 """Batch runs: Snakemake over a study's jobs, their states, kernels and cost; what a terminal shows of them.
 
-Imports `records` and below; may be imported by `cli` alone.
+Imports `report`, `distillation` and below, and no PyTorch at import; may be imported by `choose` and `cli`.
 """

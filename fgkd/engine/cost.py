@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from fgkd import records
+from fgkd.analysis import records
 from fgkd.study import OFFICIAL, PRETEXT, RECIPES, Job, Recipe, Study, StudyError
 
 KINDS = ("train", "forward")

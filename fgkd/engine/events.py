@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fgkd import records
+from fgkd.analysis import records
 from fgkd.engine import states
 from fgkd.metrics.claims import UNDEFINED
 from fgkd.study import Job, Study

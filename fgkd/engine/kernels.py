@@ -111,21 +111,25 @@ class Forked(LocalProvisioner):
                 Path(self.ending).write_text(json.dumps(value))
 
 
-class ForkedManager(AsyncKernelManager):
-    """jupyter_client's own manager of a kernel, which `Forked` starts.
+def register() -> str:
+    """Make `Forked` known to jupyter_client; its name there.
 
     Raises ValueError where FGKD_WARM is neither 0 nor 1.
     """
+    _context()
+    name, factory = "forked", KernelProvisionerFactory.instance()
+    factory.provisioners[name] = EntryPoint(name, f"{__name__}:Forked", factory.GROUP_NAME)
+    return name
+
+
+class ForkedManager(AsyncKernelManager):
+    """jupyter_client's own manager of a kernel, which `Forked` starts."""
 
     @property
     def kernel_spec(self):
         """The kernel's specification, which names its provisioner."""
-        _context()
-        factory = KernelProvisionerFactory.instance()
-        here = f"{__name__}:{Forked.__name__}"
-        factory.provisioners["forked"] = EntryPoint("forked", here, factory.GROUP_NAME)
         specification = super().kernel_spec
-        specification.metadata["kernel_provisioner"] = {"provisioner_name": "forked"}
+        specification.metadata["kernel_provisioner"] = {"provisioner_name": register()}
         return specification
 
 
@@ -197,7 +201,7 @@ def started(command: list[str], log: Path, environment: dict[str, str], *, outli
 
     outlives: it goes on when this process is killed; else it and all that it started ends with that.
     """
-    from fgkd import records  # and pandas, which a kernel loads after IPython
+    from fgkd.analysis import records  # and pandas, which a kernel loads after IPython
 
     with open(log, "wb") as out, _own_folder(log.parent) as temporary:
         environment = environment | {"FGKD_SOCKETS": temporary, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}

@@ -19,10 +19,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fgkd.analysis.records import duration
 from fgkd.engine import states
 from fgkd.engine.events import Event
 from fgkd.engine.terminal import COLOURS, console_for, table_of
-from fgkd.records import duration
 from fgkd.study import Job, Study
 
 REFRESHES = 2  # a second

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from fgkd import records
 from fgkd import study as studies
+from fgkd.analysis import records
 from fgkd.data import datasets
 from fgkd.engine import events, kernels, states
 from fgkd.engine.events import Event, follow

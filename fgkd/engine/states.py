@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from fgkd import records
+from fgkd.analysis import records
 from fgkd.distillation import progress
 from fgkd.study import Job, Study
 

@@ -17,9 +17,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fgkd import records
+from fgkd.analysis import records
+from fgkd.analysis.records import duration
 from fgkd.engine import kernels, states
-from fgkd.records import duration
 from fgkd.study import Job, Study
 from fgkd.study.errors import printable
 

@@ -14,5 +14,5 @@ with contextlib.suppress(Exception):
     pandas.set_option("display.max_columns", 20)
     import seaborn  # noqa: F401
 
-    from fgkd import stages  # noqa: F401
+    from fgkd.distillation import stages  # noqa: F401
     from fgkd.report import plots  # noqa: F401

@@ -31,8 +31,8 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgkd.analysis.records import write_bytes
 from fgkd.models import van  # noqa: F401  (registers VAN with timm)
-from fgkd.records import write_bytes
 from fgkd.study import Model, StudyError, check_weights, contents
 
 SLOW_IMPORT = 10  # seconds after which a plugin that is being imported is named

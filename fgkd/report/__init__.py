@@ -2,5 +2,5 @@
 
 `plots` draws; `results` gives the tables and figures of a study, `verdicts` its sentences; `pages` builds its
 report, `site` writes the files, `notebook` renders an executed notebook, `markup` makes HTML safe.  Imports
-`records`, `analysis` and below, and no PyTorch at import; may be imported by `engine`, `choose`, notebooks.
+`analysis` and below, and no PyTorch at import; may be imported by `engine`, `choose`, notebooks.
 """

@@ -23,7 +23,7 @@ from nbconvert.exporters.templateexporter import TemplateExporter
 from nbconvert.filters import markdown_mistune as mistune
 from traitlets.config import Config
 
-from fgkd import records
+from fgkd.analysis import records
 from fgkd.report import markup
 
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]

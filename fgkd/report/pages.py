@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fgkd import records
-from fgkd.analysis import paper
+from fgkd.analysis import paper, records
+from fgkd.analysis.records import duration
 from fgkd.metrics.claims import METRICS, UNDEFINED
-from fgkd.records import duration
 from fgkd.report import plots, results, verdicts
 from fgkd.report.site import STATES, Entry, Site, Table, write
 from fgkd.study import FIRST, PRETEXT, PROJECT, RECIPES, Job, Study

@@ -6,8 +6,7 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fgkd import records
-from fgkd.analysis import correlation, findings, groups, paper, selection
+from fgkd.analysis import correlation, findings, groups, paper, records, selection
 from fgkd.metrics.claims import METRICS
 from fgkd.report import plots
 from fgkd.study import Study

@@ -11,7 +11,7 @@ import pandas as pd
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
-from fgkd import records
+from fgkd.analysis import records
 from fgkd.report import markup, notebook
 
 STATES = ("done", "failed", "waiting", "running")

@@ -34,9 +34,11 @@ import yaml
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from fgkd import cli, records, stages
+from fgkd import cli
 from fgkd import study as studies
+from fgkd.analysis import records
 from fgkd.data import folders, images
+from fgkd.distillation import stages
 from fgkd.report import notebook
 from fgkd.study import PROJECT, DataSpec
 

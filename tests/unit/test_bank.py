@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fgkd import cli, stages
+from fgkd import cli
 from fgkd.data import views
 from fgkd.data.datasets import Split
-from fgkd.distillation import bank, training
+from fgkd.distillation import bank, stages, training
 from fgkd.models import cal, classifier
 from fgkd.study import Job, Model, Sizes
 

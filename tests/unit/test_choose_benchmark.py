@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scenes import metric_rows, student_rows
 
-from fgkd import records
+from fgkd.analysis import records
 from fgkd.analysis.groups import GROUP
 from fgkd.study import PROJECT, load
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from fgkd import stages
 from fgkd import study as studies
 from fgkd.choose import students
 from fgkd.choose.task import GENTLE_KD, PAPER_KD
+from fgkd.distillation import stages
 
 NAMES = ["byobnet", "efficientnet", "resnet"]
 

@@ -11,8 +11,9 @@ import pytest
 from rich.text import Text
 from traces import ERROR, notebook, result
 
-from fgkd import cli, records
+from fgkd import cli
 from fgkd import study as studies
+from fgkd.analysis import records
 from fgkd.engine import cost, run, states, terminal
 from fgkd.study import Job
 

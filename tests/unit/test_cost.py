@@ -6,7 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
-from fgkd import cli, records, stages
+from fgkd import cli
+from fgkd.analysis import records
+from fgkd.distillation import stages
 from fgkd.engine import cost
 from fgkd.models import classifier
 from fgkd.study import PROJECT, Job, StudyError, load

@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from timm.data import create_transform
 from torchvision.transforms import CenterCrop
 
-from fgkd import cli, export, records
+from fgkd import cli
+from fgkd.analysis import records
 from fgkd.data.images import decode
+from fgkd.distillation import export
 from fgkd.models import classifier
 from fgkd.study import Job, Sizes, StudyError
 

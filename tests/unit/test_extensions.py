@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgkd import records, stages
+from fgkd.analysis import records
+from fgkd.distillation import stages
 
 PLUGIN = """
 from timm.models import register_model

@@ -9,9 +9,8 @@ import torch
 import trainings
 from torch import nn
 
-from fgkd import stages
 from fgkd.data.datasets import Split
-from fgkd.distillation import checkpoint, losses, training
+from fgkd.distillation import checkpoint, losses, stages, training
 from fgkd.models import classifier
 from fgkd.study import Model, Recipe, Sizes
 

@@ -77,9 +77,12 @@ def alive(pid):
     return False
 
 
+STAGES = "fgkd.distillation.stages"
+
+
 def test_a_notebook_runs_in_a_fork_of_the_warm_process(start, tmp_path, wait_for):
     process, notebook = start(
-        "import os, sys\npreloaded = 'fgkd.stages' in sys.modules\nimport fgkd.stages",
+        f"import os, sys\npreloaded = '{STAGES}' in sys.modules\nimport {STAGES}",
         "print(os.getpid(), preloaded, os.getcwd(), os.environ['FGKD_RUNS'], 'JPY_PARENT_PID' in os.environ)",
         "import torch\ntorch.ones(2, 2, requires_grad=True).sum().backward()\nopen('done', 'w').close()",
     )

@@ -20,9 +20,10 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import FGVCAircraft, Flowers102, OxfordIIITPet
 
-from fgkd import cli, stages
+from fgkd import cli
 from fgkd.data import datasets, fetching, official
 from fgkd.data.images import DataError, decode
+from fgkd.distillation import stages
 from fgkd.engine import cost
 from fgkd.study import OFFICIAL, DataSpec, StudyError
 

@@ -10,9 +10,8 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
-from fgkd import records
 from fgkd import study as studies
-from fgkd.analysis import paper
+from fgkd.analysis import paper, records
 from fgkd.report import notebook, pages, site
 
 WIDGET = "application/vnd.jupyter.widget-view+json"

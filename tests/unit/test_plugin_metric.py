@@ -5,8 +5,9 @@ import shutil
 import pytest
 import torch
 
-from fgkd import cli, metrics, records, stages
-from fgkd.analysis import selection
+from fgkd import cli, metrics
+from fgkd.analysis import records, selection
+from fgkd.distillation import stages
 from fgkd.metrics import claims
 from fgkd.study import Job
 

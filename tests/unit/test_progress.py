@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fgkd import records, stages
-from fgkd.distillation import progress
+from fgkd.analysis import records
+from fgkd.distillation import progress, stages
 from fgkd.distillation.progress import Progress
 from fgkd.study import Job
 

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fgkd import records, stages
-from fgkd.analysis import groups
+from fgkd.analysis import groups, records
+from fgkd.distillation import stages
 from fgkd.engine import cost, states
 from fgkd.metrics import METRICS
 from fgkd.models import classifier
@@ -349,9 +349,8 @@ def test_tgda_students_are_joined_with_the_accuracy_of_the_cal_teacher():
 
 
 def test_records_and_analysis_load_neither_torch_nor_scipys_statistics():
-    modules = (
-        "fgkd.records, fgkd.metrics, fgkd.analysis.findings, fgkd.analysis.paper, fgkd.analysis.selection"
-    )
+    names = ("metrics", "analysis.records", "analysis.findings", "analysis.paper", "analysis.selection")
+    modules = ", ".join(f"fgkd.{name}" for name in names)
     check = f"import sys, {modules}; print({{'torch', 'timm', 'scipy.stats'}} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
     assert output == "set()\n"

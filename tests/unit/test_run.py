@@ -18,8 +18,9 @@ import pytest
 from rich.console import Console
 from traces import ERROR, notebook, result
 
-from fgkd import cli, records
+from fgkd import cli
 from fgkd import study as studies
+from fgkd.analysis import records
 from fgkd.engine import events, live, run, states, terminal
 from fgkd.engine.events import Event
 from fgkd.study import PROJECT, Job, StudyError

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgkd import check, metrics, records, stages
-from fgkd.analysis import correlation
-from fgkd.distillation import checkpoint, jobs, training
+from fgkd import metrics
+from fgkd.analysis import correlation, records
+from fgkd.distillation import check, checkpoint, jobs, stages, training
 from fgkd.metrics import transfer
 from fgkd.study import PRETEXT, Job, StudyError
 

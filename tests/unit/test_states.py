@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fgkd import records, stages
 from fgkd import study as studies
+from fgkd.analysis import records
 from fgkd.data import datasets, photos
-from fgkd.distillation import training
+from fgkd.distillation import stages, training
 from fgkd.engine import run, states, terminal
 from fgkd.study import Job, StudyError
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fgkd import records
 from fgkd import study as studies
+from fgkd.analysis import records
 from fgkd.engine import states
 from fgkd.study import Job, StudyError, files, jobs
 from fgkd.study.jobs import Stage

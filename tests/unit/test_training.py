@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fgkd.analysis.records import write_bytes
 from fgkd.data import views
 from fgkd.data.datasets import Split
 from fgkd.distillation import checkpoint as checkpoints
 from fgkd.distillation import jobs, training
 from fgkd.models import cal, classifier
-from fgkd.records import write_bytes
 from fgkd.study import Distillation, Model, Recipe, Sizes, StudyError
 
 CPU = torch.device("cpu")

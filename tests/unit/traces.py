@@ -2,7 +2,7 @@
 
 import json
 
-from fgkd import records
+from fgkd.analysis import records
 
 ERROR = {
     "cell_type": "code",

@@ -35,15 +35,16 @@ from timm.models import model_entrypoint
 from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
-from fgkd import records, stages
+from fgkd.analysis import records
 from fgkd.analysis.correlation import share_interval
 from fgkd.data import datasets, images
 from fgkd.data.views import centre, crop_batch
+from fgkd.distillation import stages
 from fgkd.models import classifier
 from fgkd.study import Job, Model, Study, StudyError, check_weights
 from fgkd.study.errors import expected, hint
 
-TEXTS = Path(__file__).parent / "report" / "templates"
+TEXTS = Path(__file__).parents[1] / "report" / "templates"
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 NETWORK = "network.py"
 FILES = {

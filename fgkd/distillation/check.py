@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 
-from fgkd import export, records, stages
+from fgkd.analysis import records
 from fgkd.data import datasets
 from fgkd.data.images import DataError
 from fgkd.distillation import bank as banks
-from fgkd.distillation import training
+from fgkd.distillation import export, stages, training
 from fgkd.study import Job, Study, StudyError
 
 BANK_NOISE = 0.02  # of the largest logit: what another machine or device may differ by

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from fgkd import records
+from fgkd.analysis import records
 from fgkd.choose import LOG, NOTEBOOK, page
 from fgkd.engine import events, kernels, states
 from fgkd.study import PROJECT, StudyError

@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fgkd import metrics, records
-from fgkd.analysis import correlation
+from fgkd import metrics
+from fgkd.analysis import correlation, records
 from fgkd.data import datasets
 from fgkd.distillation import bank as banks
 from fgkd.distillation import jobs, training
