@@ -156,6 +156,13 @@ def test_a_new_student_or_loss_runs_itself_and_the_banks_that_it_reads(finished,
     assert before == {f: f.stat().st_mtime_ns for f in before}
 
 
+def test_another_learning_rate_of_the_students_repeats_them_and_no_teacher(finished, make_study):
+    finish(finished)
+    study = make_study({"recipes.student.lr": 0.002})
+    stages_left = {job.stage for job in states.left(study)}
+    assert "distill" in stages_left and not stages_left & {"data", "teacher", "bank"}
+
+
 def test_tgda_beside_cal_leaves_cals_students_and_needs_crops_of_its_bank(make_study):
     cal = {
         "strategies": ["CAL"],
