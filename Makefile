@@ -23,8 +23,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 study: env
 	$(BIN)/fgkd run runs/$(STUDY).yaml
 
-# A process a core, eight at most; tests/conftest.py says which tests share one.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+# A process a core, eight at most; the tests of a file in one of them.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: env
 	$(PYTEST)

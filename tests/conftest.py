@@ -158,13 +158,8 @@ def warm_kernels():
     KernelProvisionerFactory.instance().default_provisioner_name = kernels.register()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Run each notebook's cells a second time in the same kernel, as a reader who changes a value does.
-
-    A file's tests run in one process; so do all notebooks of the lesson, which would wait for one another.
-    They take longest, and so come first.
-    """
+    """Run each notebook's cells a second time in the same kernel, as a reader who changes a value does."""
     cells = [item for item in items if isinstance(item, IPyNbCell) and "solutions" not in item.nodeid]
     for notebook in dict.fromkeys(cell.parent for cell in cells):
         first = [cell for cell in cells if cell.parent is notebook]
@@ -176,10 +171,6 @@ def pytest_collection_modifyitems(items):
         ]
         place = items.index(first[-1]) + 1
         items[place:place] = again
-    for item in items:
-        of_lesson = isinstance(item, IPyNbCell) and not item.path.name.startswith("08")
-        item.add_marker(pytest.mark.xdist_group("lesson" if of_lesson else item.path.name))
-    items.sort(key=lambda item: not isinstance(item, IPyNbCell))
 
 
 def pytest_configure(config):

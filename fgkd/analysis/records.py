@@ -46,6 +46,7 @@ NAMES = {  # columns of text, whatever a name looks like: NA, 1e5, 007
 # what a spreadsheet takes for a formula, and is no number
 FORMULA = r"^(?=[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20])(?![+-]?[\d.]+(e[+-]?\d+)?%?$)"
 read_json = on_disk.read_json
+SILENT_SECONDS = 10  # to wait for another process before it is said
 KEPT = ("model.safetensors", "test.npy")  # of a training, beside its record, which holds their digests
 
 # What a stage's only row has.  Of another shape, a record is another version's, and counts as absent.
@@ -158,6 +159,7 @@ def read_table(file: Path) -> pd.DataFrame:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder, which is made; one that is in it is waited for.
 
+    A wait of more than ten seconds is said.
     What processes that were killed in it left half written is removed.
     Raises OSError for a folder that cannot be written, and a file system that has no locks.
     """
@@ -165,7 +167,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=SILENT_SECONDS)
         except Timeout:
             print(f"waiting for another process that works in {folder.name}")
             lock.acquire()
