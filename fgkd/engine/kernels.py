@@ -29,6 +29,7 @@ import threading
 import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import IO
 
 import psutil
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -47,6 +48,7 @@ HOMES = {  # where programs keep files below the home folder, unless a variable 
     "JUPYTER_CONFIG_DIR": ".jupyter",
     "JUPYTER_DATA_DIR": ".local/share/jupyter",
 }
+LOG_SECONDS = 5  # for the last lines of an engine to reach its log
 LOG_LINES = 3  # of a log, shown where its engine ended
 LOST = 255  # the exit status of a kernel whose forkserver was killed
 SLOT_SECONDS = 0.2  # between two looks for a free GPU slot
@@ -199,10 +201,9 @@ def take_gpu(slots: list[str], folder: Path) -> str:
 def started(command: list[str], log: Path, environment: dict[str, str], *, outlives: bool = False):
     """Run an engine in the folder of its log, with kernels of its own; yields its process.
 
-    outlives: it goes on when this process is killed; else it and all that it started ends with that.
+    outlives: it goes on when this process is killed; else it and all that it started ends with that, and its
+    log names neither user, host nor home folder, however it ends.
     """
-    from fgkd.analysis import records  # and pandas, which a kernel loads after IPython
-
     with open(log, "wb") as out, _own_folder(log.parent) as temporary:
         environment = environment | {"FGKD_SOCKETS": temporary, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         if os.path.dirname(temporary) == tempfile.gettempdir():
@@ -213,11 +214,13 @@ def started(command: list[str], log: Path, environment: dict[str, str], *, outli
             command,
             cwd=log.parent,
             stdin=subprocess.DEVNULL if outlives else subprocess.PIPE,
-            stdout=out,
+            stdout=out if outlives else subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,
             process_group=None if outlives else 0,
         )
+        copying = threading.Thread(target=_copy, args=(process.stdout, out), daemon=True)
+        copying.start()
         try:
             yield process
             process.wait()
@@ -227,8 +230,16 @@ def started(command: list[str], log: Path, environment: dict[str, str], *, outli
                     os.killpg(process.pid, signal.SIGKILL)
                 process.stdin.close()
                 process.wait()
-            with contextlib.suppress(OSError):  # a full disk: the log stays as it is
-                records.write_bytes(log, conceal(log.read_bytes()))
+            copying.join(LOG_SECONDS)
+
+
+def _copy(lines: IO[bytes] | None, log: IO[bytes]) -> None:
+    """Copy what an engine prints to its log; nothing where the engine writes there by itself."""
+    with lines or contextlib.nullcontext(()) as printed:
+        for line in printed:
+            with contextlib.suppress(OSError, ValueError):  # a full disk, or the log's end: the run goes on
+                log.write(conceal(line))
+                log.flush()
 
 
 def end_with_driver() -> None:
